@@ -1,0 +1,25 @@
+# sikv_add_plugin(codec|selector|kernel ID [DEVICE cpu|cuda] SOURCES file... [SIMD file...])
+#
+# One plugin library, libsikv-<family>-<id>-<device>.so, with everything hidden but its two
+# exported symbols. SIMD files need Highway and are left out, with SIKV_HAS_SIMD undefined, where
+# it is missing. Serves this tree and, through find_package(sikv), plugins built out of tree.
+function(sikv_add_plugin FAMILY ID)
+  cmake_parse_arguments(ARG "" "DEVICE" "SOURCES;SIMD" ${ARGN})
+  if(NOT ARG_DEVICE)
+    set(ARG_DEVICE cpu)
+  endif()
+  set(target sikv-${FAMILY}-${ID}-${ARG_DEVICE})
+  add_library(${target} MODULE ${ARG_SOURCES})
+  target_link_libraries(${target} PRIVATE sikv::sdk)
+  target_compile_definitions(${target} PRIVATE SIKV_BUILD_ID="${PROJECT_NAME}-${PROJECT_VERSION}")
+  if(ARG_SIMD AND SIKV_SIMD)
+    target_sources(${target} PRIVATE ${ARG_SIMD})
+    target_compile_definitions(${target} PRIVATE SIKV_HAS_SIMD=1)
+    target_link_libraries(${target} PRIVATE hwy::hwy)
+  endif()
+  set_target_properties(${target} PROPERTIES
+    CXX_VISIBILITY_PRESET hidden CUDA_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON
+    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib/sikv/plugins)
+  install(TARGETS ${target} LIBRARY DESTINATION lib/sikv/plugins)
+  set_property(GLOBAL APPEND PROPERTY SIKV_PLUGIN_TARGETS ${target})
+endfunction()

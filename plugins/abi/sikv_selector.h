@@ -1,0 +1,93 @@
+/* Table of a selector: per (sequence, KV head) chooses the slots a query attends to, besides the
+ * pinned tokens and the tail.
+ *
+ * Life: create -> accepts (key layout) -> plan -> per sequence begin_sequence, per layer
+ * { observe, evict? } -> per decode step begin_step, per layer { run } and, when a page was
+ * encoded, { observe_page, evict? }. One instance sees all layers of a model. */
+#ifndef SIKV_PLUGINS_ABI_SIKV_SELECTOR_H_
+#define SIKV_PLUGINS_ABI_SIKV_SELECTOR_H_
+
+#include "sikv_abi.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Table flags. */
+#define SIKV_SELECTOR_UNORDERED 1u /* slots of a selection may come in any order */
+
+/* The prompt of every sequence, after its full pages were encoded and before the first step. */
+typedef struct sikv_observe_args {
+  uint32_t struct_size;
+  int32_t num_queries;         /* W: queries given per sequence, at most the shortest prompt */
+  const sikv_cache_view* view; /* page table, planes, tables, tail, pinned are filled */
+  sikv_rows keys;              /* exact K of the whole prompt */
+  sikv_rows values;
+  const void*
+      queries; /* device; [B, W, Hq, D] view dtype: positions prompt_len - W .. prompt_len - 1 */
+  const int32_t* prompt_len; /* device; [B] */
+} sikv_observe_args;
+
+/* A page that has just been encoded: its exact rows are still there. */
+typedef struct sikv_observe_page_args {
+  uint32_t struct_size;
+  uint32_t reserved;
+  const sikv_cache_view* view;
+  sikv_rows keys; /* count[b] = 256 where sequence b got a page, else 0 */
+  sikv_rows values;
+  const int32_t* first_slot; /* device; [B, H] slot of the page's first token */
+} sikv_observe_page_args;
+
+typedef struct sikv_select_args {
+  uint32_t struct_size;
+  int32_t num_query_heads;
+  const sikv_cache_view* view;
+  const void* q; /* device; [B, Hq, D] view dtype */
+  float scale;   /* of the logits: 1 / sqrt(D) unless the model says otherwise */
+  int32_t reserved;
+  sikv_selection selection; /* to be filled; capacity as answered by plan */
+} sikv_select_args;
+
+/* Keep-lists: slots to keep, ascending, pinned ones included by the framework in any case; a count
+ * of SIKV_SELECT_ALL keeps the row as it is. Afterwards kept tokens move together, freed pages go
+ * back to the pool and view->positions tells where each slot came from. */
+typedef struct sikv_evict_args {
+  uint32_t struct_size;
+  uint32_t reserved;
+  const sikv_cache_view* view;
+  int32_t* keep_slots;  /* device; [B, H, view->max_encoded_len] */
+  int32_t* keep_counts; /* device; [B, H] */
+} sikv_evict_args;
+
+typedef struct sikv_selector_table {
+  SIKV_COMMON_SLOTS
+  /* SIKV_OK, or SIKV_REFUSED with the reason why this key layout cannot be read. */
+  int32_t (*accepts)(void* self, const sikv_layout* key_layout, sikv_message* why);
+  /* Host; once. Answers the largest selection per row (for sequences of at most max_tokens) and
+   * the device workspace of run. */
+  int32_t (*plan)(void* self, int32_t* capacity, uint64_t* workspace_bytes, sikv_message* why);
+  /* Sequence number b of the batch starts anew: drop its state. */
+  int32_t (*begin_sequence)(void* self, int32_t sequence, sikv_message* why);
+  int32_t (*observe)(void* self, const sikv_observe_args* args, void* workspace, void* stream,
+                     sikv_message* why);
+  int32_t (*observe_page)(void* self, const sikv_observe_page_args* args, void* workspace,
+                          void* stream, sikv_message* why);
+  /* Before the first layer of decode step `step` (0 for the first after prefill). */
+  int32_t (*begin_step)(void* self, int64_t step, sikv_message* why);
+  int32_t (*run)(void* self, const sikv_select_args* args, void* workspace, void* stream,
+                 sikv_message* why);
+  /* Bytes of state the instance holds by now, for the memory ledger. */
+  uint64_t (*state_bytes)(void* self);
+  /* NULL for selectors that keep everything. Asked after observe and after observe_page. */
+  int32_t (*evict)(void* self, const sikv_evict_args* args, void* workspace, void* stream,
+                   sikv_message* why);
+  /* May be NULL. Fills at most `capacity` counters and returns how many there are. */
+  uint32_t (*counters)(void* self, sikv_counter* counters, uint32_t capacity);
+} sikv_selector_table;
+
+SIKV_FROZEN(sikv_selector_table, counters, 104);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

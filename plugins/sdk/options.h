@@ -1,0 +1,84 @@
+// The options a plugin instance was created with: complete, typed, already checked by the host
+// against the plugin's own list.
+#ifndef SIKV_PLUGINS_SDK_OPTIONS_H_
+#define SIKV_PLUGINS_SDK_OPTIONS_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "plugins/abi/sikv_abi.h"
+#include "plugins/sdk/error.h"
+
+namespace sikv {
+
+// A count of tokens, or a fraction of a sequence's current length.
+struct Budget {
+  int64_t count = -1;
+  double fraction = 0.0;
+
+  // Tokens for a sequence of `length` tokens: the count, or floor(fraction * length).
+  int64_t tokens(int64_t length) const {
+    return count >= 0 ? count : static_cast<int64_t>(fraction * static_cast<double>(length));
+  }
+};
+
+class Options {
+ public:
+  explicit Options(const sikv_create_args& args) : values_(args.options, args.num_options) {}
+
+  int64_t integer(std::string_view name) const { return find(name, SIKV_OPTION_INT).i; }
+  double number(std::string_view name) const { return find(name, SIKV_OPTION_FLOAT).f; }
+  bool flag(std::string_view name) const { return find(name, SIKV_OPTION_BOOL).i != 0; }
+  std::string_view choice(std::string_view name) const {
+    return find(name, SIKV_OPTION_CHOICE).text;
+  }
+  Budget budget(std::string_view name) const {
+    const sikv_option_value& value = find(name, SIKV_OPTION_BUDGET);
+    return {value.i, value.f};
+  }
+
+ private:
+  const sikv_option_value& find(std::string_view name, uint32_t type) const {
+    for (const sikv_option_value& value : values_) {
+      if (name == value.name && value.type == type) return value;
+    }
+    throw InternalError("the plugin asks for option '" + std::string(name) +
+                        "', which is not in its own list with that type");
+  }
+
+  std::span<const sikv_option_value> values_;
+};
+
+// One line per option in a plugin's list.
+constexpr sikv_option_spec int_option(const char* name, const char* default_value, double min,
+                                      double max, const char* help) {
+  return {name, SIKV_OPTION_INT, 0, min, max, nullptr, default_value, help};
+}
+// An integer that takes one of a few values, such as "2|4|8|16".
+constexpr sikv_option_spec int_choice_option(const char* name, const char* default_value,
+                                             const char* choices, const char* help) {
+  return {name, SIKV_OPTION_INT, 0, 0, 0, choices, default_value, help};
+}
+constexpr sikv_option_spec float_option(const char* name, const char* default_value, double min,
+                                        double max, const char* help) {
+  return {name, SIKV_OPTION_FLOAT, 0, min, max, nullptr, default_value, help};
+}
+constexpr sikv_option_spec bool_option(const char* name, const char* default_value,
+                                       const char* help) {
+  return {name, SIKV_OPTION_BOOL, 0, 0, 1, nullptr, default_value, help};
+}
+constexpr sikv_option_spec choice_option(const char* name, const char* default_value,
+                                         const char* choices, const char* help) {
+  return {name, SIKV_OPTION_CHOICE, 0, 0, 0, choices, default_value, help};
+}
+constexpr sikv_option_spec budget_option(const char* name, const char* default_value,
+                                         const char* help) {
+  return {name, SIKV_OPTION_BUDGET, 0, 0, 0, nullptr, default_value, help};
+}
+
+}  // namespace sikv
+
+#endif  // SIKV_PLUGINS_SDK_OPTIONS_H_

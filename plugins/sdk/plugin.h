@@ -1,0 +1,368 @@
+// Everything a plugin author includes. Derive from Codec, Selector or Kernel, override what the
+// method needs, list the options, register:
+//
+//   constexpr sikv_option_spec kOptions[] = {sikv::budget_option("budget", "256", "tokens to
+//   keep")}; std::unique_ptr<sikv::Selector> make(const sikv::CreateArgs& args) { return ...; }
+//   SIKV_PLUGIN("my_selector", "1.0.0", SIKV_CPU, sikv::selector<make, kOptions>("ref"))
+//
+// Exceptions become ABI codes: throw sikv::Refused for the caller's faults. plugins/template/ is
+// the smallest complete example.
+#ifndef SIKV_PLUGINS_SDK_PLUGIN_H_
+#define SIKV_PLUGINS_SDK_PLUGIN_H_
+
+#include <atomic>
+#include <exception>
+#include <functional>
+#include <iterator>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <type_traits>
+
+#include "plugins/abi/sikv_codec.h"
+#include "plugins/abi/sikv_kernel.h"
+#include "plugins/abi/sikv_selector.h"
+#include "plugins/sdk/error.h"
+#include "plugins/sdk/options.h"
+#include "plugins/sdk/view.h"
+
+namespace sikv {
+
+// What an instance is made from. The references outlive the instance's constructor only, except
+// for host, which outlives the instance.
+struct CreateArgs {
+  explicit CreateArgs(const sikv_create_args& args)
+      : options(args), shape(*args.shape), device(*args.device), host(*args.host) {}
+
+  Options options;
+  sikv_shape shape;
+  sikv_device device;
+  const sikv_host& host;
+
+  int group() const { return shape.num_query_heads / shape.num_kv_heads; }
+};
+
+// body(i, worker) for i in [0, n) on the host's workers.
+template <typename Body>
+void parallel_for(const sikv_host& host, int64_t n, Body&& body) {
+  struct Shared {
+    Body& body;
+    std::exception_ptr error;
+    std::atomic_flag failed = ATOMIC_FLAG_INIT;
+  } shared{body, nullptr};
+  host.parallel_for(
+      host.context, n,
+      [](void* arg, int64_t i, int32_t worker) {
+        auto& shared = *static_cast<Shared*>(arg);
+        try {
+          shared.body(i, worker);
+        } catch (...) {
+          if (!shared.failed.test_and_set()) shared.error = std::current_exception();
+        }
+      },
+      &shared);
+  if (shared.error) std::rethrow_exception(shared.error);
+}
+
+// Where a call runs: device workspace as planned, and the stream (null on the CPU).
+struct Launch {
+  void* workspace = nullptr;
+  void* stream = nullptr;
+};
+
+class Codec {
+ public:
+  virtual ~Codec() = default;
+  virtual const sikv_layout& layout() const = 0;
+  virtual uint64_t workspace_bytes() const { return 0; }
+  virtual void fit(const RowsView& rows, const CacheView& view, Launch launch) = 0;
+  virtual void encode(const RowsView& rows, const int32_t* first_slot, const CacheView& view,
+                      Launch launch) = 0;
+  virtual void decode(const sikv_decode_args& args, const CacheView& view, void* stream) const = 0;
+};
+
+class Selector {
+ public:
+  struct Plan {
+    int32_t capacity = 0;          // largest selection per row
+    uint64_t workspace_bytes = 0;  // device, for run
+  };
+
+  virtual ~Selector() = default;
+  // Throws Refused with the reason if the key layout cannot be read.
+  virtual void accepts(const LayoutView& key_layout) { static_cast<void>(key_layout); }
+  virtual Plan plan() = 0;
+  virtual void begin_sequence(int sequence) { static_cast<void>(sequence); }
+  virtual void observe(const sikv_observe_args& args, const CacheView& view, Launch launch) {
+    static_cast<void>(args), static_cast<void>(view), static_cast<void>(launch);
+  }
+  virtual void observe_page(const sikv_observe_page_args& args, const CacheView& view,
+                            Launch launch) {
+    static_cast<void>(args), static_cast<void>(view), static_cast<void>(launch);
+  }
+  virtual void begin_step(int64_t step) { static_cast<void>(step); }
+  virtual void run(const sikv_select_args& args, const CacheView& view, Launch launch) = 0;
+  virtual uint64_t state_bytes() const { return 0; }
+  // Appends counters through push(name, value).
+  virtual void counters(const std::function<void(std::string_view, double)>& push) const {
+    static_cast<void>(push);
+  }
+};
+
+// A selector that also gives tokens back: registered with evicting_selector<>.
+class EvictingSelector : public Selector {
+ public:
+  virtual void evict(const sikv_evict_args& args, const CacheView& view, Launch launch) = 0;
+};
+
+class Kernel {
+ public:
+  virtual ~Kernel() = default;
+  // Throws Refused with the reason if the layouts cannot be read.
+  virtual void accepts(const LayoutView& key_layout, const LayoutView& value_layout) {
+    static_cast<void>(key_layout), static_cast<void>(value_layout);
+  }
+  // Workspace bytes for selections of at most `capacity` slots per row.
+  virtual uint64_t plan(int32_t capacity) { return static_cast<void>(capacity), 0; }
+  virtual void run(const sikv_attend_args& args, const CacheView& view, Launch launch) = 0;
+};
+
+// Default probe: runs anywhere, loses against any faster variant.
+inline int32_t probe_ref(const sikv_device* device, sikv_message* reason) {
+  static_cast<void>(device), static_cast<void>(reason);
+  return 1;
+}
+
+namespace sdk {
+
+template <typename Base, auto Factory>
+int32_t create(const sikv_create_args* args, void** self, sikv_message* why) {
+  return guarded(why, [&] {
+    std::unique_ptr<Base> made = Factory(CreateArgs(*args));
+    *self = made.release();
+  });
+}
+
+template <typename Base>
+void destroy(void* self) {
+  delete static_cast<Base*>(self);
+}
+
+template <auto Factory, sikv_kind Kind, auto Probe>
+struct CodecTable {
+  static Codec& of(void* self) { return *static_cast<Codec*>(self); }
+  static constexpr sikv_codec_table value = {
+      sizeof(sikv_codec_table),
+      0,
+      Probe,
+      create<Codec, Factory>,
+      destroy<Codec>,
+      [](void* self, sikv_layout* layout, sikv_message* why) {
+        return guarded(why, [&] { *layout = of(self).layout(); });
+      },
+      [](void* self, uint64_t* bytes, sikv_message* why) {
+        return guarded(why, [&] { *bytes = of(self).workspace_bytes(); });
+      },
+      [](void* self, const sikv_rows* rows, const sikv_cache_view* view, void* workspace,
+         void* stream, sikv_message* why) {
+        return guarded(why, [&] {
+          of(self).fit(RowsView(*rows), CacheView(*view), {workspace, stream});
+        });
+      },
+      [](void* self, const sikv_rows* rows, const int32_t* first_slot, const sikv_cache_view* view,
+         void* workspace, void* stream, sikv_message* why) {
+        return guarded(why, [&] {
+          of(self).encode(RowsView(*rows), first_slot, CacheView(*view), {workspace, stream});
+        });
+      },
+      [](void* self, const sikv_decode_args* args, void* stream, sikv_message* why) {
+        return guarded(why, [&] { of(self).decode(*args, CacheView(*args->view), stream); });
+      },
+  };
+};
+
+template <typename Base, auto Factory, auto Probe>
+struct SelectorTable {
+  static Base& of(void* self) { return *static_cast<Base*>(self); }
+  static constexpr auto evict_slot() -> decltype(sikv_selector_table::evict) {
+    if constexpr (std::is_base_of_v<EvictingSelector, Base>) {
+      return [](void* self, const sikv_evict_args* args, void* workspace, void* stream,
+                sikv_message* why) {
+        return guarded(why, [&] {
+          of(self).evict(*args, CacheView(*args->view), {workspace, stream});
+        });
+      };
+    } else {
+      return nullptr;
+    }
+  }
+  static constexpr sikv_selector_table value = {
+      sizeof(sikv_selector_table),
+      0,
+      Probe,
+      create<Base, Factory>,
+      destroy<Base>,
+      [](void* self, const sikv_layout* key_layout, sikv_message* why) {
+        return guarded(why, [&] { of(self).accepts(LayoutView(*key_layout)); });
+      },
+      [](void* self, int32_t* capacity, uint64_t* workspace_bytes, sikv_message* why) {
+        return guarded(why, [&] {
+          const Selector::Plan plan = of(self).plan();
+          *capacity = plan.capacity;
+          *workspace_bytes = plan.workspace_bytes;
+        });
+      },
+      [](void* self, int32_t sequence, sikv_message* why) {
+        return guarded(why, [&] { of(self).begin_sequence(sequence); });
+      },
+      [](void* self, const sikv_observe_args* args, void* workspace, void* stream,
+         sikv_message* why) {
+        return guarded(why, [&] {
+          of(self).observe(*args, CacheView(*args->view), {workspace, stream});
+        });
+      },
+      [](void* self, const sikv_observe_page_args* args, void* workspace, void* stream,
+         sikv_message* why) {
+        return guarded(why, [&] {
+          of(self).observe_page(*args, CacheView(*args->view), {workspace, stream});
+        });
+      },
+      [](void* self, int64_t step, sikv_message* why) {
+        return guarded(why, [&] { of(self).begin_step(step); });
+      },
+      [](void* self, const sikv_select_args* args, void* workspace, void* stream,
+         sikv_message* why) {
+        return guarded(why, [&] {
+          of(self).run(*args, CacheView(*args->view), {workspace, stream});
+        });
+      },
+      [](void* self) { return of(self).state_bytes(); },
+      evict_slot(),
+      [](void* self, sikv_counter* counters, uint32_t capacity) {
+        uint32_t n = 0;
+        of(self).counters([&](std::string_view name, double value) {
+          if (n < capacity) {
+            const size_t size = std::min(name.size(), sizeof counters[n].name - 1);
+            name.copy(counters[n].name, size);
+            counters[n].name[size] = '\0';
+            counters[n].value = value;
+          }
+          ++n;
+        });
+        return n;
+      },
+  };
+};
+
+template <auto Factory, uint32_t Flags, auto Probe>
+struct KernelTable {
+  static Kernel& of(void* self) { return *static_cast<Kernel*>(self); }
+  static constexpr sikv_kernel_table value = {
+      sizeof(sikv_kernel_table),
+      Flags,
+      Probe,
+      create<Kernel, Factory>,
+      destroy<Kernel>,
+      [](void* self, const sikv_layout* key_layout, const sikv_layout* value_layout,
+         sikv_message* why) {
+        return guarded(
+            why, [&] { of(self).accepts(LayoutView(*key_layout), LayoutView(*value_layout)); });
+      },
+      [](void* self, int32_t capacity, uint64_t* workspace_bytes, sikv_message* why) {
+        return guarded(why, [&] { *workspace_bytes = of(self).plan(capacity); });
+      },
+      [](void* self, const sikv_attend_args* args, void* workspace, void* stream,
+         sikv_message* why) {
+        return guarded(why, [&] {
+          of(self).run(*args, CacheView(*args->view), {workspace, stream});
+        });
+      },
+      nullptr,
+  };
+};
+
+template <const auto& Options>
+constexpr sikv_plugin_entry entry(sikv_kind kind, const char* variant, const void* table) {
+  return {static_cast<uint32_t>(kind), 0, variant, std::data(Options), std::size(Options), table};
+}
+
+}  // namespace sdk
+
+template <auto Factory, const auto& Options, auto Probe = probe_ref>
+sikv_plugin_entry key_codec(const char* variant) {
+  return sdk::entry<Options>(SIKV_KEY_CODEC, variant,
+                             &sdk::CodecTable<Factory, SIKV_KEY_CODEC, Probe>::value);
+}
+template <auto Factory, const auto& Options, auto Probe = probe_ref>
+sikv_plugin_entry value_codec(const char* variant) {
+  return sdk::entry<Options>(SIKV_VALUE_CODEC, variant,
+                             &sdk::CodecTable<Factory, SIKV_VALUE_CODEC, Probe>::value);
+}
+template <auto Factory, const auto& Options, auto Probe = probe_ref>
+sikv_plugin_entry selector(const char* variant) {
+  return sdk::entry<Options>(SIKV_SELECTOR, variant,
+                             &sdk::SelectorTable<Selector, Factory, Probe>::value);
+}
+template <auto Factory, const auto& Options, auto Probe = probe_ref>
+sikv_plugin_entry evicting_selector(const char* variant) {
+  return sdk::entry<Options>(SIKV_SELECTOR, variant,
+                             &sdk::SelectorTable<EvictingSelector, Factory, Probe>::value);
+}
+template <auto Factory, const auto& Options, uint32_t Flags = 0, auto Probe = probe_ref>
+sikv_plugin_entry kernel(const char* variant) {
+  return sdk::entry<Options>(SIKV_KERNEL, variant, &sdk::KernelTable<Factory, Flags, Probe>::value);
+}
+
+// For plugins that take no options.
+inline constexpr std::span<const sikv_option_spec> kNoOptions{};
+
+namespace sdk {
+
+template <size_t N>
+constexpr void copy_name(char (&to)[N], std::string_view from) {
+  for (size_t i = 0; i < from.size() && i + 1 < N; ++i) to[i] = from[i];
+}
+
+constexpr sikv_plugin_descriptor_t descriptor(std::string_view id, std::string_view version,
+                                              sikv_device_type device, uint32_t kinds,
+                                              std::string_view architectures) {
+  sikv_plugin_descriptor_t descriptor{};
+  for (int i = 0; i < 8; ++i) descriptor.magic[i] = SIKV_PLUGIN_MAGIC[i];
+  descriptor.struct_size = sizeof descriptor;
+  descriptor.abi_major = SIKV_ABI_MAJOR;
+  descriptor.abi_minor = SIKV_ABI_MINOR;
+  descriptor.kinds = kinds;
+  descriptor.device = device;
+  copy_name(descriptor.id, id);
+  copy_name(descriptor.version, version);
+  copy_name(descriptor.architectures, architectures);
+#ifdef SIKV_BUILD_ID
+  copy_name(descriptor.build_id, SIKV_BUILD_ID);
+#endif
+  return descriptor;
+}
+
+}  // namespace sdk
+}  // namespace sikv
+
+#ifndef SIKV_PLUGIN_ARCHITECTURES
+#define SIKV_PLUGIN_ARCHITECTURES ""
+#endif
+
+#define SIKV_EXPORT __attribute__((visibility("default")))
+
+// Exports the library's two symbols. `kinds` is SIKV_KIND_BIT of each kind, or-ed; the rest are
+// entries made by key_codec<>, value_codec<>, selector<>, evicting_selector<> or kernel<>.
+#define SIKV_PLUGIN(id, version, device, kinds, ...)                                         \
+  extern "C" {                                                                               \
+  SIKV_EXPORT extern const sikv_plugin_descriptor_t sikv_plugin_descriptor;                  \
+  constexpr sikv_plugin_descriptor_t sikv_plugin_descriptor =                                \
+      ::sikv::sdk::descriptor(id, version, device, kinds, SIKV_PLUGIN_ARCHITECTURES);        \
+  SIKV_EXPORT const sikv_plugin_tables_t* sikv_plugin_tables() {                             \
+    static const sikv_plugin_entry entries[] = {__VA_ARGS__};                                \
+    static const sikv_plugin_tables_t tables = {sizeof tables, std::size(entries), entries}; \
+    return &tables;                                                                          \
+  }                                                                                          \
+  }
+
+#endif  // SIKV_PLUGINS_SDK_PLUGIN_H_
