@@ -23,6 +23,12 @@
 #define SIKV_INLINE static inline
 #endif
 
+#ifdef __cplusplus
+#define SIKV_CONSTEXPR constexpr
+#else
+#define SIKV_CONSTEXPR
+#endif
+
 typedef enum sikv_dtype {
   SIKV_FP32 = 0,
   SIKV_FP16 = 1,
@@ -32,7 +38,7 @@ typedef enum sikv_dtype {
 } sikv_dtype;
 
 /* Bytes of one element; 0 for an unknown type. */
-SIKV_INLINE int sikv_dtype_bytes(int32_t dtype) {
+SIKV_INLINE SIKV_CONSTEXPR int sikv_dtype_bytes(int32_t dtype) {
   return dtype == SIKV_FP32                                 ? 4
          : dtype == SIKV_FP16 || dtype == SIKV_BF16         ? 2
          : dtype == SIKV_FP8_E4M3 || dtype == SIKV_FP8_E5M2 ? 1

@@ -14,7 +14,8 @@ extern "C" {
 #endif
 
 /* Table flags. */
-#define SIKV_SELECTOR_UNORDERED 1u /* slots of a selection may come in any order */
+#define SIKV_SELECTOR_SELECTS_ALL 2u /* every selection is SIKV_SELECT_ALL */
+#define SIKV_SELECTOR_UNORDERED 1u   /* slots of a selection may come in any order */
 
 /* The prompt of every sequence, after its full pages were encoded and before the first step. */
 typedef struct sikv_observe_args {

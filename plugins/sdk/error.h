@@ -17,7 +17,7 @@ class Refused : public std::runtime_error {
 };
 
 // A bug in the plugin.
-class InternalError : public std::logic_error {
+class PluginBug : public std::logic_error {
  public:
   using std::logic_error::logic_error;
 };
@@ -51,7 +51,7 @@ void checked(Call&& call) {
   sikv_message why{};
   const int32_t status = call(&why);
   if (status == SIKV_REFUSED) throw Refused(why.text);
-  if (status != SIKV_OK) throw InternalError(why.text);
+  if (status != SIKV_OK) throw PluginBug(why.text);
 }
 
 }  // namespace sdk

@@ -45,7 +45,7 @@ class Options {
     for (const sikv_option_value& value : values_) {
       if (name == value.name && value.type == type) return value;
     }
-    throw InternalError("the plugin asks for option '" + std::string(name) +
+    throw PluginBug("the plugin asks for option '" + std::string(name) +
                         "', which is not in its own list with that type");
   }
 

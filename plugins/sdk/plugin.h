@@ -148,7 +148,7 @@ void destroy(void* self) {
   delete static_cast<Base*>(self);
 }
 
-template <auto Factory, sikv_kind Kind, auto Probe>
+template <auto Factory, auto Probe>
 struct CodecTable {
   static Codec& of(void* self) { return *static_cast<Codec*>(self); }
   static constexpr sikv_codec_table value = {
@@ -181,7 +181,7 @@ struct CodecTable {
   };
 };
 
-template <typename Base, auto Factory, auto Probe>
+template <typename Base, auto Factory, auto Probe, uint32_t Flags>
 struct SelectorTable {
   static Base& of(void* self) { return *static_cast<Base*>(self); }
   static constexpr auto evict_slot() -> decltype(sikv_selector_table::evict) {
@@ -198,7 +198,7 @@ struct SelectorTable {
   }
   static constexpr sikv_selector_table value = {
       sizeof(sikv_selector_table),
-      0,
+      Flags,
       Probe,
       create<Base, Factory>,
       destroy<Base>,
@@ -254,7 +254,7 @@ struct SelectorTable {
   };
 };
 
-template <auto Factory, uint32_t Flags, auto Probe>
+template <auto Factory, auto Probe, uint32_t Flags>
 struct KernelTable {
   static Kernel& of(void* self) { return *static_cast<Kernel*>(self); }
   static constexpr sikv_kernel_table value = {
@@ -290,27 +290,25 @@ constexpr sikv_plugin_entry entry(sikv_kind kind, const char* variant, const voi
 
 template <auto Factory, const auto& Options, auto Probe = probe_ref>
 sikv_plugin_entry key_codec(const char* variant) {
-  return sdk::entry<Options>(SIKV_KEY_CODEC, variant,
-                             &sdk::CodecTable<Factory, SIKV_KEY_CODEC, Probe>::value);
+  return sdk::entry<Options>(SIKV_KEY_CODEC, variant, &sdk::CodecTable<Factory, Probe>::value);
 }
 template <auto Factory, const auto& Options, auto Probe = probe_ref>
 sikv_plugin_entry value_codec(const char* variant) {
-  return sdk::entry<Options>(SIKV_VALUE_CODEC, variant,
-                             &sdk::CodecTable<Factory, SIKV_VALUE_CODEC, Probe>::value);
+  return sdk::entry<Options>(SIKV_VALUE_CODEC, variant, &sdk::CodecTable<Factory, Probe>::value);
 }
-template <auto Factory, const auto& Options, auto Probe = probe_ref>
+template <auto Factory, const auto& Options, auto Probe = probe_ref, uint32_t Flags = 0>
 sikv_plugin_entry selector(const char* variant) {
   return sdk::entry<Options>(SIKV_SELECTOR, variant,
-                             &sdk::SelectorTable<Selector, Factory, Probe>::value);
+                             &sdk::SelectorTable<Selector, Factory, Probe, Flags>::value);
 }
-template <auto Factory, const auto& Options, auto Probe = probe_ref>
+template <auto Factory, const auto& Options, auto Probe = probe_ref, uint32_t Flags = 0>
 sikv_plugin_entry evicting_selector(const char* variant) {
   return sdk::entry<Options>(SIKV_SELECTOR, variant,
-                             &sdk::SelectorTable<EvictingSelector, Factory, Probe>::value);
+                             &sdk::SelectorTable<EvictingSelector, Factory, Probe, Flags>::value);
 }
-template <auto Factory, const auto& Options, uint32_t Flags = 0, auto Probe = probe_ref>
+template <auto Factory, const auto& Options, auto Probe = probe_ref, uint32_t Flags = 0>
 sikv_plugin_entry kernel(const char* variant) {
-  return sdk::entry<Options>(SIKV_KERNEL, variant, &sdk::KernelTable<Factory, Flags, Probe>::value);
+  return sdk::entry<Options>(SIKV_KERNEL, variant, &sdk::KernelTable<Factory, Probe, Flags>::value);
 }
 
 // For plugins that take no options.

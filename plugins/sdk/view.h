@@ -66,7 +66,7 @@ class LayoutView {
     for (uint32_t i = 0; i < layout_->num_params; ++i) {
       if (name == layout_->params[i].name) return layout_->params[i].value;
     }
-    throw InternalError("layout " + std::string(family()) + " has no parameter '" +
+    throw PluginBug("layout " + std::string(family()) + " has no parameter '" +
                         std::string(name) + "'");
   }
   int int_param(std::string_view name) const { return std::atoi(param(name).data()); }
@@ -100,7 +100,7 @@ class LayoutBuilder {
     copy(layout_.family, sizeof layout_.family, family);
   }
   LayoutBuilder& param(std::string_view name, std::string_view value) {
-    if (layout_.num_params == SIKV_MAX_PARAMS) throw InternalError("too many layout parameters");
+    if (layout_.num_params == SIKV_MAX_PARAMS) throw PluginBug("too many layout parameters");
     sikv_layout_param& param = layout_.params[layout_.num_params++];
     copy(param.name, sizeof param.name, name);
     copy(param.value, sizeof param.value, value);
@@ -111,14 +111,14 @@ class LayoutBuilder {
   }
   LayoutBuilder& plane(sikv_role role, sikv_organisation organisation, int tile_tokens,
                        int bytes_per_tile) {
-    if (layout_.num_planes == SIKV_MAX_PLANES) throw InternalError("too many planes");
+    if (layout_.num_planes == SIKV_MAX_PLANES) throw PluginBug("too many planes");
     layout_.planes[layout_.num_planes++] = {
         static_cast<uint32_t>(role), static_cast<uint32_t>(organisation),
         static_cast<uint32_t>(tile_tokens), static_cast<uint32_t>(bytes_per_tile)};
     return *this;
   }
   LayoutBuilder& table(sikv_table_role role, int count) {
-    if (layout_.num_tables == SIKV_MAX_TABLES) throw InternalError("too many side tables");
+    if (layout_.num_tables == SIKV_MAX_TABLES) throw PluginBug("too many side tables");
     layout_.tables[layout_.num_tables++] = {static_cast<uint32_t>(role),
                                             static_cast<uint32_t>(count)};
     return *this;
@@ -127,7 +127,7 @@ class LayoutBuilder {
 
  private:
   static void copy(char* to, size_t size, std::string_view from) {
-    if (from.size() >= size) throw InternalError("layout name too long: " + std::string(from));
+    if (from.size() >= size) throw PluginBug("layout name too long: " + std::string(from));
     from.copy(to, from.size());
   }
   sikv_layout layout_{};
@@ -147,7 +147,7 @@ class StoreView {
   // First byte of a page of the plane with `role`: page number `page` of row's page table.
   uint8_t* page(sikv_role role, int row, int page) const {
     const int plane = layout_.plane(role);
-    if (plane < 0) throw InternalError("the layout lacks a plane that its codec or reader needs");
+    if (plane < 0) throw PluginBug("the layout lacks a plane that its codec or reader needs");
     const int64_t number = view_->page_table[int64_t{row} * view_->max_pages + page];
     return static_cast<uint8_t*>(store_->planes[plane]) + number * store_->page_stride_bytes[plane];
   }
@@ -155,7 +155,7 @@ class StoreView {
   float* table(sikv_table_role role, int row) const {
     const int table = layout_.table(role);
     if (table < 0)
-      throw InternalError("the layout lacks a side table that its codec or reader needs");
+      throw PluginBug("the layout lacks a side table that its codec or reader needs");
     return store_->tables[table] + int64_t{row} * store_->layout->tables[table].count;
   }
 
@@ -271,7 +271,7 @@ class SelectionRow {
   void select_all() { *count_ = SIKV_SELECT_ALL; }
   void clear() { *count_ = 0; }
   void push(int32_t slot) {
-    if (*count_ >= capacity_) throw InternalError("a selection grew past its planned capacity");
+    if (*count_ >= capacity_) throw PluginBug("a selection grew past its planned capacity");
     slots_[(*count_)++] = slot;
   }
   std::span<const int32_t> slots() const { return {slots_, static_cast<size_t>(*count_)}; }

@@ -1,0 +1,171 @@
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <vector>
+
+#include "framework/base/error.h"
+#include "framework/cache/kv_cache.h"
+
+namespace sikv {
+namespace {
+
+constexpr int kHeads = 2, kDim = 64;
+
+sikv_shape shape(int layers, int batch, int max_tokens) {
+  return {sizeof(sikv_shape), layers, 4, kHeads, kDim, SIKV_FP16, batch, max_tokens, 10000.0};
+}
+
+sikv_layout layout(std::initializer_list<sikv_plane> planes) {
+  sikv_layout layout{};
+  layout.struct_size = sizeof layout;
+  layout.version = 1;
+  layout.head_dim = kDim;
+  for (const sikv_plane& plane : planes) layout.planes[layout.num_planes++] = plane;
+  return layout;
+}
+
+const sikv_plane kNibbles = {SIKV_INDEX_CODE, SIKV_NIBBLE_TILES, 8, kDim};
+const sikv_plane kBytes = {SIKV_MAGNITUDE, SIKV_PER_TOKEN, 1, 4};
+const sikv_plane kValues = {SIKV_VALUE_CODE, SIKV_PER_TOKEN, 1, 16};
+const sikv_plane kShared = {SIKV_SCALE, SIKV_SHARED, 32, 8};
+
+class KvCacheTest : public testing::Test {
+ protected:
+  std::unique_ptr<Device> device_ = open_cpu_device(1);
+
+  KvCache make(const sikv_layout& key, int layers = 1, int batch = 1, int max_tokens = 1024) {
+    return KvCache(*device_, shape(layers, batch, max_tokens), {key, nullptr, nullptr},
+                   {layout({kValues}), nullptr, nullptr}, {});
+  }
+  static uint8_t* token(const sikv_cache_view& view, const sikv_store_view& store, int plane,
+                        int row, int slot, int bytes) {
+    const int64_t page = view.page_table[row * view.max_pages + slot / 256];
+    return static_cast<uint8_t*>(store.planes[plane]) + page * store.page_stride_bytes[plane] +
+           slot % 256 * bytes;
+  }
+};
+
+TEST_F(KvCacheTest, PagesOfARowAreConsecutiveAndComeBack) {
+  KvCache cache = make(layout({kBytes}), 2, 2);
+  for (int layer = 0; layer < 2; ++layer) {
+    for (int row = 0; row < 4; ++row) EXPECT_EQ(cache.extend(layer, row, 512), 0);
+  }
+  EXPECT_EQ(cache.pages_in_use(), 16);
+  const sikv_cache_view view = cache.view(1);
+  for (int row = 0; row < 4; ++row) {
+    EXPECT_EQ(view.page_table[row * view.max_pages + 1], view.page_table[row * view.max_pages] + 1);
+  }
+  EXPECT_EQ(cache.extend(0, 3, 256), 512);
+  cache.clear(1);
+  EXPECT_EQ(cache.pages_in_use(), 8);
+  EXPECT_EQ(cache.encoded_len(0, 3), 0);
+  EXPECT_EQ(cache.encoded_len(0, 0), 512);
+}
+
+TEST_F(KvCacheTest, LedgerCountsWhatTheLayoutsSay) {
+  KvCache cache = make(layout({kNibbles, kBytes}));
+  cache.extend(0, 0, 256);
+  cache.extend(0, 1, 512);
+  const Ledger ledger = cache.ledger();
+  EXPECT_EQ(ledger.bytes("index_code"), 3u * 256 * kDim / 8);
+  EXPECT_EQ(ledger.bytes("magnitude"), 3u * 256 * 4);
+  EXPECT_EQ(ledger.bytes("value_code"), 3u * 256 * 16);
+  EXPECT_EQ(ledger.bytes("tail"), 2u * 256 * kHeads * kDim * 2);
+  EXPECT_DOUBLE_EQ(cache.bytes_per_token(), kDim / 8 + 4 + 16);
+}
+
+TEST_F(KvCacheTest, TailRowsReadBackWhatWasPushed) {
+  KvCache cache = make(layout({kBytes}), 1, 2);
+  std::vector<uint16_t> k(kHeads * kDim), v(kHeads * kDim);
+  for (int t = 0; t < 3; ++t) {
+    std::iota(k.begin(), k.end(), static_cast<uint16_t>(1000 * t));
+    std::iota(v.begin(), v.end(), static_cast<uint16_t>(500 + 1000 * t));
+    cache.push_tail(0, 1, k.data(), v.data());
+  }
+  const auto rows = cache.tail_rows(0, {false, true}, 3);
+  EXPECT_EQ(rows.count[0], 0);
+  EXPECT_EQ(rows.count[1], 3);
+  const auto* data = static_cast<const uint16_t*>(rows.v.data);
+  EXPECT_EQ(data[(rows.first[1] + 2) * rows.v.token_stride + rows.v.head_stride + 5],
+            500 + 2000 + kDim + 5);
+  EXPECT_EQ(cache.tail_len(0, 0), 0);
+}
+
+TEST_F(KvCacheTest, GrowingPastThePlanNamesTheLimit) {
+  KvCache cache = make(layout({kBytes}), 1, 1, 300);
+  cache.extend(0, 0, 512);
+  try {
+    cache.extend(0, 0, 512);
+    FAIL() << "expected an Error";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "sequence 0 of the batch would hold 1024 tokens, but the cache was planned for "
+                 "max_tokens 300: raise it or shorten the run");
+  }
+}
+
+TEST_F(KvCacheTest, EvictionMovesTokensFreesPagesAndRemembersPositions) {
+  KvCache cache = make(layout({kNibbles, kBytes}));
+  cache.extend(0, 0, 768);
+  {
+    const sikv_cache_view view = cache.view(0);
+    for (int slot = 0; slot < 768; ++slot) {
+      *token(view, view.key, 1, 0, slot, 4) = static_cast<uint8_t>(slot * 7);
+      // Group 3's nibble of every token.
+      uint8_t* tile = static_cast<uint8_t*>(view.key.planes[0]) +
+                      view.page_table[slot / 256] * view.key.page_stride_bytes[0] +
+                      slot % 256 / 8 * kDim;
+      tile[3 * 4 + slot % 8 / 2] |= static_cast<uint8_t>((slot * 5 % 16) << (slot % 2 * 4));
+    }
+  }
+  std::vector<int32_t> keep;
+  for (int slot = 5; slot < 768; slot += 3) keep.push_back(slot);
+  cache.evict(0, 0, keep);
+  EXPECT_EQ(cache.pages_in_use(), 1);
+  EXPECT_EQ(cache.encoded_len(0, 0), static_cast<int>(keep.size()));
+  sikv_cache_view view = cache.view(0);
+  for (size_t i = 0; i < keep.size(); ++i) {
+    const int slot = static_cast<int>(i);
+    EXPECT_EQ(view.positions[i], keep[i]);
+    EXPECT_EQ(*token(view, view.key, 1, 0, slot, 4), static_cast<uint8_t>(keep[i] * 7));
+    const uint8_t* tile = static_cast<uint8_t*>(view.key.planes[0]) +
+                          view.page_table[0] * view.key.page_stride_bytes[0] + slot / 8 * kDim;
+    EXPECT_EQ(tile[3 * 4 + slot % 8 / 2] >> (slot % 2 * 4) & 0xf, keep[i] * 5 % 16);
+  }
+  // New tokens continue after the last position, in the part-filled page.
+  EXPECT_EQ(cache.extend(0, 0, 256), static_cast<int>(keep.size()));
+  view = cache.view(0);
+  EXPECT_EQ(view.positions[keep.size()], keep.back() + 1);
+  EXPECT_EQ(cache.pages_in_use(), 2);
+}
+
+TEST_F(KvCacheTest, PinnedTokensSurviveAnEviction) {
+  KvCache cache = make(layout({kBytes}));
+  std::vector<uint16_t> data(512 * kHeads * kDim);
+  std::iota(data.begin(), data.end(), uint16_t{0});
+  const int32_t first = 0, count = 512;
+  const sikv_rows rows{data.data(), SIKV_FP16, 512, &first, &count, kHeads * kDim, kDim};
+  cache.extend(0, 0, 512);
+  const std::vector<int32_t> pinned = {3, 300}, keep = {100, 101};
+  cache.pin(0, 0, pinned, rows, rows);
+  cache.evict(0, 0, keep);
+  const sikv_cache_view view = cache.view(0);
+  EXPECT_EQ(cache.encoded_len(0, 0), 4);
+  EXPECT_EQ(view.pinned_slots[0], 0);
+  EXPECT_EQ(view.pinned_slots[1], 3);
+  EXPECT_EQ(view.positions[3], 300);
+}
+
+TEST_F(KvCacheTest, SharedScalesCannotBeTornApart) {
+  KvCache cache = make(layout({kBytes, kShared}));
+  cache.extend(0, 0, 256);
+  const std::vector<int32_t> some = {0, 1, 2, 64};
+  EXPECT_THROW(cache.evict(0, 0, some), Error);
+  std::vector<int32_t> groups(32);
+  std::iota(groups.begin(), groups.end(), 96);
+  EXPECT_NO_THROW(cache.evict(0, 0, groups));
+  EXPECT_EQ(cache.encoded_len(0, 0), 32);
+}
+
+}  // namespace
+}  // namespace sikv

@@ -1,0 +1,42 @@
+#include "framework/cache/page_pool.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "framework/base/error.h"
+
+namespace sikv {
+
+PagePool::PagePool(Device& device, std::span<const uint64_t> plane_page_bytes, int64_t capacity)
+    : page_bytes_(plane_page_bytes.begin(), plane_page_bytes.end()), capacity_(capacity) {
+  for (uint64_t bytes : page_bytes_) {
+    planes_.emplace_back(device, bytes * static_cast<uint64_t>(capacity));
+  }
+}
+
+int32_t PagePool::take() {
+  int64_t page = never_used_;
+  if (!freed_.empty()) {
+    std::pop_heap(freed_.begin(), freed_.end(), std::greater<>());
+    page = freed_.back();
+    freed_.pop_back();
+  } else if (never_used_ == capacity_) {
+    throw Error(
+        "all {} pages of the cache are in use: the sequences grew past the max_tokens they were "
+        "planned for",
+        capacity_);
+  } else {
+    ++never_used_;
+  }
+  ++in_use_;
+  return static_cast<int32_t>(page);
+}
+
+void PagePool::give_back(int32_t page) {
+  SIKV_ASSERT(page >= 0 && page < never_used_);
+  freed_.push_back(page);
+  std::push_heap(freed_.begin(), freed_.end(), std::greater<>());
+  --in_use_;
+}
+
+}  // namespace sikv

@@ -1,0 +1,103 @@
+// A config file, validated: what to run, on what, and what to measure.
+//
+// YAML keys and nesting are those of the structs below; every error carries file:line:column, the
+// offending value, what is allowed and the nearest valid name.
+#ifndef SIKV_FRAMEWORK_CONFIG_CONFIG_H_
+#define SIKV_FRAMEWORK_CONFIG_CONFIG_H_
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "framework/registry/registry.h"
+
+namespace sikv {
+
+// One part of a pipeline: a plugin and its options as written.
+struct PluginSpec {
+  std::string id;
+  std::vector<std::pair<std::string, std::string>> options;
+};
+
+// Which tokens stay exact beside the selection, served by the framework for every selector.
+enum class PinRule { kLastQuery, kSnapKv, kFirst };
+
+// codec + codec > selector > kernel, and where it runs. Printed form and back: pipeline_text.h.
+struct PipelineSpec {
+  PluginSpec keys, values, selector, kernel;
+  int pinned = 64;  // option of every selector
+  PinRule pin = PinRule::kLastQuery;
+  bool keep_generated = false;  // generated tokens never leave the tail
+  std::string device = "auto";  // cpu | cuda | auto
+  // "<family>.<id>" -> variant, family one of keys, values, selector, attention.
+  std::map<std::string, std::string> force;
+};
+
+struct ModelSpec {
+  std::string preset;  // empty, or the preset the numbers came from
+  int layers = 1, query_heads = 1, kv_heads = 1, head_dim = 64;
+  double rope_theta = 10000.0;
+  int64_t weight_bytes = 0;  // bf16 weights read once per step; 0 when unknown
+};
+
+struct SyntheticSpec {
+  std::string kind = "clustered";  // gaussian | clustered | needle
+  std::vector<int64_t> context = {4096};
+  std::vector<int> batch = {1};
+  bool batch_max = false;  // `batch: max`: grow until memory is full
+  std::string dtype = "fp16";
+  uint64_t seed = 1;
+};
+
+struct SourceSpec {
+  std::filesystem::path trace;  // empty: synthetic
+  std::optional<SyntheticSpec> synthetic;
+  std::vector<int> layers;  // of the trace; empty = all it holds
+  int64_t prompt = 0;       // tokens prefilled; 0 = all but `steps`
+  int64_t steps = 0;        // decode steps; 0 = what is left after the prompt
+};
+
+struct MeasureSpec {
+  int64_t steps = 0;   // 0 = the source's
+  int64_t warmup = 0;  // steps replayed before measuring; replayed, never skipped
+  std::vector<std::string> metrics = {"memory", "latency", "recall", "dropped_mass",
+                                      "output_error"};
+};
+
+struct Config {
+  std::filesystem::path file;
+  std::optional<ModelSpec> model;  // absent: taken from the trace
+  SourceSpec source;
+  std::vector<PipelineSpec> pipelines;  // `pipeline:` gives one, `pipelines:` several
+  std::vector<std::string> budgets;     // `budgets:`; empty = each pipeline's own
+  MeasureSpec measure;
+  int threads = 0;  // 0 = all cores
+  std::vector<std::filesystem::path> plugin_path;
+};
+
+// Reads and validates `file`. `sets` are "dotted.key=value" overrides, applied before validation.
+// Paths in a config are relative to the folder it lies in, else to the working folder.
+// `registry` gives ids and options; plugin_path libraries are added to it first.
+Config load_config(const std::filesystem::path& file, const std::vector<std::string>& sets,
+                   Registry& registry);
+
+// The same from text; `name` stands in for the file in errors.
+Config parse_config(const std::string& text, const std::string& name,
+                    const std::vector<std::string>& sets, Registry& registry);
+
+// One spec per (pipeline, budget): `budgets` override the selector option `budget` where a
+// selector has one.
+std::vector<PipelineSpec> expand_budgets(const Config& config, const Registry& registry);
+
+// Known model shapes by name (llama-3.1-8b ...); Error with the nearest name otherwise.
+ModelSpec model_preset(std::string_view name);
+std::vector<std::string> model_presets();
+
+}  // namespace sikv
+
+#endif  // SIKV_FRAMEWORK_CONFIG_CONFIG_H_

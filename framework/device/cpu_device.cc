@@ -1,0 +1,126 @@
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <boost/asio/post.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <latch>
+#include <thread>
+
+#include "framework/base/error.h"
+#include "framework/base/log.h"
+#include "framework/base/text.h"
+#include "framework/device/device.h"
+
+namespace sikv {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+// Set while a thread runs a body, so that nested calls run serially on that worker.
+thread_local int current_worker = -1;
+
+std::string processor_name() {
+  std::ifstream cpuinfo("/proc/cpuinfo");
+  for (std::string line; std::getline(cpuinfo, line);) {
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  }
+  return "CPU";
+}
+
+uint64_t available_bytes() {
+  std::ifstream meminfo("/proc/meminfo");
+  std::string name, unit;
+  for (uint64_t kib = 0; meminfo >> name >> kib >> unit;) {
+    if (name == "MemAvailable:") return kib << 10;
+  }
+  return static_cast<uint64_t>(sysconf(_SC_AVPHYS_PAGES)) *
+         static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+class CpuDevice final : public Device {
+ public:
+  explicit CpuDevice(int threads) : threads_(threads), pool_(threads > 1 ? threads - 1 : 1) {
+    info_.struct_size = sizeof info_;
+    info_.type = SIKV_CPU;
+    info_.num_threads = threads;
+    info_.memory_bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+                         static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    std::snprintf(info_.name, sizeof info_.name, "%s", processor_name().c_str());
+    host_ = {sizeof host_, 0, this, &CpuDevice::parallel_for, &CpuDevice::write_log};
+  }
+  ~CpuDevice() override { pool_.join(); }
+
+  void* allocate(size_t bytes) override {
+    const size_t size = rounded(bytes);
+    void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED) {
+      throw Error(
+          "cannot reserve {} of memory: {} are free; lower the batch, the context or the number "
+          "of layers",
+          bytes_text(bytes), bytes_text(free_bytes()));
+    }
+    // Gathering tokens from a plane of gigabytes misses the TLB at every token with 4 KiB pages.
+    if (size >= kHugePage) madvise(data, size, MADV_HUGEPAGE);
+    return data;
+  }
+  void release(void* data, size_t bytes) noexcept override { munmap(data, rounded(bytes)); }
+  void copy_in(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  void copy_out(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  uint64_t free_bytes() const override { return available_bytes(); }
+
+ private:
+  static size_t rounded(size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+
+  static void write_log(void*, int32_t level, const char* text) {
+    log().log(level == 0   ? spdlog::level::debug
+              : level == 1 ? spdlog::level::info
+                           : spdlog::level::warn,
+              "{}", text);
+  }
+
+  static void parallel_for(void* context, int64_t n, void (*body)(void*, int64_t, int32_t),
+                           void* arg) {
+    auto& device = *static_cast<CpuDevice*>(context);
+    if (current_worker >= 0 || device.threads_ == 1 || n <= 1) {
+      const int worker = current_worker >= 0 ? current_worker : 0;
+      for (int64_t i = 0; i < n; ++i) body(arg, i, worker);
+      return;
+    }
+    std::atomic<int64_t> next{0};
+    const auto work = [&](int worker) {
+      current_worker = worker;
+      for (int64_t i = next++; i < n; i = next++) body(arg, i, worker);
+      current_worker = -1;
+    };
+    const int helpers = static_cast<int>(std::min<int64_t>(device.threads_, n)) - 1;
+    std::latch done(helpers);
+    for (int worker = 1; worker <= helpers; ++worker) {
+      boost::asio::post(device.pool_, [&, worker] {
+        work(worker);
+        done.count_down();
+      });
+    }
+    work(0);
+    done.wait();
+  }
+
+  int threads_;
+  boost::asio::thread_pool pool_;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> open_cpu_device(int threads) {
+  if (threads == 0) threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  if (threads < 1 || threads > 1024) {
+    throw Error("threads is {}: give a number from 1 to 1024, or 0 for one per core", threads);
+  }
+  return std::make_unique<CpuDevice>(threads);
+}
+
+}  // namespace sikv

@@ -1,0 +1,79 @@
+// Where a pipeline runs: memory, copies, workers.
+#ifndef SIKV_FRAMEWORK_DEVICE_DEVICE_H_
+#define SIKV_FRAMEWORK_DEVICE_DEVICE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "plugins/abi/sikv_abi.h"
+
+namespace sikv {
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  const sikv_device& info() const { return info_; }
+  const sikv_host& host() const { return host_; }
+
+  // `bytes` of zeroed memory, aligned to 64 at least. Large blocks on the CPU are reserved at once
+  // but take up memory only as they are written. Error naming what was asked and what was free.
+  virtual void* allocate(size_t bytes) = 0;
+  virtual void release(void* data, size_t bytes) noexcept = 0;
+  virtual void copy_in(void* to_device, const void* from_host, size_t bytes) = 0;
+  virtual void copy_out(void* to_host, const void* from_device, size_t bytes) = 0;
+  virtual void* stream() { return nullptr; }
+  virtual void synchronize() {}
+  // Bytes an allocation may still take.
+  virtual uint64_t free_bytes() const = 0;
+
+ protected:
+  Device() = default;
+  sikv_device info_{};
+  sikv_host host_{};
+};
+
+// `threads` 0 = one per core.
+std::unique_ptr<Device> open_cpu_device(int threads);
+
+// A block of device memory that frees itself.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  DeviceBuffer(Device& device, size_t bytes)
+      : device_(&device), data_(bytes == 0 ? nullptr : device.allocate(bytes)), bytes_(bytes) {}
+  DeviceBuffer(DeviceBuffer&& other) noexcept { swap(other); }
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+    DeviceBuffer(std::move(other)).swap(*this);
+    return *this;
+  }
+  ~DeviceBuffer() {
+    if (data_ != nullptr) device_->release(data_, bytes_);
+  }
+
+  template <typename T = void>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void swap(DeviceBuffer& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+
+  Device* device_ = nullptr;
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace sikv
+
+#endif  // SIKV_FRAMEWORK_DEVICE_DEVICE_H_

@@ -1,0 +1,109 @@
+#include <algorithm>
+
+#include "framework/base/error.h"
+#include "framework/pipeline/pipeline.h"
+
+namespace sikv {
+namespace {
+
+// A part is forced by its role, or by "<role>.<id>".
+std::string forced_variant(const PipelineSpec& spec, const std::string& role,
+                           const std::string& id) {
+  for (const std::string& key : {role + "." + id, role}) {
+    const auto found = spec.force.find(key);
+    if (found != spec.force.end()) return found->second;
+  }
+  return {};
+}
+
+}  // namespace
+
+template <typename T>
+std::unique_ptr<T> Composition::make(const char* role, sikv_kind kind, const PluginSpec& plugin,
+                                     const Registry& registry, Device& device) {
+  const std::string forced = forced_variant(spec_, role, plugin.id);
+  const Variant& variant = registry.choose(kind, plugin.id, device.info(), forced);
+  parts_.push_back(
+      {role, &variant, registry.candidates(kind, plugin.id, device.info()), !forced.empty()});
+  const OptionSet options = OptionSet::parse(variant.options, plugin.options,
+                                             std::string(kind_name(kind)) + " " + plugin.id);
+  if (kind == SIKV_SELECTOR) {
+    if (const sikv_option_value* budget = options.find("budget")) {
+      budget_ = *budget;
+      budget_->name = budget_->text = nullptr;  // they point into `options`
+    }
+  }
+  return std::make_unique<T>(variant, options, shape_, device.info(), device.host());
+}
+
+Composition::Composition(const PipelineSpec& spec, const Registry& registry, Device& device,
+                         const sikv_shape& shape)
+    : spec_(spec), shape_(shape) {
+  keys_ = make<CodecInstance>("keys", SIKV_KEY_CODEC, spec.keys, registry, device);
+  values_ = make<CodecInstance>("values", SIKV_VALUE_CODEC, spec.values, registry, device);
+  selector_ = make<SelectorInstance>("selector", SIKV_SELECTOR, spec.selector, registry, device);
+  kernel_ = make<KernelInstance>("attention", SIKV_KERNEL, spec.kernel, registry, device);
+  key_layout_ = keys_->describe();
+  value_layout_ = values_->describe();
+
+  if (const std::string reason = selector_->refusal(key_layout_); !reason.empty()) {
+    throw Error("selector {} cannot read what key codec {} writes: {}", spec.selector.id,
+                spec.keys.id, reason);
+  }
+  if (const std::string reason = kernel_->refusal(key_layout_, value_layout_); !reason.empty()) {
+    throw Error("attention kernel {} cannot read what codecs {} and {} write: {}", spec.kernel.id,
+                spec.keys.id, spec.values.id, reason);
+  }
+  const bool selects_all = selector_->variant().selector().flags & SIKV_SELECTOR_SELECTS_ALL;
+  if (kernel_->attends_all() && !selects_all) {
+    throw Error(
+        "attention kernel {} attends to every token, so selector {} would have no effect: use "
+        "selector full, or kernel gather_attention or sparse_flash",
+        spec.kernel.id, spec.selector.id);
+  }
+  const auto plan = selector_->plan();
+  capacity_ = plan.capacity;
+  selector_workspace_ = plan.workspace_bytes;
+  kernel_workspace_ = kernel_->plan(capacity_);
+}
+
+std::optional<int64_t> Composition::budget(int64_t length) const {
+  if (!budget_) return std::nullopt;
+  return budget_->i >= 0 ? budget_->i
+                         : static_cast<int64_t>(budget_->f * static_cast<double>(length));
+}
+
+CacheOptions Composition::cache_options(int max_new_tokens) const {
+  return {spec_.pinned,
+          spec_.keep_generated ? SIKV_PAGE_TOKENS + max_new_tokens : int{SIKV_PAGE_TOKENS}};
+}
+
+Ledger Composition::planned(int64_t tokens, const CacheOptions& options) const {
+  Ledger ledger;
+  const uint64_t rows = static_cast<uint64_t>(shape_.num_layers) *
+                        static_cast<uint64_t>(shape_.max_sequences) *
+                        static_cast<uint64_t>(shape_.num_kv_heads);
+  const uint64_t pages = static_cast<uint64_t>(tokens / SIKV_PAGE_TOKENS);
+  const uint64_t row_bytes = static_cast<uint64_t>(shape_.head_dim) *
+                             static_cast<uint64_t>(sikv_dtype_bytes(shape_.dtype));
+  for (const sikv_layout* layout : {&key_layout_, &value_layout_}) {
+    for (uint32_t i = 0; i < layout->num_planes; ++i) {
+      ledger.add(role_name(layout->planes[i].role),
+                 rows * pages * plane_page_bytes(layout->planes[i]));
+    }
+  }
+  for (const sikv_layout* layout : {&key_layout_, &value_layout_}) {
+    for (uint32_t i = 0; i < layout->num_tables; ++i) {
+      ledger.add("side_tables", rows * layout->tables[i].count * sizeof(float));
+    }
+  }
+  ledger.add("tail", 2 * rows * static_cast<uint64_t>(options.tail_capacity) * row_bytes);
+  ledger.add("pinned", 2 * rows * static_cast<uint64_t>(options.pinned_capacity) * row_bytes);
+  ledger.add("selection", rows / static_cast<uint64_t>(shape_.num_layers) *
+                              (static_cast<uint64_t>(capacity_) + 1) * sizeof(int32_t));
+  ledger.add("workspace", std::max({selector_workspace_, kernel_workspace_,
+                                    keys_->workspace_bytes(), values_->workspace_bytes()}));
+  return ledger;
+}
+
+}  // namespace sikv

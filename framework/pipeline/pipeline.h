@@ -1,0 +1,131 @@
+// A pipeline at work: key codec + value codec > selector > attention kernel over one KV cache.
+//
+//   prefill   per layer: fit, encode full pages, rest to the tail, pin, selector.observe
+//   step      begin_step, then per layer: append k,v ; attend q -> out, lse
+//
+// All variants and layouts are settled in the constructor; nothing is converted or replaced later.
+#ifndef SIKV_FRAMEWORK_PIPELINE_PIPELINE_H_
+#define SIKV_FRAMEWORK_PIPELINE_PIPELINE_H_
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "framework/cache/kv_cache.h"
+#include "framework/config/config.h"
+#include "framework/device/device.h"
+#include "framework/registry/instance.h"
+#include "framework/registry/registry.h"
+
+namespace sikv {
+
+// One plugin of a pipeline as it was chosen.
+struct ChosenPart {
+  std::string role;  // keys, values, selector, attention
+  const Variant* variant;
+  std::vector<Candidate> candidates;  // all variants with their probe answers, best first
+  bool forced;
+};
+
+// The four plugins of a spec with their options, without memory: what `sikv explain` needs and
+// what a Pipeline is made from. Checks that the parts understand each other's layouts.
+class Composition {
+ public:
+  Composition(const PipelineSpec& spec, const Registry& registry, Device& device,
+              const sikv_shape& shape);
+
+  const PipelineSpec& spec() const { return spec_; }
+  const std::vector<ChosenPart>& parts() const { return parts_; }
+  const sikv_layout& key_layout() const { return key_layout_; }
+  const sikv_layout& value_layout() const { return value_layout_; }
+  // The selector's budget for a sequence of `length` tokens; nothing if it has no such option.
+  std::optional<int64_t> budget(int64_t length) const;
+
+  // Bytes the cache of `shape` takes when every sequence has `tokens` tokens, planned without
+  // allocating: planes of full pages by role, side tables, tail, pinned, page tables.
+  Ledger planned(int64_t tokens, const CacheOptions& options) const;
+  CacheOptions cache_options(int max_new_tokens) const;
+
+  CodecInstance& keys() const { return *keys_; }
+  CodecInstance& values() const { return *values_; }
+  SelectorInstance& selector() const { return *selector_; }
+  KernelInstance& kernel() const { return *kernel_; }
+  int32_t capacity() const { return capacity_; }
+  uint64_t selector_workspace() const { return selector_workspace_; }
+  uint64_t kernel_workspace() const { return kernel_workspace_; }
+
+ private:
+  template <typename T>
+  std::unique_ptr<T> make(const char* role, sikv_kind kind, const PluginSpec& plugin,
+                          const Registry& registry, Device& device);
+
+  PipelineSpec spec_;
+  sikv_shape shape_;
+  std::vector<ChosenPart> parts_;
+  std::optional<sikv_option_value> budget_;
+  std::unique_ptr<CodecInstance> keys_, values_;
+  std::unique_ptr<SelectorInstance> selector_;
+  std::unique_ptr<KernelInstance> kernel_;
+  sikv_layout key_layout_{}, value_layout_{};
+  int32_t capacity_ = 0;
+  uint64_t selector_workspace_ = 0, kernel_workspace_ = 0;
+};
+
+// Seconds by stage: one total for the prefill stages, one sample per step for the others.
+struct StageTimes {
+  double fit = 0, encode = 0, observe = 0;
+  std::map<std::string, std::vector<double>> steps;  // append, select, attend
+};
+
+class Pipeline {
+ public:
+  // `max_new_tokens`: tokens appended per sequence after its prompt, at most.
+  Pipeline(const PipelineSpec& spec, const Registry& registry, Device& device,
+           const sikv_shape& shape, int max_new_tokens);
+
+  // The prompts of one layer. queries [B, W, Hq, D]: each sequence's last W prompt positions.
+  void prefill(int layer, const sikv_rows& keys, const sikv_rows& values, const void* queries,
+               int num_queries);
+
+  void begin_step();
+  // One token per sequence: k, v [B, H, D].
+  void append(int layer, const void* k, const void* v);
+  // q [B, Hq, D] -> out [B, Hq, D], lse [B, Hq], both fp32.
+  void attend(int layer, const void* q, float* out, float* lse);
+
+  // Slots the last `attend` chose for a row of `layer`; counts of SIKV_SELECT_ALL are resolved.
+  std::vector<int32_t> selected(int row) const;
+
+  const Composition& composition() const { return composition_; }
+  const KvCache& cache() const { return cache_; }
+  const StageTimes& times() const { return times_; }
+  void reset_step_times() { times_.steps.clear(); }
+  std::vector<sikv_counter> counters() const { return composition_.selector().counters(); }
+  // The cache's ledger plus selection, workspace and selector state.
+  Ledger ledger() const;
+
+ private:
+  void flush_full_tails(int layer);
+  void apply_evictions(int layer);
+  void check_finite(const char* what, int layer, const void* data, int heads) const;
+
+  Composition composition_;
+  Device& device_;
+  sikv_shape shape_;
+  float scale_;
+  KvCache cache_;
+  DeviceBuffer workspace_, slots_, counts_, keep_slots_, keep_counts_;
+  sikv_selection selection_{};
+  StageTimes times_;
+  int64_t step_ = -1;
+  int selected_layer_ = 0;
+};
+
+}  // namespace sikv
+
+#endif  // SIKV_FRAMEWORK_PIPELINE_PIPELINE_H_
