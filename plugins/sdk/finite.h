@@ -22,28 +22,20 @@ struct RowPlace {
   int position;
 };
 
-// row [n] of `what` (K, V or Q).
-inline void check_finite(const float* row, int n, const char* what, const RowPlace& place) {
-  constexpr uint32_t kAbs = 0x7fffffffu;
-  bool good = true;
-  for (int d = 0; d < n; ++d) {
-    good &= (sikv_float_bits(row[d]) & kAbs) <= sikv_float_bits(kLargestElement);
-  }
-  if (good) return;
+inline bool is_storable(float x) { return x >= -kLargestElement && x <= kLargestElement; }
+
+// The sentence for a row [n] of `what` (K, V or Q) that holds a number is_storable denies.
+[[noreturn]] inline void refuse_row(const float* row, int n, const char* what,
+                                    const RowPlace& place) {
   int d = 0;
-  while ((sikv_float_bits(row[d]) & kAbs) <= sikv_float_bits(kLargestElement)) ++d;
-  const uint32_t bits = sikv_float_bits(row[d]) & kAbs;
-  const std::string value = bits > 0x7f800000u    ? "NaN"
-                            : bits == 0x7f800000u ? "infinite"
-                                                  : std::to_string(row[d]);
-  std::string text = std::string(what) + " is " + value + " at layer " +
-                     std::to_string(place.layer) + ", head " + std::to_string(place.head) +
-                     ", position " + std::to_string(place.position);
+  while (d < n && is_storable(row[d])) ++d;
+  const float x = row[d];
+  std::string text = std::string(what) + " is " + (x != x ? "NaN" : std::to_string(x)) +
+                     " at layer " + std::to_string(place.layer) + ", head " +
+                     std::to_string(place.head) + ", position " + std::to_string(place.position);
   if (place.num_sequences > 1) text += ", sequence " + std::to_string(place.sequence);
-  text += ", channel " + std::to_string(d) + ": ";
-  text += bits >= 0x7f800000u ? "caches take finite numbers only"
-                              : "caches take numbers up to 2^58, whose squares fp32 can sum";
-  throw Refused(text);
+  throw Refused(text + ", channel " + std::to_string(d) +
+                ": a cache takes finite numbers up to 2^58");
 }
 
 }  // namespace sikv

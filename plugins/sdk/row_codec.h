@@ -33,9 +33,10 @@ class RowTokens {
   // out [D] = token t. Throws Refused if it is not finite.
   void load(int t, float* out) const {
     rows_->load(sequence_, t, head_, head_dim(), out);
-    check_finite(out, head_dim(), what_,
-                 {view_->layer(), sequence_, view_->num_sequences(), head_,
-                  view_->position(row_, first_slot_ + t)});
+    if (std::all_of(out, out + head_dim(), is_storable)) return;
+    refuse_row(out, head_dim(), what_,
+               {view_->layer(), sequence_, view_->num_sequences(), head_,
+                view_->position(row_, first_slot_ + t)});
   }
 
   // visit(page, token in page, x [D]) for every token in order.

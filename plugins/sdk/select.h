@@ -71,8 +71,7 @@ inline void select_top(std::span<const double> scores, std::span<const int32_t> 
 // Largest selection that `budget` allows on sequences of at most shape.max_tokens tokens: what a
 // selector's plan answers.
 inline int32_t selection_capacity(const Budget& budget, const sikv_shape& shape) {
-  return static_cast<int32_t>(
-      std::min<int64_t>(budget.tokens(shape.max_tokens), shape.max_tokens));
+  return static_cast<int32_t>(std::min<int64_t>(budget.tokens(shape.max_tokens), shape.max_tokens));
 }
 
 // out [D] = mean over q [G, D].

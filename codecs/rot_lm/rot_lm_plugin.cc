@@ -1,0 +1,6 @@
+#include "codecs/rot_lm/rot_lm.h"
+
+SIKV_PLUGIN("rot_lm", "1.0.0", SIKV_CPU,
+            SIKV_KIND_BIT(SIKV_KEY_CODEC) | SIKV_KIND_BIT(SIKV_VALUE_CODEC),
+            sikv::key_codec<sikv::make_rot_lm_keys_ref, sikv::kRotLmKeyOptions>("ref"),
+            sikv::value_codec<sikv::make_rot_lm_values_ref, sikv::kRotLmValueOptions>("ref"))

@@ -1,0 +1,417 @@
+#include "framework/config/config.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <span>
+#include <utility>
+
+#include "framework/base/error.h"
+#include "framework/base/text.h"
+#include "framework/config/config_fields.h"
+#include "framework/config/config_tree.h"
+#include "framework/config/pipeline_parts.h"
+#include "framework/config/pipeline_text.h"
+#include "framework/registry/options.h"
+
+namespace sikv {
+namespace {
+
+namespace fs = std::filesystem;
+
+// bf16 bytes are parameters x 2, from the models' published parameter counts.
+const std::array<ModelSpec, 4> kPresets = {{
+    {"smollm2-135m", 30, 9, 3, 64, 100000, 269030016},
+    {"llama-3.1-8b", 32, 32, 8, 128, 500000, 16060000000},
+    {"qwen2.5-14b", 48, 40, 8, 128, 1000000, 29540000000},
+    {"qwen3-8b", 36, 32, 8, 128, 1000000, 16380000000},
+}};
+
+// ---- one node at a time -------------------------------------------------------------------------
+
+void check_keys(const ConfigNode& map, std::string_view owner, std::span<const char* const> keys) {
+  if (!map.is_map()) {
+    map.fail("{} is {}, expected a map with keys such as {}", owner, map.shown(), keys.front());
+  }
+  const std::vector<std::string> known(keys.begin(), keys.end());
+  for (size_t i = 0; i < map.names.size(); ++i) {
+    if (std::find(known.begin(), known.end(), map.names[i]) != known.end()) continue;
+    const std::string near = did_you_mean(map.names[i], known);
+    throw Error("{}: {} has no key '{}'{}", map.items[i].name_where, owner, map.names[i],
+                near.empty() ? "; it takes " + join(known) : near);
+  }
+}
+
+const ConfigNode& need(const ConfigNode& map, std::string_view owner, std::string_view key,
+                       std::string_view example) {
+  const ConfigNode* node = map.find(key);
+  if (node == nullptr) map.fail("{} lacks '{}'; add {}", owner, key, example);
+  return *node;
+}
+
+sikv_option_value read(const ConfigNode& node, const sikv_option_spec& field,
+                       std::string_view owner) {
+  if (!node.is_scalar()) {
+    node.fail("{}: {} is {}, expected {}", owner, field.name, node.shown(), allowed_text(field));
+  }
+  return node.at([&] { return parse_option(field, node.text, owner); });
+}
+
+// The field where it is given; does nothing where it is not.
+template <typename T>
+void read_if(const ConfigNode& map, const sikv_option_spec& field, std::string_view owner,
+             T& value) {
+  const ConfigNode* node = map.find(field.name);
+  if (node == nullptr) return;
+  const sikv_option_value given = read(*node, field, owner);
+  value = field.type == SIKV_OPTION_FLOAT ? static_cast<T>(given.f) : static_cast<T>(given.i);
+}
+
+// The texts of a list, or of one value on its own.
+template <typename Visit>
+void for_each_item(const ConfigNode& node, const sikv_option_spec& field, std::string_view owner,
+                   Visit&& visit) {
+  if (!node.is_list()) return visit(node, read(node, field, owner));
+  if (node.items.empty()) {
+    node.fail("{}: {} is an empty list, expected at least one value", owner, field.name);
+  }
+  for (const ConfigNode& item : node.items) visit(item, read(item, field, owner));
+}
+
+std::string read_text(const ConfigNode& node, std::string_view what) {
+  if (!node.is_scalar() || node.text.empty()) {
+    node.fail("{} is {}, expected a text", what, node.shown());
+  }
+  return node.text;
+}
+
+// ---- the parts of a config ----------------------------------------------------------------------
+
+class Reader {
+ public:
+  Reader(const fs::path& folder, Registry& registry) : folder_(folder), registry_(registry) {}
+
+  Config run(const ConfigNode& root) {
+    check_keys(root, "config", fields::kTopKeys);
+    Config config;
+    // First, because everything below asks the registry.
+    if (const ConfigNode* node = root.find("plugin_path")) plugin_path(*node, config);
+    if (const ConfigNode* node = root.find("model")) config.model = model(*node);
+    config.source = source(need(root, "config", "source", "a trace or synthetic:"));
+    if (config.source.synthetic && !config.model) {
+      root.fail(
+          "a synthetic source takes its shape from model, which config lacks; add a preset "
+          "such as model: llama-3.1-8b");
+    }
+    pipelines(root, config);
+    if (const ConfigNode* node = root.find("budgets")) {
+      for_each_item(*node, fields::kBudget, "config",
+                    [&](const ConfigNode& item, const sikv_option_value&) {
+                      config.budgets.push_back(item.text);
+                    });
+    }
+    if (const ConfigNode* node = root.find("measure")) config.measure = measure(*node);
+    read_if(root, fields::kThreads, "config", config.threads);
+    return config;
+  }
+
+ private:
+  // Beside the config if it is there, else as seen from the working folder.
+  fs::path resolved(const std::string& path) const {
+    const fs::path beside = folder_ / path;
+    std::error_code failed;
+    return fs::exists(beside, failed) ? beside : fs::path(path);
+  }
+
+  void plugin_path(const ConfigNode& node, Config& config) {
+    const auto add = [&](const ConfigNode& item) {
+      const fs::path folder = resolved(read_text(item, "plugin_path"));
+      item.at([&] { registry_.add_folder(folder); });
+      config.plugin_path.push_back(folder);
+    };
+    if (!node.is_list()) return add(node);
+    for (const ConfigNode& item : node.items) add(item);
+  }
+
+  static ModelSpec model(const ConfigNode& node) {
+    if (node.is_scalar()) {
+      return node.at([&] { return model_preset(node.text); });
+    }
+    check_keys(node, "model", fields::kModelKeys);
+    ModelSpec model;
+    const ConfigNode* preset = node.find("preset");
+    if (preset != nullptr) {
+      const std::string name = read_text(*preset, "preset");
+      model = preset->at([&] { return model_preset(name); });
+    }
+    for (const sikv_option_spec& field : fields::kModel) {
+      if (preset == nullptr && field.default_value == nullptr) {
+        static_cast<void>(
+            need(node, "model", field.name, "it or a preset such as preset: llama-3.1-8b"));
+      }
+    }
+    read_if(node, fields::kModel[0], "model", model.layers);
+    read_if(node, fields::kModel[1], "model", model.query_heads);
+    read_if(node, fields::kModel[2], "model", model.kv_heads);
+    read_if(node, fields::kModel[3], "model", model.head_dim);
+    read_if(node, fields::kModel[4], "model", model.rope_theta);
+    read_if(node, fields::kModel[5], "model", model.weight_bytes);
+    if (model.query_heads % model.kv_heads != 0) {
+      node.fail("model: query_heads is {}, expected a multiple of kv_heads, which is {}",
+                model.query_heads, model.kv_heads);
+    }
+    return model;
+  }
+
+  SourceSpec source(const ConfigNode& node) const {
+    check_keys(node, "source", fields::kSourceKeys);
+    SourceSpec source;
+    const ConfigNode* trace = node.find("trace");
+    const ConfigNode* synthetic = node.find("synthetic");
+    if ((trace == nullptr) == (synthetic == nullptr)) {
+      node.fail("source has {} trace {} synthetic, expected one of them",
+                trace == nullptr ? "neither" : "both", trace == nullptr ? "nor" : "and");
+    }
+    if (trace != nullptr) {
+      const std::string path = read_text(*trace, "source: trace");
+      source.trace = resolved(path);
+      std::error_code failed;
+      if (!fs::is_regular_file(source.trace, failed)) {
+        trace->fail(
+            "source: trace is '{}', and there is no such file in {}the working folder; "
+            "correct the path",
+            path, folder_.empty() ? "" : fmt::format("'{}' or ", folder_.string()));
+      }
+    } else {
+      for (const char* key : {"layers", "prompt"}) {
+        if (const ConfigNode* extra = node.find(key)) {
+          throw Error("{}: source: {} goes with a trace only; remove it", extra->name_where, key);
+        }
+      }
+      source.synthetic = SyntheticSpec();
+      // `synthetic:` alone asks for all defaults.
+      if (synthetic->type != ConfigNode::Type::kEmpty) {
+        source.synthetic = this->synthetic(*synthetic);
+      }
+    }
+    if (const ConfigNode* layers = node.find("layers")) {
+      for_each_item(*layers, fields::kLayer, "source",
+                    [&](const ConfigNode& item, const sikv_option_value& value) {
+                      const int layer = static_cast<int>(value.i);
+                      if (std::find(source.layers.begin(), source.layers.end(), layer) !=
+                          source.layers.end()) {
+                        item.fail("source: layer {} is given twice; remove one", layer);
+                      }
+                      source.layers.push_back(layer);
+                    });
+    }
+    read_if(node, fields::kPrompt, "source", source.prompt);
+    read_if(node, fields::kSourceSteps, "source", source.steps);
+    return source;
+  }
+
+  static SyntheticSpec synthetic(const ConfigNode& node) {
+    check_keys(node, "synthetic", fields::kSyntheticKeys);
+    SyntheticSpec spec;
+    if (const ConfigNode* kind = node.find("kind")) {
+      spec.kind = read(*kind, fields::kSynthKind, "synthetic").text;
+    }
+    if (const ConfigNode* dtype = node.find("dtype")) {
+      spec.dtype = read(*dtype, fields::kSynthDtype, "synthetic").text;
+    }
+    read_if(node, fields::kSeed, "synthetic", spec.seed);
+    if (const ConfigNode* context = node.find("context")) {
+      spec.context.clear();
+      for_each_item(*context, fields::kContext, "synthetic",
+                    [&](const ConfigNode&, const sikv_option_value& value) {
+                      spec.context.push_back(value.i);
+                    });
+    }
+    const ConfigNode* batch = node.find("batch");
+    spec.batch_max = batch != nullptr && batch->is_scalar() && batch->text == "max";
+    if (batch != nullptr && !spec.batch_max) {
+      spec.batch.clear();
+      for_each_item(*batch, fields::kBatch, "synthetic",
+                    [&](const ConfigNode&, const sikv_option_value& value) {
+                      spec.batch.push_back(static_cast<int>(value.i));
+                    });
+    }
+    return spec;
+  }
+
+  void pipelines(const ConfigNode& root, Config& config) const {
+    const ConfigNode* one = root.find("pipeline");
+    const ConfigNode* several = root.find("pipelines");
+    if ((one == nullptr) == (several == nullptr)) {
+      root.fail("config has {} pipeline {} pipelines, expected one of them",
+                one == nullptr ? "neither" : "both", one == nullptr ? "nor" : "and");
+    }
+    if (one != nullptr) {
+      config.pipelines.push_back(pipeline(*one));
+      return;
+    }
+    if (!several->is_list() || several->items.empty()) {
+      several->fail("pipelines is {}, expected a list of pipelines",
+                    several->is_list() ? "empty" : several->shown());
+    }
+    for (const ConfigNode& item : several->items) config.pipelines.push_back(pipeline(item));
+  }
+
+  PipelineSpec pipeline(const ConfigNode& node) const {
+    if (node.is_scalar()) {
+      return node.at([&] { return parse_pipeline(node.text, registry_); });
+    }
+    check_keys(node, "pipeline", fields::kPipelineKeys);
+    PipelineSpec spec;
+    for (const PipelinePart& part : kPipelineParts) {
+      plugin(need(node, "pipeline", part.family,
+                  fmt::format("{}: {{{}: ...}}", part.family, part.id_key)),
+             part, spec);
+    }
+    if (const ConfigNode* device = node.find("device")) {
+      spec.device = read_text(*device, "device");
+      device->at([&] { check_device_name(spec.device); });
+    }
+    if (const ConfigNode* force = node.find("force")) forced(*force, spec);
+    return spec;
+  }
+
+  void plugin(const ConfigNode& node, const PipelinePart& part, PipelineSpec& spec) const {
+    if (!node.is_map()) {
+      node.fail("{} is {}, expected a map such as {{{}: ...}}", part.family, node.shown(),
+                part.id_key);
+    }
+    const ConfigNode& id =
+        need(node, part.family, part.id_key, fmt::format("the id of a {}", kind_name(part.kind)));
+    PluginSpec& plugin = spec.*part.plugin;
+    plugin.id = read_text(id, part.id_key);
+    const auto options = id.at([&] { return registry_.options(part.kind, plugin.id); });
+    std::vector<sikv_option_spec> all(options.begin(), options.end());
+    if (part.kind == SIKV_SELECTOR) {
+      const auto common = selector_common_options();
+      all.insert(all.end(), common.begin(), common.end());
+    }
+    const std::string owner = fmt::format("{} '{}'", kind_name(part.kind), plugin.id);
+    for (size_t i = 0; i < node.names.size(); ++i) {
+      const std::string& name = node.names[i];
+      const ConfigNode& value = node.items[i];
+      if (name == part.id_key) continue;
+      // Checked one by one, so that an error points at its own line.
+      ConfigNode at_name;
+      at_name.where = value.name_where;
+      const sikv_option_spec& option =
+          at_name.at([&]() -> const sikv_option_spec& { return find_option(all, name, owner); });
+      static_cast<void>(read(value, option, owner));
+      if (part.kind == SIKV_SELECTOR && is_selector_common_option(name)) {
+        set_selector_common_option(spec, name, value.text);
+      } else {
+        plugin.options.emplace_back(name, value.text);
+      }
+    }
+    check_part(spec, part, registry_);
+  }
+
+  void forced(const ConfigNode& node, PipelineSpec& spec) const {
+    std::vector<const char*> families;
+    for (const PipelinePart& part : kPipelineParts) families.push_back(part.family);
+    check_keys(node, "force", families);
+    for (const PipelinePart& part : kPipelineParts) {
+      const ConfigNode* variant = node.find(part.family);
+      if (variant == nullptr) continue;
+      const std::string name = read_text(*variant, part.family);
+      variant->at([&] { force_variant(spec, part, name, registry_); });
+    }
+  }
+
+  static MeasureSpec measure(const ConfigNode& node) {
+    check_keys(node, "measure", fields::kMeasureKeys);
+    MeasureSpec measure;
+    read_if(node, fields::kMeasureSteps, "measure", measure.steps);
+    read_if(node, fields::kWarmup, "measure", measure.warmup);
+    if (const ConfigNode* metrics = node.find("metrics")) {
+      measure.metrics.clear();
+      for_each_item(*metrics, fields::kMetric, "measure",
+                    [&](const ConfigNode& item, const sikv_option_value&) {
+                      if (std::find(measure.metrics.begin(), measure.metrics.end(), item.text) ==
+                          measure.metrics.end()) {
+                        measure.metrics.push_back(item.text);
+                      }
+                    });
+    }
+    return measure;
+  }
+
+  fs::path folder_;
+  Registry& registry_;
+};
+
+}  // namespace
+
+Config parse_config(const std::string& text, const std::string& name,
+                    const std::vector<std::string>& sets, Registry& registry) {
+  ConfigNode root = read_config_tree(text, name);
+  for (const std::string& set : sets) override_config(root, set);
+  Config config = Reader(fs::path(name).parent_path(), registry).run(root);
+  config.file = name;
+  return config;
+}
+
+Config load_config(const fs::path& file, const std::vector<std::string>& sets, Registry& registry) {
+  std::error_code failed;
+  if (fs::is_directory(file, failed)) {
+    throw Error("the config '{}' is a folder; name a file in it", file.string());
+  }
+  std::ifstream stream(file, std::ios::binary);
+  if (!stream) {
+    throw Error("the config '{}' cannot be read: {}; correct the path", file.string(),
+                std::strerror(errno));
+  }
+  const std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  return parse_config(text, file.string(), sets, registry);
+}
+
+std::vector<PipelineSpec> expand_budgets(const Config& config, const Registry& registry) {
+  std::vector<PipelineSpec> specs;
+  for (const PipelineSpec& pipeline : config.pipelines) {
+    const auto options = registry.options(SIKV_SELECTOR, pipeline.selector.id);
+    const bool has_budget = std::any_of(
+        options.begin(), options.end(),
+        [](const sikv_option_spec& option) { return option.name == std::string_view("budget"); });
+    if (!has_budget || config.budgets.empty()) {
+      specs.push_back(pipeline);
+      continue;
+    }
+    for (const std::string& budget : config.budgets) {
+      PipelineSpec spec = pipeline;
+      std::erase_if(spec.selector.options,
+                    [](const auto& option) { return option.first == "budget"; });
+      spec.selector.options.emplace_back("budget", budget);
+      for (const PipelinePart& part : kPipelineParts) {
+        if (part.kind == SIKV_SELECTOR) check_part(spec, part, registry);
+      }
+      specs.push_back(std::move(spec));
+    }
+  }
+  return specs;
+}
+
+ModelSpec model_preset(std::string_view name) {
+  for (const ModelSpec& preset : kPresets) {
+    if (preset.preset == name) return preset;
+  }
+  const std::vector<std::string> names = model_presets();
+  const std::string near = did_you_mean(name, names);
+  throw Error("there is no model preset '{}'{}", name,
+              near.empty() ? "; there are " + join(names) : near);
+}
+
+std::vector<std::string> model_presets() {
+  std::vector<std::string> names;
+  for (const ModelSpec& preset : kPresets) names.push_back(preset.preset);
+  return names;
+}
+
+}  // namespace sikv

@@ -1,0 +1,57 @@
+// The four plugins of a pipeline, as data: shared by the YAML reader, the one-line form and the
+// JSON schema, so that they cannot disagree.
+#ifndef SIKV_FRAMEWORK_CONFIG_PIPELINE_PARTS_H_
+#define SIKV_FRAMEWORK_CONFIG_PIPELINE_PARTS_H_
+
+#include <array>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "framework/config/config.h"
+#include "framework/registry/registry.h"
+
+namespace sikv {
+
+struct PipelinePart {
+  const char* family;  // key of a pipeline in YAML, and in PipelineSpec::force
+  const char* id_key;  // key of the plugin's id within it
+  const char* help;
+  sikv_kind kind;
+  PluginSpec PipelineSpec::*plugin;
+};
+
+inline constexpr std::array<PipelinePart, 4> kPipelineParts = {{
+    {"keys", "codec", "how keys are stored", SIKV_KEY_CODEC, &PipelineSpec::keys},
+    {"values", "codec", "how values are stored", SIKV_VALUE_CODEC, &PipelineSpec::values},
+    {"selector", "name", "which tokens a query attends to", SIKV_SELECTOR, &PipelineSpec::selector},
+    {"attention", "kernel", "how it attends to them", SIKV_KERNEL, &PipelineSpec::kernel},
+}};
+
+inline constexpr std::array<const char*, 3> kDeviceNames = {"auto", "cpu", "cuda"};
+
+// What every selector takes beside its own options, because the framework serves it: pinned, pin
+// and keep_generated of PipelineSpec.
+std::span<const sikv_option_spec> selector_common_options();
+bool is_selector_common_option(std::string_view name);
+// Sets one of them from its text; Error if the text is not allowed.
+void set_selector_common_option(PipelineSpec& spec, std::string_view name, const std::string& text);
+// Its text in `spec`.
+std::string selector_common_option(const PipelineSpec& spec, std::string_view name);
+
+// Checks id and options of one part against the registry and puts the options in the order of the
+// plugin's list.
+void check_part(PipelineSpec& spec, const PipelinePart& part, const Registry& registry);
+
+// Forces `variant` for one part; Error if the plugin has no such variant.
+void force_variant(PipelineSpec& spec, const PipelinePart& part, const std::string& variant,
+                   const Registry& registry);
+// The forced variant of one part, or nullptr.
+const std::string* forced_variant(const PipelineSpec& spec, const PipelinePart& part);
+
+// "auto", "cpu" or "cuda"; Error otherwise.
+void check_device_name(const std::string& device);
+
+}  // namespace sikv
+
+#endif  // SIKV_FRAMEWORK_CONFIG_PIPELINE_PARTS_H_

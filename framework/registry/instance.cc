@@ -1,0 +1,194 @@
+#include "framework/registry/instance.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "framework/base/error.h"
+
+namespace sikv {
+namespace {
+
+struct Lifetime {
+  int32_t (*create)(const sikv_create_args* args, void** self, sikv_message* why);
+  void (*destroy)(void* self);
+};
+
+Lifetime lifetime(const Variant& variant) {
+  switch (variant.kind) {
+    case SIKV_SELECTOR:
+      return {variant.selector().create, variant.selector().destroy};
+    case SIKV_KERNEL:
+      return {variant.kernel().create, variant.kernel().destroy};
+    default:
+      return {variant.codec().create, variant.codec().destroy};
+  }
+}
+
+std::string text_of(const sikv_message& message) {
+  std::string text(message.text, strnlen(message.text, sizeof message.text));
+  return text.empty() ? "it gives no reason" : text;
+}
+
+}  // namespace
+
+Instance::Instance(const Variant& variant, const OptionSet& options, const sikv_shape& shape,
+                   const sikv_device& device, const sikv_host& host)
+    : variant_(&variant) {
+  const sikv_create_args args{sizeof args,
+                              static_cast<uint32_t>(options.values().size()),
+                              options.values().data(),
+                              &shape,
+                              &device,
+                              &host};
+  checked([&](sikv_message* why) { return lifetime(variant).create(&args, &self_, why); });
+}
+
+Instance::Instance(Instance&& other) noexcept
+    : variant_(other.variant_), self_(std::exchange(other.self_, nullptr)) {}
+
+Instance& Instance::operator=(Instance&& other) noexcept {
+  std::swap(variant_, other.variant_);
+  std::swap(self_, other.self_);
+  return *this;
+}
+
+Instance::~Instance() {
+  if (self_ != nullptr) lifetime(*variant_).destroy(self_);
+}
+
+void Instance::fail(int32_t status, const sikv_message& why) const {
+  if (status == SIKV_REFUSED) throw Error("{}: {}", variant_->name(), text_of(why));
+  const std::string what = status == SIKV_INTERNAL
+                               ? text_of(why)
+                               : fmt::format("status {}, which the ABI does not have", status);
+  throw InternalError(fmt::format("internal error in {} {}: {}; please report this to its author",
+                                  variant_->name(), variant_->version, what));
+}
+
+std::string Instance::refusal_of(int32_t status, const sikv_message& why) const {
+  if (status == SIKV_OK) return "";
+  if (status == SIKV_REFUSED) return text_of(why);
+  fail(status, why);
+}
+
+sikv_layout CodecInstance::describe() const {
+  sikv_layout layout{};
+  layout.struct_size = sizeof layout;
+  checked([&](sikv_message* why) { return variant().codec().describe(self(), &layout, why); });
+  return layout;
+}
+
+uint64_t CodecInstance::workspace_bytes() const {
+  uint64_t bytes = 0;
+  checked(
+      [&](sikv_message* why) { return variant().codec().workspace_bytes(self(), &bytes, why); });
+  return bytes;
+}
+
+void CodecInstance::fit(const sikv_rows& rows, const sikv_cache_view& view, void* workspace,
+                        void* stream) {
+  checked([&](sikv_message* why) {
+    return variant().codec().fit(self(), &rows, &view, workspace, stream, why);
+  });
+}
+
+void CodecInstance::encode(const sikv_rows& rows, const int32_t* first_slot,
+                           const sikv_cache_view& view, void* workspace, void* stream) {
+  checked([&](sikv_message* why) {
+    return variant().codec().encode(self(), &rows, first_slot, &view, workspace, stream, why);
+  });
+}
+
+void CodecInstance::decode(const sikv_decode_args& args, void* stream) const {
+  checked([&](sikv_message* why) { return variant().codec().decode(self(), &args, stream, why); });
+}
+
+std::string SelectorInstance::refusal(const sikv_layout& key_layout) const {
+  sikv_message why{};
+  return refusal_of(variant().selector().accepts(self(), &key_layout, &why), why);
+}
+
+SelectorInstance::Plan SelectorInstance::plan() {
+  Plan plan{0, 0};
+  checked([&](sikv_message* why) {
+    return variant().selector().plan(self(), &plan.capacity, &plan.workspace_bytes, why);
+  });
+  return plan;
+}
+
+void SelectorInstance::begin_sequence(int sequence) {
+  checked([&](sikv_message* why) {
+    return variant().selector().begin_sequence(self(), sequence, why);
+  });
+}
+
+void SelectorInstance::observe(const sikv_observe_args& args, void* workspace, void* stream) {
+  checked([&](sikv_message* why) {
+    return variant().selector().observe(self(), &args, workspace, stream, why);
+  });
+}
+
+void SelectorInstance::observe_page(const sikv_observe_page_args& args, void* workspace,
+                                    void* stream) {
+  checked([&](sikv_message* why) {
+    return variant().selector().observe_page(self(), &args, workspace, stream, why);
+  });
+}
+
+void SelectorInstance::begin_step(int64_t step) {
+  checked([&](sikv_message* why) { return variant().selector().begin_step(self(), step, why); });
+}
+
+void SelectorInstance::run(const sikv_select_args& args, void* workspace, void* stream) {
+  checked([&](sikv_message* why) {
+    return variant().selector().run(self(), &args, workspace, stream, why);
+  });
+}
+
+bool SelectorInstance::evicts() const { return variant().selector().evict != nullptr; }
+
+void SelectorInstance::evict(const sikv_evict_args& args, void* workspace, void* stream) {
+  SIKV_ASSERT(evicts());
+  checked([&](sikv_message* why) {
+    return variant().selector().evict(self(), &args, workspace, stream, why);
+  });
+}
+
+uint64_t SelectorInstance::state_bytes() const { return variant().selector().state_bytes(self()); }
+
+std::vector<sikv_counter> SelectorInstance::counters() const {
+  if (variant().selector().counters == nullptr) return {};
+  std::vector<sikv_counter> counters(variant().selector().counters(self(), nullptr, 0));
+  const auto capacity = static_cast<uint32_t>(counters.size());
+  counters.resize(
+      std::min(variant().selector().counters(self(), counters.data(), capacity), capacity));
+  for (sikv_counter& counter : counters) counter.name[sizeof counter.name - 1] = '\0';
+  return counters;
+}
+
+std::string KernelInstance::refusal(const sikv_layout& key_layout,
+                                    const sikv_layout& value_layout) const {
+  sikv_message why{};
+  return refusal_of(variant().kernel().accepts(self(), &key_layout, &value_layout, &why), why);
+}
+
+bool KernelInstance::attends_all() const {
+  return (variant().kernel().flags & SIKV_KERNEL_ATTENDS_ALL) != 0;
+}
+
+uint64_t KernelInstance::plan(int32_t capacity) {
+  uint64_t workspace_bytes = 0;
+  checked([&](sikv_message* why) {
+    return variant().kernel().plan(self(), capacity, &workspace_bytes, why);
+  });
+  return workspace_bytes;
+}
+
+void KernelInstance::run(const sikv_attend_args& args, void* workspace, void* stream) {
+  checked([&](sikv_message* why) {
+    return variant().kernel().run(self(), &args, workspace, stream, why);
+  });
+}
+
+}  // namespace sikv

@@ -1,0 +1,475 @@
+// What holds for every key and value codec, variant and option. `ref` is the truth: other variants
+// must write its bytes.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <set>
+
+#include "framework/base/error.h"
+#include "framework/base/random.h"
+#include "plugins/layouts/dtype_name.h"
+#include "plugins/layouts/nibble_tile.h"
+#include "tests/support/plugins.h"
+#include "tests/support/test_cache.h"
+
+namespace sikv::testing {
+namespace {
+
+constexpr int kHeadDims[] = {64, 96, 128, 256};
+constexpr int32_t kInputTypes[] = {SIKV_FP16, SIKV_BF16, SIKV_FP32};
+constexpr uint8_t kPoison = 0xa5;
+
+struct Config {
+  Choices choices;
+  int head_dim;
+  int32_t dtype;
+};
+
+std::string text(const Variant& variant, const Config& config) {
+  return std::string(kind_name(variant.kind)) + " " + describe(variant.id, config.choices) + " " +
+         variant.variant + ", D " + std::to_string(config.head_dim) + ", " +
+         std::string(dtype_name(config.dtype));
+}
+
+// ---- a codec at work ----------------------------------------------------------------------------
+
+bool shares_scales(const sikv_layout& layout) {
+  return std::any_of(layout.planes, layout.planes + layout.num_planes,
+                     [](const sikv_plane& plane) { return plane.organisation == SIKV_SHARED; });
+}
+
+// One codec over a cache whose other side is empty.
+struct Bench {
+  Bench(const Variant& variant, const Config& config, std::vector<int> lengths,
+        Device& device = cpu(), uint64_t seed = 1)
+      : kind(variant.kind),
+        codec(make_instance<CodecInstance>(variant, config.choices,
+                                           make_shape(config.head_dim, config.dtype), device)),
+        layout(codec.describe()),
+        cache(spec(config, std::move(lengths), seed), kind == SIKV_KEY_CODEC ? layout : kNothing,
+              kind == SIKV_KEY_CODEC ? kNothing : layout),
+        rows(cache.spec().encoded, 2, config.head_dim, config.dtype) {}
+
+  CacheSpec spec(const Config& config, std::vector<int> lengths, uint64_t seed) const {
+    if (shares_scales(layout)) {  // whole pages only
+      for (int& n : lengths) n = (n + kPageTokens - 1) / kPageTokens * kPageTokens;
+    }
+    return {.head_dim = config.head_dim,
+            .dtype = config.dtype,
+            .encoded = std::move(lengths),
+            .seed = seed};
+  }
+
+  void fit_and_encode() { testing::fit_and_encode(codec, rows, cache); }
+  std::vector<uint8_t> row_bytes(int row) const { return cache.row_bytes(kind, row); }
+  std::vector<float> decode(int row, std::span<const int32_t> slots) const {
+    return decode_slots(codec, cache, row, slots);
+  }
+  std::vector<float> decode_all(int row) const {
+    std::vector<int32_t> slots(static_cast<size_t>(rows.count(row / rows.num_heads())));
+    std::iota(slots.begin(), slots.end(), 0);
+    return decode(row, slots);
+  }
+
+  // ||decoded - rows|| / ||rows|| over the whole batch; 0 for 0 / 0.
+  double relative_error() const {
+    double error = 0, norm = 0;
+    for (int row = 0; row < cache.num_rows(); ++row) {
+      const std::vector<float> decoded = decode_all(row);
+      const int b = row / rows.num_heads(), h = row % rows.num_heads();
+      for (size_t i = 0; i < decoded.size(); ++i) {
+        const int t = static_cast<int>(i) / rows.head_dim(),
+                  d = static_cast<int>(i) % rows.head_dim();
+        const double x = rows.at(b, t, h, d);
+        error += (decoded[i] - x) * (decoded[i] - x);
+        norm += x * x;
+      }
+    }
+    return error == 0 ? 0 : std::sqrt(error / norm);
+  }
+
+  static constexpr int kPageTokens = SIKV_PAGE_TOKENS;
+  static constexpr sikv_layout kNothing{};
+
+  sikv_kind kind;
+  CodecInstance codec;
+  sikv_layout layout;
+  TestCache cache;
+  TestRows rows;
+};
+
+// Whether a page still holds poison in everything that belongs to tokens [from, 256).
+::testing::AssertionResult poisoned_from(const Bench& bench, int row, int page_index, int from) {
+  for (uint32_t i = 0; i < bench.layout.num_planes; ++i) {
+    const sikv_plane& plane = bench.layout.planes[i];
+    const uint8_t* page =
+        bench.cache.page(bench.kind, static_cast<sikv_role>(plane.role), row, page_index);
+    const auto fault = [&](int token) {
+      return ::testing::AssertionFailure()
+             << "plane " << i << " row " << row << " page " << page_index << ": token " << token
+             << " was written, but only " << from << " belong to the call";
+    };
+    if (plane.organisation == SIKV_NIBBLE_TILES) {
+      for (int token = from; token < SIKV_PAGE_TOKENS; ++token) {
+        for (int group = 0; group < bench.rows.head_dim() / 4; ++group) {
+          const uint32_t nibble = nibble_tile::get(page, bench.rows.head_dim(), token, group);
+          if (nibble != (token % 2 == 0 ? kPoison & 15u : kPoison >> 4)) return fault(token);
+        }
+      }
+    } else {
+      const int tile = static_cast<int>(plane.tile_tokens);
+      for (int t = (from + tile - 1) / tile; t < SIKV_PAGE_TOKENS / tile; ++t) {
+        const uint8_t* bytes = page + int64_t{t} * plane.bytes_per_tile;
+        if (std::any_of(bytes, bytes + plane.bytes_per_tile,
+                        [](uint8_t b) { return b != kPoison; })) {
+          return fault(t * tile);
+        }
+      }
+    }
+  }
+  return ::testing::AssertionSuccess();
+}
+
+::testing::AssertionResult inside_its_tokens(const Bench& bench) {
+  const std::string damage = bench.cache.damage();
+  if (!damage.empty()) return ::testing::AssertionFailure() << damage;
+  for (int row = 0; row < bench.cache.num_rows(); ++row) {
+    const int tokens = bench.rows.count(row / bench.rows.num_heads());
+    if (tokens % SIKV_PAGE_TOKENS == 0) continue;
+    const auto result =
+        poisoned_from(bench, row, tokens / SIKV_PAGE_TOKENS, tokens % SIKV_PAGE_TOKENS);
+    if (!result) return result;
+  }
+  return ::testing::AssertionSuccess();
+}
+
+// ---- the suite ----------------------------------------------------------------------------------
+
+class CodecConformanceTest : public ::testing::TestWithParam<const Variant*> {
+ protected:
+  const Variant& variant() const { return *GetParam(); }
+  const Variant& ref() const { return find_variant(variant().kind, variant().id); }
+
+  // Every option value alone, every head dimension and input type. Combinations that the codec
+  // refuses (a scale group that does not divide D) are left out.
+  template <typename Body>
+  void for_each_config(Body&& body) const {
+    for (const Choices& choices : single_choices(variant())) {
+      for (const int head_dim : kHeadDims) {
+        for (const int32_t dtype : kInputTypes) visit({choices, head_dim, dtype}, body);
+      }
+    }
+  }
+  // Every combination of option values and head dimension; input types take turns.
+  template <typename Body>
+  void for_each_combination(Body&& body) const {
+    int turn = 0;
+    for (const Choices& choices : all_choices(variant())) {
+      for (const int head_dim : kHeadDims) {
+        visit({choices, head_dim, kInputTypes[turn++ % 3]}, body);
+      }
+    }
+  }
+
+ private:
+  template <typename Body>
+  void visit(const Config& config, Body&& body) const {
+    SCOPED_TRACE(text(variant(), config));
+    try {
+      make_instance<CodecInstance>(variant(), config.choices,
+                                   make_shape(config.head_dim, config.dtype));
+    } catch (const Error& error) {
+      ASSERT_NE(std::string(error.what()).find("does not divide"), std::string::npos)
+          << error.what();
+      return;
+    }
+    body(config);
+  }
+};
+
+TEST_P(CodecConformanceTest, DescribesASoundLayout) {
+  for_each_combination([&](const Config& config) {
+    const Bench bench(variant(), config, {1});
+    const sikv_layout& layout = bench.layout;
+    EXPECT_EQ(layout.struct_size, sizeof(sikv_layout));
+    EXPECT_EQ(layout.head_dim, static_cast<uint32_t>(config.head_dim));
+    EXPECT_GE(layout.version, 1u);
+    EXPECT_GT(std::string_view(layout.family).size(), 0u);
+    const std::set<uint32_t> allowed =
+        bench.kind == SIKV_KEY_CODEC
+            ? std::set<uint32_t>{SIKV_INDEX_CODE, SIKV_MAGNITUDE, SIKV_SCALE}
+            : std::set<uint32_t>{SIKV_VALUE_CODE, SIKV_VALUE_SCALE};
+    std::set<uint32_t> roles;
+    for (uint32_t i = 0; i < layout.num_planes; ++i) {
+      const sikv_plane& plane = layout.planes[i];
+      EXPECT_TRUE(roles.insert(plane.role).second) << "two planes of role " << plane.role;
+      EXPECT_EQ(allowed.count(plane.role), 1u) << plane.role;
+      EXPECT_GT(plane.bytes_per_tile, 0u);
+      EXPECT_EQ(SIKV_PAGE_TOKENS % plane.tile_tokens, 0u);
+      if (plane.organisation == SIKV_PER_TOKEN) EXPECT_EQ(plane.tile_tokens, 1u);
+      if (plane.organisation == SIKV_NIBBLE_TILES) {
+        EXPECT_EQ(plane.tile_tokens, 8u);
+        EXPECT_EQ(plane.bytes_per_tile, layout.head_dim);
+      }
+    }
+  });
+}
+
+TEST_P(CodecConformanceTest, EveryCombinationStaysInsideItsTokensAndDecodes) {
+  for_each_combination([&](const Config& config) {
+    Bench bench(variant(), config, {33, 0, 3, 257});
+    bench.rows.fill(Pattern::kOutliers, 3);
+    bench.fit_and_encode();
+    EXPECT_TRUE(inside_its_tokens(bench));
+    const double error = bench.relative_error();
+    EXPECT_LE(error, 0.75);  // also false for NaN
+    if (&variant() != &ref()) {
+      Bench truth(ref(), config, {33, 0, 3, 257});
+      truth.rows.fill(Pattern::kOutliers, 3);
+      truth.fit_and_encode();
+      for (int row = 0; row < bench.cache.num_rows(); ++row) {
+        EXPECT_EQ(bench.row_bytes(row), truth.row_bytes(row)) << "row " << row;
+      }
+    }
+  });
+}
+
+TEST_P(CodecConformanceTest, AwkwardLengthsStayInsideTheirTokens) {
+  for_each_config([&](const Config& config) {
+    Bench bench(variant(), config, {1, 3, 31, 33, 255, 256, 257});
+    bench.rows.fill(Pattern::kGaussian, 1);
+    bench.fit_and_encode();
+    EXPECT_TRUE(inside_its_tokens(bench));
+    EXPECT_LE(bench.relative_error(), 0.75);
+  });
+}
+
+TEST_P(CodecConformanceTest, EqualsRefOnEveryPattern) {
+  for_each_config([&](const Config& config) {
+    for (const Pattern pattern : kAllPatterns) {
+      SCOPED_TRACE(pattern_name(pattern));
+      Bench bench(variant(), config, {37, 4}, cpu(3), 5);
+      Bench truth(ref(), config, {37, 4}, cpu(1), 6);
+      bench.rows.fill(pattern, 2);
+      truth.rows.fill(pattern, 2);
+      bench.fit_and_encode();
+      truth.fit_and_encode();
+      for (int row = 0; row < bench.cache.num_rows(); ++row) {
+        EXPECT_EQ(bench.row_bytes(row), truth.row_bytes(row)) << "row " << row;
+        const std::vector<float> decoded = bench.decode_all(row), expected = truth.decode_all(row);
+        for (size_t i = 0; i < decoded.size(); ++i) {
+          ASSERT_TRUE(std::isfinite(decoded[i])) << "row " << row << " element " << i;
+          ASSERT_NEAR(decoded[i], expected[i], 4e-6 * (1 + std::fabs(expected[i])));
+        }
+      }
+      EXPECT_TRUE(inside_its_tokens(bench));
+      // Scales saturate at 65504 where rows go beyond: they then lose up to all of their norm.
+      EXPECT_LE(bench.relative_error(), 1.1);
+      if (pattern == Pattern::kConstant || pattern == Pattern::kZeros) {
+        EXPECT_EQ(bench.relative_error(), 0.0);
+      }
+    }
+  });
+}
+
+TEST_P(CodecConformanceTest, PagesAppendedLaterEqualOneGo) {
+  for_each_config([&](const Config& config) {
+    const std::vector<int> lengths = {512, 256, 768};
+    Bench once(variant(), config, lengths), paged(variant(), config, lengths, cpu(), 2);
+    once.rows.fill(Pattern::kOffset, 4);
+    paged.rows.fill(Pattern::kOffset, 4);
+    once.fit_and_encode();
+    fit_and_encode(paged.codec, paged.rows, paged.cache);
+    // Once more over the same pages, a page at a time; sequences without that page sit out.
+    for (int first = 0; first < 768; first += SIKV_PAGE_TOKENS) {
+      std::vector<int> counts;
+      for (const int length : lengths) counts.push_back(first < length ? SIKV_PAGE_TOKENS : 0);
+      const RowsPart part = paged.rows.part({first, first, first}, counts);
+      const std::vector<int32_t> first_slot(6, first);
+      paged.codec.encode(part.rows, first_slot.data(), paged.cache.view(), nullptr, nullptr);
+    }
+    for (int row = 0; row < 6; ++row) EXPECT_EQ(once.row_bytes(row), paged.row_bytes(row)) << row;
+  });
+}
+
+TEST_P(CodecConformanceTest, LeavesOtherRowsAlone) {
+  for_each_config([&](const Config& config) {
+    Bench bench(variant(), config, {40, 300, 17});
+    bench.rows.fill(Pattern::kGaussian, 6);
+    const RowsPart middle = bench.rows.part({0, 0, 0}, {0, bench.rows.count(1), 0});
+    const std::vector<int32_t> first_slot(6, 0);
+    std::vector<std::vector<uint8_t>> before;
+    for (int row = 0; row < 6; ++row) before.push_back(bench.row_bytes(row));
+    std::vector<uint8_t> workspace(bench.codec.workspace_bytes());
+    bench.codec.fit(middle.rows, bench.cache.view(), workspace.data(), nullptr);
+    bench.codec.encode(middle.rows, first_slot.data(), bench.cache.view(), workspace.data(),
+                       nullptr);
+    for (const int row : {0, 1, 4, 5}) EXPECT_EQ(bench.row_bytes(row), before[row]) << row;
+    for (const int row : {2, 3}) EXPECT_NE(bench.row_bytes(row), before[row]) << row;
+    EXPECT_EQ(bench.cache.damage(), "");
+  });
+}
+
+TEST_P(CodecConformanceTest, DecodesSlotsInAnyOrder) {
+  for_each_config([&](const Config& config) {
+    Bench bench(variant(), config, {300, 40});
+    bench.rows.fill(Pattern::kGaussian, 7);
+    bench.fit_and_encode();
+    constexpr int kCapacity = 23;
+    constexpr float kMark = 12345.0f;
+    const int dim = config.head_dim;
+    Random random(8);
+    std::vector<int32_t> slots(4 * kCapacity, -1), counts;
+    for (int row = 0; row < 4; ++row) {
+      counts.push_back(static_cast<int32_t>(random.below(kCapacity + 1)));
+      for (int i = 0; i < counts[row]; ++i) {
+        slots[row * kCapacity + i] =
+            static_cast<int32_t>(random.below(static_cast<uint64_t>(bench.rows.count(row / 2))));
+      }
+    }
+    std::vector<float> out(slots.size() * static_cast<size_t>(dim), kMark);
+    // Rows 1 to 3: first_row offsets the cache's rows and not the arguments'.
+    const sikv_decode_args args{&bench.cache.view(),
+                                1,
+                                3,
+                                kCapacity,
+                                0,
+                                slots.data() + kCapacity,
+                                counts.data() + 1,
+                                out.data() + kCapacity * dim};
+    bench.codec.decode(args, nullptr);
+    for (int row = 0; row < 4; ++row) {
+      const std::vector<float> all = bench.decode_all(row);
+      for (int i = 0; i < kCapacity; ++i) {
+        const float* got = &out[static_cast<size_t>((row * kCapacity + i) * dim)];
+        const bool decoded = row > 0 && i < counts[row];
+        for (int d = 0; d < dim; ++d) {
+          const int slot = slots[row * kCapacity + i];
+          ASSERT_EQ(got[d], decoded ? all[static_cast<size_t>(slot * dim + d)] : kMark)
+              << "row " << row << " entry " << i << " slot " << slot << " channel " << d;
+        }
+      }
+    }
+    EXPECT_EQ(bench.cache.damage(), "");
+  });
+}
+
+TEST_P(CodecConformanceTest, RefusesWhatIsNotFinite) {
+  const Config config{{}, 64, SIKV_BF16};
+  const char* letter = variant().kind == SIKV_KEY_CODEC ? "K" : "V";
+  for (const float bad : {std::nanf(""), HUGE_VALF, -HUGE_VALF}) {
+    Bench bench(variant(), config, {256, 256});
+    const auto refusal = [&](auto&& call) -> std::string {
+      try {
+        call();
+      } catch (const Error& error) {
+        return error.what();
+      }
+      return "";
+    };
+    bench.rows.fill(Pattern::kGaussian, 1);
+    bench.fit_and_encode();
+    bench.rows.set(1, 99, 1, 7, bad);
+    const std::string place = "layer 0, head 1, position 99, sequence 1";
+    const std::string in_fit = refusal([&] { bench.fit_and_encode(); });
+    EXPECT_NE(in_fit.find(letter + std::string(" is ")), std::string::npos) << in_fit;
+    EXPECT_NE(in_fit.find(place), std::string::npos) << in_fit;
+    const std::string in_encode = refusal([&] {
+      encode_part(bench.codec, bench.rows, bench.cache, 0, {256, 256});
+    });
+    EXPECT_NE(in_encode.find(place), std::string::npos) << in_encode;
+  }
+}
+
+std::vector<const Variant*> all_codecs() {
+  std::vector<const Variant*> codecs;
+  for (const Variant& variant : registry().variants()) {
+    const bool is_codec = variant.kind == SIKV_KEY_CODEC || variant.kind == SIKV_VALUE_CODEC;
+    if (is_codec && variant.device == SIKV_CPU) codecs.push_back(&variant);
+  }
+  return codecs;
+}
+
+INSTANTIATE_TEST_SUITE_P(Codecs, CodecConformanceTest, ::testing::ValuesIn(all_codecs()),
+                         [](const auto& info) {
+                           const Variant& variant = *info.param;
+                           return (variant.kind == SIKV_KEY_CODEC ? "key_" : "value_") +
+                                  variant.id + "_" + variant.variant;
+                         });
+
+// ---- quality, from both sides -------------------------------------------------------------------
+
+// Relative Frobenius error on unit normal rows, D = 128, fp16 input, 2 sequences of 512 tokens with
+// 2 heads, as measured; a codec may move by 2% of it in either direction.
+struct Quality {
+  sikv_kind kind;
+  const char* id;
+  Choices choices;
+  double error;
+};
+
+class CodecQualityTest : public ::testing::TestWithParam<Quality> {};
+
+TEST_P(CodecQualityTest, ErrorIsWhatItWas) {
+  const Quality& quality = GetParam();
+  for (const Variant& variant : registry().variants()) {
+    if (variant.kind != quality.kind || variant.id != quality.id || variant.device != SIKV_CPU) {
+      continue;
+    }
+    Bench bench(variant, {quality.choices, 128, SIKV_FP16}, {512, 512});
+    bench.rows.fill(Pattern::kGaussian, 9);
+    bench.fit_and_encode();
+    EXPECT_NEAR(bench.relative_error(), quality.error, 0.02 * quality.error)
+        << describe(variant.id, quality.choices) << " " << variant.variant;
+  }
+}
+
+const Quality kQualities[] = {
+    {SIKV_KEY_CODEC, "fp16", {}, 0},
+    {SIKV_KEY_CODEC, "sign_vq", {}, 0.1},
+    {SIKV_KEY_CODEC, "sign_vq", {{"magnitude_bits", "0"}}, 0.1},
+    {SIKV_KEY_CODEC, "sign_vq", {{"magnitude_bits", "3"}}, 0.1},
+    {SIKV_KEY_CODEC, "sign_vq", {{"magnitude_bits", "4"}}, 0.1},
+    {SIKV_KEY_CODEC, "sign_vq", {{"magnitude_bits", "8"}}, 0.1},
+    {SIKV_KEY_CODEC, "sign_vq", {{"magnitude_bits", "16"}}, 0},
+    {SIKV_KEY_CODEC, "sign_vq", {{"scale_group", "16"}}, 0.1},
+    {SIKV_KEY_CODEC, "sign_vq", {{"scale_group", "128"}}, 0.1},
+    {SIKV_KEY_CODEC, "sign_vq", {{"scale_type", "fp8_e4m3"}}, 0.1},
+    {SIKV_KEY_CODEC, "sign_vq", {{"scale_type", "fp8_e5m2"}}, 0.1},
+    {SIKV_KEY_CODEC, "sign_vq", {{"center", "median"}}, 0.1},
+    {SIKV_KEY_CODEC, "sign_vq", {{"center", "none"}}, 0.1},
+    {SIKV_KEY_CODEC, "rot_lm", {}, 0.1},
+    {SIKV_KEY_CODEC, "rot_lm", {{"bits", "2"}}, 0.1},
+    {SIKV_KEY_CODEC, "rot_lm", {{"bits", "4"}}, 0.1},
+    {SIKV_KEY_CODEC, "kivi", {}, 0.1},
+    {SIKV_KEY_CODEC, "kivi", {{"bits", "4"}}, 0.1},
+    {SIKV_KEY_CODEC, "kivi", {{"group", "128"}}, 0.1},
+    {SIKV_VALUE_CODEC, "fp16", {}, 0},
+    {SIKV_VALUE_CODEC, "intq", {}, 0.1},
+    {SIKV_VALUE_CODEC, "intq", {{"bits", "4"}}, 0.1},
+    {SIKV_VALUE_CODEC, "intq", {{"bits", "8"}}, 0.1},
+    {SIKV_VALUE_CODEC, "intq", {{"bits", "16"}}, 0},
+    {SIKV_VALUE_CODEC, "intq", {{"scale_group", "128"}}, 0.1},
+    {SIKV_VALUE_CODEC, "intq", {{"scale_type", "fp8_e4m3"}}, 0.1},
+    {SIKV_VALUE_CODEC, "intq", {{"scale_type", "fp8_e5m2"}}, 0.1},
+    {SIKV_VALUE_CODEC, "rot_lm", {}, 0.1},
+    {SIKV_VALUE_CODEC, "rot_lm", {{"bits", "3"}}, 0.1},
+    {SIKV_VALUE_CODEC, "rot_lm", {{"bits", "4"}}, 0.1},
+    {SIKV_VALUE_CODEC, "kivi", {}, 0.1},
+    {SIKV_VALUE_CODEC, "kivi", {{"bits", "4"}}, 0.1},
+};
+
+INSTANTIATE_TEST_SUITE_P(Codecs, CodecQualityTest, ::testing::ValuesIn(kQualities),
+                         [](const auto& info) {
+                           std::string name = info.param.kind == SIKV_KEY_CODEC ? "key_" : "value_";
+                           name += info.param.id;
+                           for (const auto& [option, value] : info.param.choices) {
+                             name += "_" + option + "_" + value;
+                           }
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace sikv::testing

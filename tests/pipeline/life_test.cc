@@ -1,0 +1,264 @@
+// The life of a token: prompt to pages and tail, steps to the tail, a full tail to a page.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "framework/base/error.h"
+#include "framework/config/pipeline_text.h"
+#include "framework/metrics/attention_metrics.h"
+#include "framework/pipeline/pipeline.h"
+#include "tests/support/plugins.h"
+
+namespace sikv {
+namespace {
+
+using testing::cpu;
+using testing::registry;
+
+constexpr int kHeads = 2, kGroup = 3, kDim = 64, kQueryHeads = kHeads * kGroup;
+
+sikv_shape shape(int layers, int batch, int max_tokens) {
+  return {sizeof(sikv_shape), layers, kQueryHeads, kHeads, kDim,
+          SIKV_FP32,          batch,  max_tokens,  10000.0};
+}
+
+// Ragged prompts in one buffer, and what is appended later, per sequence [tokens, H, D].
+class Batch {
+ public:
+  explicit Batch(std::vector<int> prompts, uint32_t seed = 1)
+      : prompts_(std::move(prompts)), random_(seed) {
+    for (int tokens : prompts_) {
+      first_.push_back(static_cast<int32_t>(k_.size() / kRow));
+      count_.push_back(tokens);
+      append(k_, tokens * kRow);
+      append(v_, tokens * kRow);
+    }
+    for (size_t b = 0; b < prompts_.size(); ++b) {
+      const auto from = static_cast<int64_t>(first_[b]) * kRow,
+                 to = from + int64_t{count_[b]} * kRow;
+      sequence_k_.emplace_back(k_.begin() + from, k_.begin() + to);
+      sequence_v_.emplace_back(v_.begin() + from, v_.begin() + to);
+    }
+  }
+
+  int size() const { return static_cast<int>(prompts_.size()); }
+  sikv_rows keys() const { return rows(k_); }
+  sikv_rows values() const { return rows(v_); }
+  std::vector<float> queries(int window) { return draw(size() * window * kQueryHeads * kDim); }
+
+  void prefill(Pipeline& pipeline, int layer) {
+    const int window = *std::min_element(prompts_.begin(), prompts_.end());
+    const auto q = queries(window);
+    pipeline.prefill(layer, keys(), values(), q.data(), window);
+  }
+  void append_token(Pipeline& pipeline, int layer) {
+    const auto k = draw(size() * kRow), v = draw(size() * kRow);
+    for (int b = 0; b < size(); ++b) {
+      const auto at = int64_t{b} * kRow;
+      auto& to_k = sequence_k_[static_cast<size_t>(b)];
+      auto& to_v = sequence_v_[static_cast<size_t>(b)];
+      to_k.insert(to_k.end(), k.begin() + at, k.begin() + at + kRow);
+      to_v.insert(to_v.end(), v.begin() + at, v.begin() + at + kRow);
+    }
+    pipeline.append(layer, k.data(), v.data());
+  }
+  int length(int b) const {
+    return static_cast<int>(sequence_k_[static_cast<size_t>(b)].size() / kRow);
+  }
+
+  // Largest relative error of out [B, Hq, D] against exact attention over everything.
+  double worst_error(const std::vector<float>& q, const std::vector<float>& out) const {
+    double worst = 0;
+    for (int b = 0; b < size(); ++b) {
+      for (int h = 0; h < kHeads; ++h) {
+        std::vector<float> k, v;
+        for (int t = 0; t < length(b); ++t) {
+          const auto at = int64_t{t} * kRow + h * kDim;
+          const auto& from_k = sequence_k_[static_cast<size_t>(b)];
+          const auto& from_v = sequence_v_[static_cast<size_t>(b)];
+          k.insert(k.end(), from_k.begin() + at, from_k.begin() + at + kDim);
+          v.insert(v.end(), from_v.begin() + at, from_v.begin() + at + kDim);
+        }
+        const size_t first = static_cast<size_t>((b * kQueryHeads + h * kGroup) * kDim);
+        const auto exact = exact_attention(q.data() + first, k.data(), v.data(), kGroup, kDim,
+                                           length(b), 1.0 / std::sqrt(double{kDim}));
+        worst =
+            std::max(worst, relative_error({out.data() + first, size_t{kGroup} * kDim}, exact.out));
+      }
+    }
+    return worst;
+  }
+  std::vector<float> draw(int n) {
+    std::vector<float> values;
+    append(values, n);
+    return values;
+  }
+
+ private:
+  static constexpr int kRow = kHeads * kDim;
+
+  void append(std::vector<float>& to, int n) {
+    std::normal_distribution<float> normal;
+    for (int i = 0; i < n; ++i) to.push_back(normal(random_));
+  }
+  sikv_rows rows(const std::vector<float>& data) const {
+    return {data.data(),   SIKV_FP32,     *std::max_element(count_.begin(), count_.end()),
+            first_.data(), count_.data(), kRow,
+            kDim};
+  }
+
+  std::vector<int> prompts_;
+  std::mt19937 random_;
+  std::vector<float> k_, v_;
+  std::vector<int32_t> first_, count_;
+  std::vector<std::vector<float>> sequence_k_, sequence_v_;
+};
+
+// Runs `steps` steps and returns the worst error of the last one.
+double run(const std::string& text, Batch& batch, int layers, int steps, int threads = 3,
+           std::unique_ptr<Pipeline>* keep = nullptr) {
+  const auto spec = parse_pipeline(text, registry());
+  auto pipeline = std::make_unique<Pipeline>(spec, registry(), cpu(threads),
+                                             shape(layers, batch.size(), 2000), steps);
+  batch.prefill(*pipeline, 0);
+  const size_t heads = static_cast<size_t>(batch.size() * kQueryHeads);
+  std::vector<float> q, out(heads * kDim), lse(heads);
+  for (int step = 0; step < steps; ++step) {
+    pipeline->begin_step();
+    batch.append_token(*pipeline, 0);
+    q = batch.draw(batch.size() * kQueryHeads * kDim);
+    pipeline->attend(0, q.data(), out.data(), lse.data());
+  }
+  const double error = batch.worst_error(q, out);
+  if (keep != nullptr) *keep = std::move(pipeline);
+  return error;
+}
+
+TEST(Life, EverythingSelectedInTheInputTypeIsExactAttention) {
+  for (const char* text :
+       {"fp16+fp16 > full > dense_attention", "fp16+fp16 > full > gather_attention",
+        "fp16+fp16 > quest(budget=1000000) > gather_attention",
+        "fp16+fp16 > oracle(budget=1000000,pinned=7) > gather_attention"}) {
+    Batch batch({300, 1, 700, 256, 255}, 5);
+    EXPECT_LT(run(text, batch, 1, 3), 2e-6) << text;
+  }
+}
+
+TEST(Life, TheTailBecomesAPageWhenTheNextTokenArrives) {
+  Batch batch({255, 3, 512});
+  std::unique_ptr<Pipeline> pipeline;
+  EXPECT_LT(run("fp16+fp16 > full > gather_attention", batch, 1, 1, 1, &pipeline), 2e-6);
+  EXPECT_EQ(pipeline->cache().tail_len(0, 0), 256);  // full, and the newest token is exact
+  EXPECT_EQ(pipeline->cache().encoded_len(0, 0), 0);
+  EXPECT_EQ(pipeline->cache().encoded_len(0, 2 * kHeads), 512);
+
+  pipeline->begin_step();
+  batch.append_token(*pipeline, 0);
+  EXPECT_EQ(pipeline->cache().tail_len(0, 0), 1);
+  EXPECT_EQ(pipeline->cache().encoded_len(0, 0), 256);
+  EXPECT_EQ(pipeline->cache().encoded_len(0, 1), 256);
+  EXPECT_EQ(pipeline->cache().encoded_len(0, kHeads), 0);
+}
+
+TEST(Life, LongDecodeStaysExactOverManyPages) {
+  Batch batch({100, 600});
+  EXPECT_LT(run("fp16+fp16 > oracle(budget=100000,pinned=5) > gather_attention", batch, 1, 600),
+            2e-6);
+}
+
+TEST(Life, KeepGeneratedLeavesGeneratedTokensInTheTail) {
+  Batch batch({300});
+  std::unique_ptr<Pipeline> pipeline;
+  run("rot_lm+rot_lm > full(keep_generated=true) > gather_attention", batch, 1, 400, 1, &pipeline);
+  EXPECT_EQ(pipeline->cache().encoded_len(0, 0), 256);
+  EXPECT_EQ(pipeline->cache().tail_len(0, 0), 444);
+}
+
+TEST(Life, AnEvictingSelectorGivesPagesBack) {
+  for (const char* codecs : {"fp16+fp16", "rot_lm+rot_lm", "sign_vq+intq"}) {
+    Batch batch({2 * 256 + 3, 5 * 256});
+    std::unique_ptr<Pipeline> pipeline;
+    run(std::string(codecs) +
+            " > streaming(budget=256,sinks=4,evict=true,pinned=0) > gather_attention",
+        batch, 1, 300, 1, &pipeline);
+    // 256 kept and at most the page that the tail became since.
+    for (int row = 0; row < 2 * kHeads; ++row) {
+      EXPECT_LE(pipeline->cache().encoded_len(0, row), 512) << codecs;
+    }
+    EXPECT_LE(pipeline->cache().pages_in_use(), 2 * 2 * kHeads) << codecs;
+  }
+}
+
+TEST(Life, ResultsDoNotDependOnTheNumberOfThreads) {
+  for (const char* text : {"rot_lm+rot_lm > self_index(budget=64,rerank=4) > sparse_flash",
+                           "sign_vq+intq > self_index(budget=64,tables=6bit) > sparse_flash"}) {
+    std::vector<std::vector<float>> outs;
+    for (int threads : {1, 3}) {
+      Batch batch({700, 900}, 9);
+      const auto spec = parse_pipeline(text, registry());
+      Pipeline pipeline(spec, registry(), cpu(threads), shape(1, 2, 2000), 8);
+      batch.prefill(pipeline, 0);
+      std::vector<float>& out = outs.emplace_back(size_t{2} * kQueryHeads * kDim);
+      std::vector<float> lse(size_t{2} * kQueryHeads);
+      for (int step = 0; step < 8; ++step) {
+        pipeline.begin_step();
+        batch.append_token(pipeline, 0);
+        const auto q = batch.draw(2 * kQueryHeads * kDim);
+        pipeline.attend(0, q.data(), out.data(), lse.data());
+      }
+    }
+    EXPECT_EQ(outs[0], outs[1]) << text;
+  }
+}
+
+TEST(Life, NaNInAStepNamesItsPlace) {
+  Batch batch({300});
+  const auto spec = parse_pipeline("fp16+fp16 > full > gather_attention", registry());
+  Pipeline pipeline(spec, registry(), cpu(), shape(1, 1, 2000), 4);
+  batch.prefill(pipeline, 0);
+  pipeline.begin_step();
+  auto k = batch.draw(kHeads * kDim);
+  const auto v = batch.draw(kHeads * kDim);
+  k[kDim + 7] = NAN;
+  try {
+    pipeline.append(0, k.data(), v.data());
+    FAIL() << "expected an Error";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "K of decode step 0 holds a NaN or infinity: layer 0, sequence 0, head 1, channel "
+                 "7; check the model or the trace that it comes from");
+  }
+}
+
+TEST(Life, PartsThatDoNotFitAreRefusedWhenThePipelineIsMade) {
+  const auto refusal = [](const char* text) -> std::string {
+    try {
+      Pipeline(parse_pipeline(text, registry()), registry(), cpu(), shape(1, 1, 1000), 4);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_NE(refusal("fp16+fp16 > self_index(budget=64) > gather_attention")
+                .find("selector self_index cannot read what key codec fp16 writes"),
+            std::string::npos);
+  EXPECT_NE(refusal("fp16+fp16 > random(budget=64) > dense_attention")
+                .find("attends to every token, so selector random would have no effect"),
+            std::string::npos);
+  EXPECT_NE(refusal("rot_lm+rot_lm > full > dense_attention").find("gather_attention"),
+            std::string::npos);
+}
+
+TEST(Life, ForcedVariantsRunOrFail) {
+  auto spec = parse_pipeline("rot_lm+rot_lm > self_index(budget=64) > sparse_flash", registry());
+  spec.force["selector"] = "ref";
+  const Composition composition(spec, registry(), cpu(), shape(1, 1, 1000));
+  EXPECT_EQ(composition.parts()[2].variant->variant, "ref");
+  spec.force["selector.self_index"] = "cuda";
+  EXPECT_THROW(Composition(spec, registry(), cpu(), shape(1, 1, 1000)), Error);
+}
+
+}  // namespace
+}  // namespace sikv

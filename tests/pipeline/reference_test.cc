@@ -1,0 +1,76 @@
+// The numbers of an independent implementation on the shipped real trace, held from both sides: a
+// pipeline that suddenly gets better has changed too.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "framework/config/config.h"
+#include "framework/config/pipeline_text.h"
+#include "framework/experiment/measure.h"
+#include "tests/support/plugins.h"
+
+namespace sikv {
+namespace {
+
+struct Expected {
+  double dropped_mass, recall, output_error;
+};
+
+// Measures every (pipeline, budget) of a config in configs/ and compares it with `expected`, by
+// pipeline in the config's order, then by budget.
+void check_config(const std::string& name, const std::vector<std::vector<Expected>>& expected,
+                  const std::vector<double>& bytes_per_token, size_t random_row) {
+  Registry registry;
+  registry.add_folder(SIKV_PLUGIN_FOLDER);
+  Config config = load_config(std::string(SIKV_SOURCE_DIR) + "/configs/" + name, {}, registry);
+  ASSERT_EQ(config.pipelines.size(), expected.size());
+  const Source source = load_source(config);
+  ExactReference exact(source, testing::cpu(3));
+  const MeasureSpec measure{0, 0, {"dropped_mass", "recall", "output_error"}};
+  for (size_t p = 0; p < expected.size(); ++p) {
+    Config one = config;
+    one.pipelines = {config.pipelines[p]};
+    const auto specs = expand_budgets(one, registry);
+    ASSERT_EQ(specs.size(), expected[p].size());
+    for (size_t b = 0; b < specs.size(); ++b) {
+      const Measured measured =
+          measure_pipeline(specs[b], registry, testing::cpu(3), source, exact, measure);
+      const Expected& want = expected[p][b];
+      const double slack = p == random_row ? 0.02 : 0.01;
+      SCOPED_TRACE(measured.pipeline);
+      EXPECT_NEAR(measured.metrics.at("dropped_mass").mean, want.dropped_mass, slack);
+      EXPECT_NEAR(measured.metrics.at("recall").mean, want.recall, 0.02);
+      EXPECT_NEAR(measured.metrics.at("output_error").mean, want.output_error, slack);
+      EXPECT_DOUBLE_EQ(measured.bytes_per_token, bytes_per_token[p]);
+    }
+  }
+}
+
+TEST(Reference, SevenRowTable) {
+  check_config("reference.yaml",
+               {
+                   {{0.114, 1, 0.134}, {0.094, 1, 0.126}, {0.069, 1, 0.119}},
+                   {{0.149, 0.291, 0.152}, {0.128, 0.387, 0.144}, {0.099, 0.509, 0.130}},
+                   {{0.149, 0.286, 0.152}, {0.129, 0.383, 0.144}, {0.099, 0.505, 0.130}},
+                   {{0.164, 0.177, 0.140}, {0.145, 0.267, 0.116}, {0.117, 0.393, 0.092}},
+                   {{0.141, 0.366, 0.124}, {0.120, 0.466, 0.108}, {0.092, 0.576, 0.091}},
+                   {{0.122, 0.708, 0.099}, {0.098, 0.808, 0.085}, {0.071, 0.876, 0.072}},
+                   {{0.184, 0.027, 0.170}, {0.180, 0.053, 0.164}, {0.169, 0.106, 0.149}},
+               },
+               {56, 56, 56, 256, 44, 44, 256}, 6);
+}
+
+TEST(Reference, CandidatePoolTable) {
+  // rot_lm keys at D = 64: 26 bytes; exact values: 128.
+  check_config("reference_pool.yaml",
+               {
+                   {{0.144, 0.383, 0.111}, {0.122, 0.482, 0.096}, {0.093, 0.587, 0.079}},
+                   {{0.125, 0.725, 0.091}, {0.100, 0.817, 0.077}, {0.072, 0.880, 0.063}},
+                   {{0.134, 0.637, 0.106}, {0.107, 0.764, 0.088}, {0.075, 0.862, 0.068}},
+                   {{0.129, 0.736, 0.101}, {0.101, 0.833, 0.082}, {0.072, 0.887, 0.063}},
+               },
+               {154, 154, 154, 154}, 99);
+}
+
+}  // namespace
+}  // namespace sikv

@@ -1,0 +1,93 @@
+#include "tests/support/plugins.h"
+
+#include <memory>
+
+#include "framework/base/error.h"
+#include "plugins/sdk/options.h"
+
+namespace sikv::testing {
+namespace {
+
+std::vector<std::string> values_of(const sikv_option_spec& spec) {
+  std::vector<std::string> values(1);
+  for (const char* c = spec.choices; *c != '\0'; ++c) {
+    if (*c == '|') {
+      values.emplace_back();
+    } else {
+      values.back() += *c;
+    }
+  }
+  return values;
+}
+
+}  // namespace
+
+const Registry& registry() {
+  static const Registry* all = [] {
+    auto* made = new Registry();
+    made->add_folder(SIKV_TEST_PLUGIN_FOLDER);
+    return made;
+  }();
+  return *all;
+}
+
+Device& cpu(int threads) {
+  static Device* serial = open_cpu_device(1).release();
+  static Device* parallel = open_cpu_device(3).release();
+  return threads == 1 ? *serial : *parallel;
+}
+
+sikv_shape make_shape(int head_dim, int32_t dtype, int num_kv_heads, int group) {
+  return {.struct_size = sizeof(sikv_shape),
+          .num_layers = 1,
+          .num_query_heads = num_kv_heads * group,
+          .num_kv_heads = num_kv_heads,
+          .head_dim = head_dim,
+          .dtype = dtype,
+          .max_sequences = 8,
+          .max_tokens = 1 << 20,
+          .rope_theta = 0};
+}
+
+const Variant& find_variant(sikv_kind kind, std::string_view id, std::string_view variant) {
+  return registry().choose(kind, id, cpu().info(), variant);
+}
+
+std::vector<Choices> all_choices(const Variant& variant) {
+  std::vector<Choices> combinations(1);
+  for (const sikv_option_spec& spec : variant.options) {
+    if (spec.choices == nullptr) continue;
+    std::vector<Choices> longer;
+    for (const Choices& start : combinations) {
+      for (const std::string& value : values_of(spec)) {
+        longer.push_back(start);
+        longer.back().emplace_back(spec.name, value);
+      }
+    }
+    combinations = std::move(longer);
+  }
+  return combinations;
+}
+
+std::vector<Choices> single_choices(const Variant& variant) {
+  std::vector<Choices> singles(1);
+  for (const sikv_option_spec& spec : variant.options) {
+    if (spec.choices == nullptr) continue;
+    for (const std::string& value : values_of(spec)) {
+      if (value != spec.default_value) singles.push_back({{spec.name, value}});
+    }
+  }
+  return singles;
+}
+
+std::string describe(std::string_view id, const Choices& choices) {
+  std::string text(id);
+  const char* separator = "(";
+  for (const auto& [name, value] : choices) {
+    text += separator + name + "=" + value;
+    separator = ",";
+  }
+  return choices.empty() ? text : text + ")";
+}
+
+}  // namespace sikv::testing

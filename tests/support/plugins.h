@@ -1,0 +1,55 @@
+// Plugins of the build tree, as tests use them.
+#ifndef SIKV_TESTS_SUPPORT_PLUGINS_H_
+#define SIKV_TESTS_SUPPORT_PLUGINS_H_
+
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "framework/device/device.h"
+#include "framework/registry/instance.h"
+
+namespace sikv::testing {
+
+// Name and text of each option that is not left at its default.
+using Choices = std::vector<std::pair<std::string, std::string>>;
+
+// Every library in the build tree's plugin folder.
+const Registry& registry();
+
+// A CPU with `threads` workers (1 or 3), shared by all tests of the process.
+Device& cpu(int threads = 1);
+
+// One layer; room for 8 sequences of 1 << 20 tokens.
+sikv_shape make_shape(int head_dim, int32_t dtype, int num_kv_heads = 2, int group = 1);
+
+// The only way tests make instances: options are parsed as a config's would be.
+template <typename Instance>
+Instance make_instance(const Variant& variant, const Choices& choices, const sikv_shape& shape,
+                       Device& device = cpu()) {
+  const OptionSet options = OptionSet::parse(variant.options, choices, variant.id);
+  return Instance(variant, options, shape, device.info(), device.host());
+}
+
+// By name; `variant` must exist.
+const Variant& find_variant(sikv_kind kind, std::string_view id, std::string_view variant = "ref");
+
+inline CodecInstance make_codec(sikv_kind kind, std::string_view id, const Choices& choices,
+                                const sikv_shape& shape, Device& device = cpu(),
+                                std::string_view variant = "ref") {
+  return make_instance<CodecInstance>(find_variant(kind, id, variant), choices, shape, device);
+}
+
+// Every combination of the values of the options that have `choices`; other options stay at their
+// defaults.
+std::vector<Choices> all_choices(const Variant& variant);
+// The defaults, then each other value of each of these options alone.
+std::vector<Choices> single_choices(const Variant& variant);
+
+// sign_vq(magnitude_bits=2,center=mean), for failure messages and tables.
+std::string describe(std::string_view id, const Choices& choices);
+
+}  // namespace sikv::testing
+
+#endif  // SIKV_TESTS_SUPPORT_PLUGINS_H_
