@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 
 #include "framework/base/error.h"
@@ -90,6 +91,19 @@ TEST(SignVqTest, CentresOnMedianOrNothing) {
   EXPECT_EQ(none.table(SIKV_KEY_MEAN)[0], 0.0f);
   EXPECT_EQ(none.table(SIKV_KEY_SCALE)[0], 3.0f);
   EXPECT_EQ(none.table(SIKV_CODEBOOK)[15 * 4], 2.0f);  // mean of 1, 2, 3
+}
+
+TEST(SignVqTest, LaterTokensStayFiniteOverASubnormalAlpha) {
+  CodecInstance codec = make_codec(SIKV_KEY_CODEC, "sign_vq", {}, make_shape(kDim, SIKV_FP32, 1));
+  TestRows prompt({4}, 1, kDim, SIKV_FP32), later({1}, 1, kDim, SIKV_FP32);
+  prompt.fill(Pattern::kSubnormal, 1);
+  later.fill(Pattern::kHuge, 1);
+  TestCache cache({.num_kv_heads = 1, .head_dim = kDim, .dtype = SIKV_FP32, .encoded = {4}},
+                  codec.describe(), {});
+  fit_and_encode(codec, prompt, cache);
+  encode_part(codec, later, cache, 0, {1});
+  const int32_t slot = 0;
+  for (const float x : decode_slots(codec, cache, 0, {&slot, 1})) EXPECT_TRUE(std::isfinite(x));
 }
 
 TEST(SignVqTest, BytesPerTokenAsInThePaper) {

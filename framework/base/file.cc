@@ -132,6 +132,13 @@ AtomicPath::~AtomicPath() {
   if (!committed_) ::unlink(temporary_.c_str());
 }
 
+void AtomicPath::reserve(uint64_t bytes) {
+  Descriptor file(::open(temporary_.c_str(), O_WRONLY | O_CLOEXEC));
+  if (file.number() < 0) fail(path_, errno);
+  const int reason = ::posix_fallocate(file.number(), 0, static_cast<off_t>(bytes));
+  if (reason != 0) fail(path_, reason);
+}
+
 void AtomicPath::commit() {
   SIKV_ASSERT(!committed_);
   Descriptor file(::open(temporary_.c_str(), O_WRONLY | O_CLOEXEC));

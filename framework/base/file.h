@@ -6,6 +6,7 @@
 #ifndef SIKV_FRAMEWORK_BASE_FILE_H_
 #define SIKV_FRAMEWORK_BASE_FILE_H_
 
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <iosfwd>
@@ -30,6 +31,10 @@ class AtomicPath {
 
   // "<path>.<process>-<count>.partial"; closed by its user before commit().
   const std::filesystem::path& temporary() const { return temporary_; }
+
+  // Grows the temporary to at least `bytes`, on disk: a library that does not survive a full disk
+  // (HDF5 crashes at exit) then never meets one. Its user cuts the file to size in the end.
+  void reserve(uint64_t bytes);
 
   void commit();
 

@@ -136,6 +136,15 @@ TEST_F(FileTest, AtomicPathRemovesWhatIsNotCommitted) {
   EXPECT_EQ(entries(), 1);
 }
 
+TEST_F(FileTest, ReserveKeepsWhatIsThere) {
+  AtomicPath path(folder_ / "a.h5");
+  std::ofstream(path.temporary()) << "data";
+  path.reserve(10000);
+  EXPECT_EQ(fs::file_size(path.temporary()), 10000u);
+  path.reserve(100);
+  EXPECT_EQ(content(path.temporary()).substr(0, 5), std::string("data\0", 5));
+}
+
 TEST_F(FileTest, RelativeName) {
   const fs::path before = fs::current_path();
   fs::current_path(folder_);

@@ -30,7 +30,7 @@ std::string rate_text(double rate) {
 }
 
 void print(const std::string& line) {
-  std::fputs(("\r\x1b[K" + line).c_str(), stderr);
+  std::fputs(fmt::format("\r\x1b[K{}", line).c_str(), stderr);
   std::fflush(stderr);
 }
 

@@ -76,7 +76,7 @@ std::string bytes_text(uint64_t bytes) {
 std::string duration_text(double seconds) {
   if (std::isnan(seconds)) return "nan";
   if (std::isinf(seconds)) return seconds < 0 ? "-inf" : "inf";
-  if (seconds < 0) return "-" + duration_text(-seconds);
+  if (seconds < 0) return fmt::format("-{}", duration_text(-seconds));
   if (seconds >= 59.95) {
     const double whole = std::round(seconds);
     if (whole < 3600) {
@@ -103,7 +103,12 @@ std::string duration_text(double seconds) {
 }
 
 std::string join(std::span<const std::string> parts, std::string_view separator) {
-  return fmt::format("{}", fmt::join(parts.begin(), parts.end(), separator));
+  std::string text;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (i > 0) text += separator;
+    text += parts[i];
+  }
+  return text;
 }
 
 }  // namespace sikv

@@ -76,6 +76,13 @@ class ElfFile {
         header_.e_type != ET_DYN) {
       throw Error("it is not a 64-bit shared library of this host's byte order; build it here");
     }
+    // A segment that the file does not hold whole would only be missed when it is touched.
+    check_range(header_.e_shoff, uint64_t{header_.e_shnum} * sizeof(Elf64_Shdr));
+    check_range(header_.e_phoff, uint64_t{header_.e_phnum} * sizeof(Elf64_Phdr));
+    for (uint16_t i = 0; i < header_.e_phnum; ++i) {
+      const auto segment = read_entry<Elf64_Phdr>(header_.e_phoff, i);
+      if (segment.p_type == PT_LOAD) check_range(segment.p_offset, segment.p_filesz);
+    }
   }
 
   struct Symbol {
@@ -108,36 +115,35 @@ class ElfFile {
         continue;
       }
       const uint64_t skip = address - segment.p_vaddr;
-      const uint64_t count = std::min(size, segment.p_filesz - skip);
-      if (segment.p_offset > bytes_.size() || skip > bytes_.size() - segment.p_offset ||
-          count > bytes_.size() - segment.p_offset - skip) {
-        truncated();
-      }
-      return bytes_.subspan(segment.p_offset + skip, count);
+      return bytes_.subspan(segment.p_offset + skip, std::min(size, segment.p_filesz - skip));
     }
     return {};
   }
 
  private:
-  [[noreturn]] void truncated() const {
-    throw Error("it is truncated or damaged: its tables point past the {} bytes of the file; {}",
-                bytes_.size(), "copy or build it again");
+  void check_range(uint64_t offset, uint64_t size) const {
+    if (offset <= bytes_.size() && size <= bytes_.size() - offset) return;
+    throw Error(
+        "it is truncated or damaged: its tables point past the {} bytes of the file; copy or build "
+        "it again",
+        bytes_.size());
   }
 
   template <typename T>
   T read(uint64_t offset) const {
-    if (offset > bytes_.size() || bytes_.size() - offset < sizeof(T)) truncated();
+    check_range(offset, sizeof(T));
     T value;
     std::memcpy(&value, bytes_.data() + offset, sizeof value);
     return value;
   }
   template <typename T>
   T read_entry(uint64_t table, uint64_t i) const {
-    if (table > bytes_.size() || i > bytes_.size() / sizeof(T)) truncated();
+    check_range(table, 0);
+    check_range(0, i);  // keeps the next line from overflowing
     return read<T>(table + i * sizeof(T));
   }
   bool text_is(uint64_t table, uint64_t offset, std::string_view name) const {
-    if (table > bytes_.size() || offset > bytes_.size() - table) truncated();
+    check_range(table, offset);
     const auto rest = bytes_.subspan(table + offset);
     return rest.size() > name.size() && rest[name.size()] == std::byte{0} &&
            std::memcmp(rest.data(), name.data(), name.size()) == 0;
@@ -312,8 +318,12 @@ std::span<const std::byte> find_descriptor(std::span<const std::byte> file) {
 }
 
 sikv_plugin_descriptor_t read_descriptor(std::span<const std::byte> bytes) {
-  sikv_plugin_descriptor_t d{};
-  std::memcpy(&d, bytes.data(), std::min(bytes.size(), sizeof d));
+  const auto copy = [&](size_t size) {
+    sikv_plugin_descriptor_t copied{};
+    std::copy_n(bytes.begin(), size, std::as_writable_bytes(std::span(&copied, 1)).begin());
+    return copied;
+  };
+  sikv_plugin_descriptor_t d = copy(std::min(bytes.size(), sizeof d));
   if (std::memcmp(d.magic, SIKV_PLUGIN_MAGIC, sizeof d.magic) != 0) {
     throw Error("its descriptor starts with '{}', expected '{}'; {}",
                 printable({d.magic, strnlen(d.magic, sizeof d.magic)}), SIKV_PLUGIN_MAGIC,
@@ -328,7 +338,7 @@ sikv_plugin_descriptor_t read_descriptor(std::span<const std::byte> bytes) {
     throw Error("its descriptor has {} bytes, {} needs {}; {}", size, host_abi(), kDescriptorSize,
                 rebuild());
   }
-  std::memset(reinterpret_cast<char*>(&d) + size, 0, sizeof d - size);
+  d = copy(size);
   const auto check_end = [](const auto& text) {
     if (strnlen(text, sizeof text) == sizeof text) {
       throw Error("its descriptor has a text of {} bytes without an end; {}", sizeof text,

@@ -19,19 +19,21 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Variants hand out addresses inside the library for as long as the process lives, so its handle
-// is given up on purpose.
 const sikv_plugin_tables_t* open_tables(const fs::path& path) {
-  auto* library = new boost::dll::shared_library();
+  namespace dll = boost::dll;
+  // Variants hand out addresses inside the library for as long as the process lives: NODELETE
+  // keeps it when the handle goes.
+  const auto mode = dll::load_mode::rtld_now | dll::load_mode::rtld_local |
+                    static_cast<dll::load_mode::type>(RTLD_NODELETE);
+  dll::shared_library library;
   std::error_code failed;
-  library->load(path, failed, boost::dll::load_mode::rtld_now | boost::dll::load_mode::rtld_local);
+  library.load(path, failed, mode);
   if (failed) {
     const char* why = dlerror();
-    delete library;
     throw Error("it cannot be opened: {}; install what it needs or rebuild it here",
                 why == nullptr ? failed.message() : why);
   }
-  return library->get<const sikv_plugin_tables_t*()>("sikv_plugin_tables")();
+  return library.get<const sikv_plugin_tables_t*()>("sikv_plugin_tables")();
 }
 
 std::vector<std::byte> read_file(const fs::path& path) {

@@ -144,15 +144,15 @@ TEST(Synth, SameSpecSameBits) {
 TEST(Synth, GoldenBits) {
   SynthSpec spec = small(SynthKind::kNeedle);
   TraceLayer layer = fill(spec);
-  EXPECT_EQ(digest(layer.k), 0u);
-  EXPECT_EQ(digest(layer.v), 0u);
-  EXPECT_EQ(digest(layer.q), 0u);
+  EXPECT_EQ(digest(layer.k), 0x8e8e02b8c62c1821ull);
+  EXPECT_EQ(digest(layer.v), 0x5b6d2697d1852317ull);
+  EXPECT_EQ(digest(layer.q), 0xbecfe3728316796dull);
   spec.kind = SynthKind::kGaussian;
   spec.dtype = SIKV_FP32;
   spec.tile_tokens = 64;
   layer = fill(spec);
-  EXPECT_EQ(digest(layer.k), 0u);
-  EXPECT_EQ(digest(layer.q), 0u);
+  EXPECT_EQ(digest(layer.k), 0xb4a7d05dc00c4451ull);
+  EXPECT_EQ(digest(layer.q), 0xe551285a8c3252f9ull);
 }
 
 TEST(Synth, GaussianMoments) {

@@ -81,7 +81,9 @@ const char* dtype_name(int32_t dtype) {
 std::string layer_path(int layer) { return fmt::format("layers/{}", layer); }
 
 std::string shape_text(std::span<const hsize_t> shape) {
-  return fmt::format("[{}]", fmt::join(shape.begin(), shape.end(), ", "));
+  std::vector<std::string> sizes;
+  for (const hsize_t n : shape) sizes.push_back(std::to_string(n));
+  return fmt::format("[{}]", join(sizes));
 }
 
 void judge_meta(const std::string& file, const TraceMeta& meta) {
@@ -95,8 +97,8 @@ void judge_meta(const std::string& file, const TraceMeta& meta) {
         file, meta.num_query_heads, meta.num_kv_heads);
   }
   if (std::find(kHeadDims.begin(), kHeadDims.end(), meta.head_dim) == kHeadDims.end()) {
-    throw Error("{}: head_dim {} is not supported; use a model with one of {}", file, meta.head_dim,
-                fmt::join(kHeadDims, ", "));
+    throw Error("{}: head_dim {} is not supported; use a model with one of 64, 96, 128, 256", file,
+                meta.head_dim);
   }
   if (!std::isfinite(meta.rope_theta) || meta.rope_theta <= 0) {
     throw Error("{}: rope_theta is {}; it must be a positive number", file, meta.rope_theta);

@@ -317,7 +317,9 @@ struct TraceReader::Impl {
 
   TraceLayer info(int layer) const {
     if (!std::binary_search(layers.begin(), layers.end(), layer)) {
-      throw Error("{} has no layer {}; it holds {}", file, layer, fmt::join(layers, ", "));
+      std::vector<std::string> held;
+      for (const int l : layers) held.push_back(std::to_string(l));
+      throw Error("{} has no layer {}; it holds {}", file, layer, join(held));
     }
     TraceLayer result;
     result.layer = layer;
@@ -360,8 +362,9 @@ struct TraceReader::Impl {
   void judge_stored(const std::string& name, const H5::DataSet& dataset,
                     const std::vector<hsize_t>& shape) const {
     const auto refuse = [&](std::string_view place) {
-      throw Error("{}: {} holds no data{}; capture the layer again", file, name, place);
+      throw Error("{}: {} holds no data{}; capture it again", file, name, place);
     };
+    if (std::find(shape.begin(), shape.end(), hsize_t{0}) != shape.end()) return;
     const H5::DSetCreatPropList plan = dataset.getCreatePlist();
     if (plan.getLayout() != H5D_CHUNKED) {
       if (dataset.getStorageSize() == 0) refuse("");

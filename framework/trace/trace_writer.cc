@@ -20,6 +20,9 @@ constexpr std::string_view kUnwritten = "free some space or choose another folde
 // Level 9 takes several times as long for about 1 % less: the low mantissa bytes are noise.
 constexpr int kDeflateLevel = 4;
 
+// Room for what HDF5 writes besides the elements: its trees, headers and strings.
+constexpr uint64_t kOverhead = 1 << 20;
+
 void write_string(const H5::H5Object& object, const char* name, const std::string& text) {
   H5::StrType type(H5::PredType::C_S1, H5T_VARIABLE);
   type.setCset(H5T_CSET_UTF8);
@@ -60,6 +63,7 @@ struct TraceWriter::Impl {
         target(path) {
     trace_format::judge_meta(file, meta);
     if (tokens.empty()) throw Error("{}: a trace needs at least one token", file);
+    target.reserve(kOverhead);
     writing([&] {
       hdf5 = H5::H5File(target.temporary().string(), H5F_ACC_TRUNC);
       const H5::Group root = hdf5.openGroup("/");
@@ -79,6 +83,12 @@ struct TraceWriter::Impl {
       write_rows("tokens", H5::PredType::STD_I32LE, H5::PredType::NATIVE_INT32, {tokens.size()},
                  std::as_bytes(tokens));
     });
+  }
+
+  uint64_t file_size() const {
+    hsize_t bytes = 0;
+    if (H5Fget_filesize(hdf5.getId(), &bytes) < 0) throw H5::FileIException();
+    return bytes;
   }
 
   template <typename F>
@@ -101,6 +111,7 @@ struct TraceWriter::Impl {
     std::vector<hsize_t> start(shape.size(), 0), count = shape;
     for (; start[0] < rows; start[0] += chunk[0]) {
       check_interrupt();
+      target.reserve(file_size() + chunk[0] * row_bytes + kOverhead);
       count[0] = std::min(chunk[0], rows - start[0]);
       space.selectHyperslab(H5S_SELECT_SET, count.data(), start.data());
       const H5::DataSpace slab(static_cast<int>(count.size()), count.data());
@@ -209,7 +220,9 @@ void TraceWriter::finish() {
   if (impl_->written.empty()) throw Error("{}: it holds no layer; write at least one", impl_->file);
   impl_->writing([&] {
     impl_->hdf5.flush(H5F_SCOPE_GLOBAL);
+    const uint64_t bytes = impl_->file_size();
     impl_->hdf5.close();
+    std::filesystem::resize_file(impl_->target.temporary(), bytes);
   });
   impl_->target.commit();
 }

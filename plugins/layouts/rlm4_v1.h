@@ -13,8 +13,7 @@
 // y = R (x - mean), rotation.h. Per token, in fp32 with folded sums (arithmetic.h):
 //   1. r = sqrt(sum y^2 / D)
 //   2. level = number of boundaries strictly below |y| / r; 0 where r = 0
-//   3. scale = sum |y| v / sum v^2 with v the value of the level, to fp16, saturating; 0 where r =
-//   0
+//   3. scale = sum |y| v / sum v^2, v the level's value, to fp16, saturating; 0 where r = 0
 // Decode: y = (sign) v * scale, x = R^T y + mean.
 // D = 128, keys 3 bits, values 2 bits: 16 + 32 + 2 and 32 + 2 bytes per token.
 #ifndef SIKV_PLUGINS_LAYOUTS_RLM4_V1_H_

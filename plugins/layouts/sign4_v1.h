@@ -9,7 +9,8 @@
 //                KEY_MEAN [D]            mean (0 without centring)
 //                KEY_SCALE [D]           alpha = largest |k'| of the prompt, 1 where that is 0
 //
-// The quantiser sees |k'| / alpha. Bytes per token at D = 128, 2 bits, fp16: 16 + 32 + 16.
+// The quantiser sees |k'| / alpha, at most 65504.
+// D = 128, 2 bits, fp16 scales: 16 + 32 + 16 bytes per token.
 //
 //   sign4(magnitude_bits=0).v1              INDEX_CODE alone; keys come back from the codebook
 //   sign4(magnitude_bits=16,dtype=fp16).v1  MAGNITUDE is the key in the input type (raw_v1.h), no
@@ -86,7 +87,12 @@ SIKV_INLINE void pack_1(const Params& p, const Page& page, int token, const Tabl
   if (p.magnitude_bits == 16) {
     raw::pack_1({p.head_dim, p.key_dtype}, page.magnitude, token, key);
   } else if (p.magnitude_bits != 0) {
-    for (int d = 0; d < p.head_dim; ++d) centred[d] = div_rn(fabsf(centred[d]), tables.scale[d]);
+    // The ceiling keeps a later token finite over an alpha that the prompt left subnormal; scales
+    // saturate there in any case.
+    for (int d = 0; d < p.head_dim; ++d) {
+      const float ratio = div_rn(fabsf(centred[d]), tables.scale[d]);
+      centred[d] = fminf(ratio, minmax::largest_finite(SIKV_FP16));
+    }
     minmax::pack_row(centred, p.head_dim, p.magnitude_bits, p.scale_group, p.scale_dtype,
                      page.magnitude + int64_t{magnitude_bytes(p)} * token,
                      page.scale + int64_t{scale_bytes(p)} * token);

@@ -43,14 +43,14 @@ class RowState {
 
 // Tokens of one row that have just been encoded: row t of the exact keys, t in [0, count), has
 // position first_position + t.
-struct EncodedRows {
+struct NewTokens {
   int row, sequence, head;
   int first_position, count;
 };
 
 // Of a prompt: the tokens that went into pages, from position 0; the tail comes in a page later.
-inline std::vector<EncodedRows> encoded_rows(const sikv_observe_args& args, const CacheView& view) {
-  std::vector<EncodedRows> rows;
+inline std::vector<NewTokens> newly_encoded(const sikv_observe_args& args, const CacheView& view) {
+  std::vector<NewTokens> rows;
   const RowsView keys(args.keys);
   for (int row = 0; row < view.num_rows(); ++row) {
     const int b = row / view.num_kv_heads(), h = row % view.num_kv_heads();
@@ -61,9 +61,9 @@ inline std::vector<EncodedRows> encoded_rows(const sikv_observe_args& args, cons
 }
 
 // Of the sequences that got a page.
-inline std::vector<EncodedRows> encoded_rows(const sikv_observe_page_args& args,
-                                             const CacheView& view) {
-  std::vector<EncodedRows> rows;
+inline std::vector<NewTokens> newly_encoded(const sikv_observe_page_args& args,
+                                            const CacheView& view) {
+  std::vector<NewTokens> rows;
   const RowsView keys(args.keys);
   for (int row = 0; row < view.num_rows(); ++row) {
     const int b = row / view.num_kv_heads(), h = row % view.num_kv_heads();

@@ -28,10 +28,10 @@ class Oracle : public Selector {
   Plan plan() override { return {selection_capacity(budget_, shape_), 0}; }
   void begin_sequence(int sequence) override { keys_.reset(sequence); }
   void observe(const sikv_observe_args& args, const CacheView& view, Launch) override {
-    keep(view.layer(), RowsView(args.keys), encoded_rows(args, view));
+    keep(view.layer(), RowsView(args.keys), newly_encoded(args, view));
   }
   void observe_page(const sikv_observe_page_args& args, const CacheView& view, Launch) override {
-    keep(view.layer(), RowsView(args.keys), encoded_rows(args, view));
+    keep(view.layer(), RowsView(args.keys), newly_encoded(args, view));
   }
 
   // Everything in fp64: the ranking is the one the metrics are measured against.
@@ -53,8 +53,8 @@ class Oracle : public Selector {
 
  private:
   // Copies by position, not by slot: slots move when tokens are evicted.
-  void keep(int layer, const RowsView& exact, const std::vector<EncodedRows>& encoded) {
-    for (const EncodedRows& rows : encoded) {
+  void keep(int layer, const RowsView& exact, const std::vector<NewTokens>& encoded) {
+    for (const NewTokens& rows : encoded) {
       std::vector<uint8_t>& keys = keys_.at(layer, rows.row);
       keys.resize(static_cast<size_t>(rows.first_position + rows.count) * key_bytes_);
       for (int t = 0; t < rows.count; ++t) {

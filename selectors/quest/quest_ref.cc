@@ -23,10 +23,10 @@ class Quest : public Selector {
   Plan plan() override { return {selection_capacity(budget_, shape_), 0}; }
   void begin_sequence(int sequence) override { summaries_.reset(sequence); }
   void observe(const sikv_observe_args& args, const CacheView& view, Launch) override {
-    summarise(view.layer(), RowsView(args.keys), encoded_rows(args, view));
+    summarise(view.layer(), RowsView(args.keys), newly_encoded(args, view));
   }
   void observe_page(const sikv_observe_page_args& args, const CacheView& view, Launch) override {
-    summarise(view.layer(), RowsView(args.keys), encoded_rows(args, view));
+    summarise(view.layer(), RowsView(args.keys), newly_encoded(args, view));
   }
 
   // Every token gets its page's score. The tie rule then takes whole pages, the lower one first
@@ -61,9 +61,9 @@ class Quest : public Selector {
     return size_t{2} * static_cast<size_t>(shape_.head_dim * sikv_dtype_bytes(shape_.dtype));
   }
 
-  void summarise(int layer, const RowsView& keys, const std::vector<EncodedRows>& encoded) {
+  void summarise(int layer, const RowsView& keys, const std::vector<NewTokens>& encoded) {
     parallel_for(host_, std::ssize(encoded), [&](int64_t i, int32_t) {
-      const EncodedRows& rows = encoded[static_cast<size_t>(i)];
+      const NewTokens& rows = encoded[static_cast<size_t>(i)];
       Summaries& summaries = summaries_.at(layer, rows.row);
       const int dim = shape_.head_dim;
       const size_t pages =

@@ -37,6 +37,7 @@ struct Limits {
   int head_dim;
   int group;           // G
   int64_t tokens;      // encoded tokens of a row
+  int64_t scanned;     // candidates of one scan
   int64_t candidates;  // of one scan and the pages encoded since
 };
 

@@ -121,8 +121,8 @@ class SelfIndex final : public Selector {
     limits_.head_dim = shape_.head_dim;
     limits_.group = args.group();
     limits_.tokens = shape_.max_tokens;
-    limits_.candidates = config_.pooled() ? limits_.tokens
-                                          : std::min(limits_.tokens, config_.candidates(capacity_));
+    limits_.scanned = std::min(limits_.tokens, config_.candidates(capacity_));
+    limits_.candidates = config_.pooled() ? limits_.tokens : limits_.scanned;
     Arena counting(nullptr);
     StepScratch(counting, limits_, config_);
     step_bytes_ = counting.used();

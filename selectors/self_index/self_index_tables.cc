@@ -9,6 +9,7 @@
 #include "plugins/layouts/rlm4_v1.h"
 #include "plugins/layouts/rotation.h"
 #include "plugins/layouts/sign4_v1.h"
+#include "selectors/self_index/self_index.h"
 
 namespace sikv::self_index {
 

@@ -11,10 +11,14 @@
 
 #include <cstdint>
 
-#include "plugins/sdk/view.h"
-#include "selectors/self_index/self_index.h"
+namespace sikv {
+class CacheView;
+class LayoutView;
+}  // namespace sikv
 
 namespace sikv::self_index {
+
+struct Config;
 
 // Throws Refused unless the layout has an index that self_index reads with these options.
 void check_layout(const LayoutView& layout, const Config& config);

@@ -6,13 +6,17 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "framework/base/error.h"
 #include "framework/base/random.h"
 #include "plugins/layouts/dtype_name.h"
+#include "tests/support/guarded.h"
 #include "tests/support/plugins.h"
+#include "tests/support/queries.h"
 #include "tests/support/test_cache.h"
 
 namespace sikv::testing {
@@ -24,17 +28,17 @@ struct Case {
   int group = 1;  // G
 };
 
+inline std::string describe(const std::vector<int>& numbers) {
+  std::string text;
+  for (int n : numbers) text.append(" ").append(std::to_string(n));
+  return text;
+}
+
 inline std::string describe(const Case& c) {
-  const auto list = [](const std::vector<int>& numbers) {
-    std::string text;
-    for (int n : numbers) text += (text.empty() ? "" : ",") + std::to_string(n);
-    return text;
-  };
-  return "encoded=" + list(c.cache.encoded) + " tail=" + list(c.cache.tail) +
-         " pinned=" + std::to_string(c.cache.pinned) +
-         " H=" + std::to_string(c.cache.num_kv_heads) + " G=" + std::to_string(c.group) +
-         " D=" + std::to_string(c.cache.head_dim) + " " + std::string(dtype_name(c.cache.dtype)) +
-         " seed=" + std::to_string(c.cache.seed);
+  return "encoded" + describe(c.cache.encoded) + ", tail" + describe(c.cache.tail) + ", pinned " +
+         std::to_string(c.cache.pinned) + ", H " + std::to_string(c.cache.num_kv_heads) + ", G " +
+         std::to_string(c.group) + ", D " + std::to_string(c.cache.head_dim) + ", " +
+         std::string(dtype_name(c.cache.dtype)) + ", seed " + std::to_string(c.cache.seed);
 }
 
 inline Case make_case(std::vector<int> encoded, std::vector<int> tail, int pinned, int heads,
@@ -81,16 +85,7 @@ inline Case random_case(uint64_t seed) {
                    pick({SIKV_FP32, SIKV_FP16, SIKV_BF16}), seed);
 }
 
-// As tight as the case allows, so that what plans by it has no slack.
-inline sikv_shape shape_of(const Case& c) {
-  sikv_shape shape = make_shape(c.cache.head_dim, c.cache.dtype, c.cache.num_kv_heads, c.group);
-  shape.max_sequences = static_cast<int32_t>(c.cache.encoded.size());
-  shape.max_tokens = 1;
-  for (size_t b = 0; b < c.cache.encoded.size(); ++b) {
-    shape.max_tokens = std::max(shape.max_tokens, c.cache.encoded[b] + c.cache.tail[b]);
-  }
-  return shape;
-}
+inline sikv_shape shape_of(const Case& c) { return tight_shape(c.cache, c.group); }
 
 // ---- layouts ------------------------------------------------------------------------------------
 
@@ -102,33 +97,47 @@ struct CodecChoice {
 
 inline std::string describe(const CodecChoice& codec) { return describe(codec.id, codec.choices); }
 
-inline CodecInstance make_codec(sikv_kind kind, const CodecChoice& codec, const Case& c) {
-  return make_codec(kind, codec.id, codec.choices, shape_of(c));
+// Nothing if the codec does not take the case's shape.
+inline std::optional<CodecInstance> try_codec(sikv_kind kind, const CodecChoice& codec,
+                                              const sikv_shape& shape) {
+  try {
+    return make_codec(kind, codec.id, codec.choices, shape);
+  } catch (const Error&) {
+    return std::nullopt;
+  }
 }
 
-// One codec for each layout that the build tree's codecs can write; the default ones first.
+// One codec for each layout that the build tree's codecs can write at D = 128; the default ones
+// first.
 inline std::vector<CodecChoice> all_layouts(sikv_kind kind) {
   std::vector<CodecChoice> codecs;
   std::vector<sikv_layout> seen;
-  const auto add = [&](const std::string& id, const Choices& choices) {
-    const CodecInstance codec = make_codec(kind, id, choices, make_shape(64, SIKV_FP16));
-    const sikv_layout layout = codec.describe();
+  const auto add = [&](const CodecChoice& choice) {
+    const auto codec = try_codec(kind, choice, make_shape(128, SIKV_FP16));
+    if (!codec) return;
+    const sikv_layout layout = codec->describe();
     const auto same = [&](const sikv_layout& other) {
       return std::memcmp(&layout, &other, sizeof layout) == 0;
     };
     if (std::any_of(seen.begin(), seen.end(), same)) return;
     seen.push_back(layout);
-    codecs.push_back({id, choices, choices.empty()});
+    codecs.push_back(choice);
   };
   const std::vector<std::string> ids = registry().ids(kind);
-  for (const std::string& id : ids) add(id, {});
+  for (const std::string& id : ids) add({id, {}, true});
   for (const std::string& id : ids) {
-    for (const Choices& choices : all_choices(find_variant(kind, id))) add(id, choices);
+    for (const Choices& choices : all_choices(find_variant(kind, id))) add({id, choices, false});
   }
   return codecs;
 }
 
-// ---- variants and memory ------------------------------------------------------------------------
+inline std::vector<CodecChoice> default_layouts(sikv_kind kind) {
+  std::vector<CodecChoice> layouts = all_layouts(kind);
+  std::erase_if(layouts, [](const CodecChoice& codec) { return !codec.is_default; });
+  return layouts;
+}
+
+// ---- variants ------------------------------------------------------------------------
 
 // Every variant of a kind that runs on this machine's CPU.
 inline std::vector<const Variant*> cpu_variants(sikv_kind kind) {
@@ -145,46 +154,9 @@ inline std::string test_name(const ::testing::TestParamInfo<const Variant*>& inf
   return info.param->id + "_" + info.param->variant;
 }
 
-// n elements between two guards, every byte 0xff until written: NaN, or -1.
-template <typename T>
-class Guarded {
- public:
-  explicit Guarded(size_t n) : n_(n), storage_(n + 2 * kGuard) {
-    std::memset(storage_.data(), 0x5a, storage_.size() * sizeof(T));
-    poison();
-  }
-  T* data() { return storage_.data() + kGuard; }
-  const T* data() const { return storage_.data() + kGuard; }
-  T operator[](size_t i) const { return data()[i]; }
-  size_t size() const { return n_; }
-  void poison() { std::memset(static_cast<void*>(data()), 0xff, n_ * sizeof(T)); }
-  bool intact() const {
-    const auto* bytes = reinterpret_cast<const uint8_t*>(storage_.data());
-    const size_t guard = kGuard * sizeof(T), all = storage_.size() * sizeof(T);
-    const auto is_guard = [](uint8_t byte) { return byte == 0x5a; };
-    return std::all_of(bytes, bytes + guard, is_guard) &&
-           std::all_of(bytes + all - guard, bytes + all, is_guard);
-  }
-
- private:
-  static constexpr size_t kGuard = 64;  // keeps the alignment of 64 elements' bytes
-  size_t n_;
-  std::vector<T> storage_;
-};
-
-// [B, W, Hq, D] unit normals in the case's type; of `steps`: small multiples of 1/8 instead.
-inline std::vector<uint8_t> make_queries(const Case& c, int positions, uint64_t seed,
-                                         bool steps = false) {
-  const size_t n = c.cache.encoded.size() * static_cast<size_t>(positions) *
-                   static_cast<size_t>(c.cache.num_kv_heads * c.group * c.cache.head_dim);
-  std::vector<uint8_t> q(n * static_cast<size_t>(sikv_dtype_bytes(c.cache.dtype)));
-  Random random(derive_seed(c.cache.seed, seed));
-  for (size_t i = 0; i < n; ++i) {
-    const float x = steps ? static_cast<float>(random.below(17)) / 8.0f - 1.0f
-                          : static_cast<float>(random.normal());
-    sikv_store(q.data(), c.cache.dtype, static_cast<int64_t>(i), x);
-  }
-  return q;
+// [B, Hq, D] unit normals in the case's type.
+inline std::vector<uint8_t> make_queries(const Case& c, uint64_t seed) {
+  return gaussian_queries(c.cache, c.group, 1, derive_seed(c.cache.seed, seed));
 }
 
 }  // namespace sikv::testing

@@ -1,0 +1,123 @@
+#include "apps/common/command.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "framework/base/error.h"
+#include "framework/base/text.h"
+#include "framework/config/pipeline_parts.h"
+
+namespace sikv {
+
+void print(const std::string& text) { std::fputs(text.c_str(), stdout); }
+
+void note(const std::string& text) {
+  std::fflush(stdout);
+  std::fputs(("note: " + text + "\n").c_str(), stderr);
+}
+
+void PluginFlags::add_to(CLI::App& app) {
+  app.add_option("--plugin-path", folders_, "a folder with more plugins; may be repeated")
+      ->type_name("DIR")
+      ->allow_extra_args(false);
+}
+
+Registry PluginFlags::open() const { return Registry::standard(folders_); }
+
+void ConfigFlags::add_to(CLI::App& app) {
+  app.add_option("--set", sets_,
+                 "overrides a key of the config, as in pipeline.selector.budget=512; may be "
+                 "repeated")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);
+  app.add_option("--force", forces_,
+                 "runs this variant or fails, as in selector=ref or keys.sign_vq=cpu; may be "
+                 "repeated")
+      ->type_name("ROLE[.ID]=VARIANT")
+      ->allow_extra_args(false);
+  plugins_.add_to(app);
+  app.add_option("--threads", threads_, "CPU workers; 0 = one per core")->type_name("N");
+  app.add_option("--device", device_, "cpu, cuda or auto")->type_name("NAME");
+}
+
+Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry) const {
+  Config config = load_config(file, sets_, registry);
+  if (threads_) config.threads = *threads_;
+  if (!device_.empty()) {
+    check_device_name(device_);
+    for (PipelineSpec& pipeline : config.pipelines) pipeline.device = device_;
+  }
+  for (const std::string& assignment : forces_) force(config, assignment, registry);
+  return config;
+}
+
+void ConfigFlags::force(Config& config, const std::string& assignment,
+                        const Registry& registry) const {
+  const size_t equals = assignment.find('=');
+  if (equals == std::string::npos || equals + 1 == assignment.size()) {
+    throw Error("--force {}: write ROLE=VARIANT or ROLE.ID=VARIANT, as in selector=ref",
+                assignment);
+  }
+  const std::string target = assignment.substr(0, equals);
+  const std::string variant = assignment.substr(equals + 1);
+  const size_t dot = target.find('.');
+  const std::string role = target.substr(0, dot);
+  const std::string id = dot == std::string::npos ? "" : target.substr(dot + 1);
+
+  std::vector<std::string> roles, ids;
+  for (const PipelinePart& part : kPipelineParts) roles.emplace_back(part.family);
+  const auto part = std::find_if(kPipelineParts.begin(), kPipelineParts.end(),
+                                 [&](const PipelinePart& p) { return p.family == role; });
+  if (part == kPipelineParts.end()) {
+    const std::string near = did_you_mean(role, roles);
+    throw Error("--force {}: there is no role '{}'{}", assignment, role,
+                near.empty() ? "; the roles are " + join(roles) : near);
+  }
+  bool used = false;
+  for (PipelineSpec& pipeline : config.pipelines) {
+    const std::string& own = (pipeline.*part->plugin).id;
+    ids.push_back(own);
+    if (!id.empty() && own != id) continue;
+    try {
+      force_variant(pipeline, *part, variant, registry);
+    } catch (const Error& error) {
+      throw Error("--force {}: {}", assignment, error.what());
+    }
+    used = true;
+  }
+  if (!used) {
+    const std::string near = did_you_mean(id, ids);
+    throw Error("--force {}: no pipeline of {} has {} '{}'{}", assignment, config.file.string(),
+                role, id, near.empty() ? "; there is " + join(ids) : near);
+  }
+}
+
+Device& Devices::open(const std::string& name) {
+  std::unique_ptr<Device>& device = open_[name == "auto" ? "cpu" : name];
+  if (device == nullptr) {
+    if (name == "cuda") {
+      throw Error(
+          "device cuda: this build has no CUDA support; configure it with -DSIKV_CUDA=ON, or use "
+          "--device cpu");
+    }
+    device = open_cpu_device(threads_);
+  }
+  return *device;
+}
+
+std::string examples(const std::vector<std::string>& lines) {
+  std::string text = "Examples:";
+  for (const std::string& line : lines) text += "\n  " + line;
+  return text;
+}
+
+void add_config_argument(CLI::App& app, std::filesystem::path& file) {
+  app.add_option("CONFIG", file, "a YAML config, as in configs/")->required();
+}
+
+void add_output_option(CLI::App& app, const char* name, std::filesystem::path& file,
+                       const char* help) {
+  app.add_option(name, file, help)->type_name("FILE");
+}
+
+}  // namespace sikv

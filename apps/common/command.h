@@ -1,0 +1,81 @@
+// What the subcommands share: how they register, the flags of those that take a config, and the
+// devices their pipelines run on.
+#ifndef SIKV_APPS_COMMON_COMMAND_H_
+#define SIKV_APPS_COMMON_COMMAND_H_
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "framework/config/config.h"
+#include "framework/device/device.h"
+#include "framework/registry/registry.h"
+
+namespace sikv {
+
+// A subcommand: its parser, and what to do once the whole command line has been parsed. Output goes
+// to stdout through print(); everything wrong is thrown.
+struct Command {
+  CLI::App* app;
+  std::function<void()> run;
+};
+
+// Adds `text` to stdout; a failure is found by the program at its end.
+void print(const std::string& text);
+// One line on stderr that does not stop the program.
+void note(const std::string& text);
+
+// The plugins of the install, of SIKV_PLUGIN_PATH and of --plugin-path.
+class PluginFlags {
+ public:
+  void add_to(CLI::App& app);
+  Registry open() const;
+
+ private:
+  std::vector<std::filesystem::path> folders_;
+};
+
+// --set, --force, --plugin-path, --threads, --device.
+class ConfigFlags {
+ public:
+  void add_to(CLI::App& app);
+  Registry open_registry() const { return plugins_.open(); }
+  // The config with the flags applied to it and to each of its pipelines.
+  Config load(const std::filesystem::path& file, Registry& registry) const;
+
+ private:
+  void force(Config& config, const std::string& assignment, const Registry& registry) const;
+
+  PluginFlags plugins_;
+  std::vector<std::string> sets_, forces_;
+  std::optional<int> threads_;
+  std::string device_;
+};
+
+// The devices that the pipelines of one run name, each opened once.
+class Devices {
+ public:
+  explicit Devices(int threads) : threads_(threads) {}
+  Device& open(const std::string& name);
+
+ private:
+  int threads_;
+  std::map<std::string, std::unique_ptr<Device>> open_;
+};
+
+// The words a command's examples end its help with.
+std::string examples(const std::vector<std::string>& lines);
+
+// Options that most commands have.
+void add_config_argument(CLI::App& app, std::filesystem::path& file);
+void add_output_option(CLI::App& app, const char* name, std::filesystem::path& file,
+                       const char* help);
+
+}  // namespace sikv
+
+#endif  // SIKV_APPS_COMMON_COMMAND_H_

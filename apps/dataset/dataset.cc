@@ -1,0 +1,144 @@
+#include "apps/dataset/dataset.h"
+
+#include <fmt/format.h>
+
+#include "apps/common/show.h"
+#include "framework/base/error.h"
+#include "framework/base/text.h"
+#include "framework/experiment/throughput.h"
+#include "framework/report/rows.h"
+#include "framework/report/table.h"
+#include "framework/trace/synth.h"
+#include "framework/trace/trace.h"
+
+namespace sikv {
+namespace {
+
+struct SynthFlags {
+  std::filesystem::path out;
+  std::string preset;
+  ModelSpec model{"", 2, 8, 2, 64, 10000.0, 0};
+  SyntheticSpec source;
+  int64_t context = 4096, steps = 32;
+};
+
+std::string dtype_text(int32_t dtype) {
+  return dtype == SIKV_FP32 ? "fp32" : dtype == SIKV_BF16 ? "bf16" : "fp16";
+}
+
+void info(const std::filesystem::path& file) {
+  const TraceReader reader(file);
+  const TraceMeta& meta = reader.meta();
+  std::string text = fmt::format(
+      "{}\n"
+      "  model      {}, {} layers, {} query heads, {} KV heads, head_dim {}\n"
+      "  rope       theta {}, {}, {}\n"
+      "  text       {}\n"
+      "  license    {}\n"
+      "  tokenizer  {}\n"
+      "  tokens     {}\n",
+      file.string(), meta.model, meta.num_layers, meta.num_query_heads, meta.num_kv_heads,
+      meta.head_dim, meta.rope_theta, meta.rope_layout,
+      meta.rope_applied ? "applied to the keys" : "not applied", meta.text, meta.license,
+      meta.tokenizer, reader.num_tokens());
+  if (const auto needles = reader.needles(); !needles.empty()) {
+    text += fmt::format("  needles    for the last {} tokens\n", needles.size());
+  }
+  Table table({{"layer"}, {"type", Table::Align::kLeft}, {"queries"}, {"from position"}});
+  for (const int layer : reader.layers()) {
+    const TraceLayer at = reader.layer_info(layer);
+    table.row({{std::to_string(layer)},
+               {dtype_text(at.dtype)},
+               {std::to_string(at.num_queries)},
+               {std::to_string(at.first_query_position)}});
+  }
+  print(text + "\n" + table.text(TableStyle::of(stdout)));
+}
+
+void synth(const SynthFlags& flags) {
+  const ModelSpec model = flags.preset.empty() ? flags.model : model_preset(flags.preset);
+  SynthSpec spec;
+  spec.kind = parse_synth_kind(flags.source.kind);
+  spec.context = flags.context;
+  spec.steps = flags.steps;
+  spec.num_layers = model.layers;
+  spec.num_query_heads = model.query_heads;
+  spec.num_kv_heads = model.kv_heads;
+  spec.head_dim = model.head_dim;
+  spec.dtype = synthetic_dtype(flags.source);
+  spec.seed = flags.source.seed;
+  check_writable(flags.out);
+  Synthesizer synthesizer(spec);
+  write_trace(flags.out, synthesizer, 0);
+  print(fmt::format("{}: {} tokens, {}\n", flags.out.string(), spec.context + spec.steps,
+                    bytes_text(std::filesystem::file_size(flags.out))));
+}
+
+void check_trace(const std::filesystem::path& file) {
+  const std::vector<std::string> faults = check(TraceReader(file));
+  if (faults.empty()) {
+    print(fmt::format("{}: sound\n", file.string()));
+    return;
+  }
+  for (const std::string& fault : faults) print(fault + "\n");
+  throw Error("{}: {} found; capture it again", file.string(),
+              faults.size() == 1 ? "1 fault was" : fmt::format("{} faults were", faults.size()));
+}
+
+void add_synth_options(CLI::App& app, SynthFlags& flags) {
+  app.option_defaults()->always_capture_default();
+  add_output_option(app, "--out", flags.out, "the trace to write");
+  app.get_option("--out")->required();
+  app.add_option("--kind", flags.source.kind, "gaussian, clustered or needle");
+  app.add_option("--context", flags.context, "prompt tokens")->type_name("N");
+  app.add_option("--steps", flags.steps, "decode steps after them")->type_name("N");
+  app.add_option("--model", flags.preset,
+                 "a shape by name, in place of the next four: " + join(model_presets()))
+      ->type_name("PRESET");
+  app.add_option("--layers", flags.model.layers, "layers")->type_name("N");
+  app.add_option("--query-heads", flags.model.query_heads, "query heads")->type_name("N");
+  app.add_option("--kv-heads", flags.model.kv_heads, "key/value heads")->type_name("N");
+  app.add_option("--head-dim", flags.model.head_dim, "channels per head")->type_name("N");
+  app.add_option("--dtype", flags.source.dtype, "fp16, bf16 or fp32")
+      ->check(CLI::IsMember({"fp16", "bf16", "fp32"}));
+  app.add_option("--seed", flags.source.seed, "of the random numbers")->type_name("N");
+}
+
+}  // namespace
+
+Command add_dataset(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("dataset", "Traces of keys, values and queries: info, synth, check");
+  command->require_subcommand(1);
+  command->footer(examples({
+      "sikv dataset info datasets/smollm2-135m-4k.h5",
+      "sikv dataset synth --kind needle --context 8192 --out needle.h5",
+      "sikv dataset check needle.h5",
+  }));
+
+  auto file = std::make_shared<std::filesystem::path>();
+  CLI::App* info_command = command->add_subcommand("info", "What a trace holds");
+  CLI::App* check_command =
+      command->add_subcommand("check", "Reads a whole trace and names what is wrong with it");
+  for (CLI::App* reading : {info_command, check_command}) {
+    reading->add_option("TRACE", *file, "an HDF5 trace")->required();
+    reading->footer(
+        examples({"sikv dataset " + reading->get_name() + " datasets/smollm2-135m-4k.h5"}));
+  }
+
+  auto flags = std::make_shared<SynthFlags>();
+  CLI::App* synth_command = command->add_subcommand("synth", "Writes a synthetic trace");
+  add_synth_options(*synth_command, *flags);
+  synth_command->footer(examples({
+      "sikv dataset synth --kind needle --context 8192 --steps 16 --out needle.h5",
+      "sikv dataset synth --model smollm2-135m --dtype bf16 --seed 7 --out clustered.h5",
+  }));
+
+  return {command, [=] {
+            if (info_command->parsed()) return info(*file);
+            if (check_command->parsed()) return check_trace(*file);
+            synth(*flags);
+          }};
+}
+
+}  // namespace sikv

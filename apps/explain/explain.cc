@@ -1,0 +1,157 @@
+#include "apps/explain/explain.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "apps/common/show.h"
+#include "framework/base/text.h"
+#include "framework/config/pipeline_parts.h"
+#include "framework/config/pipeline_text.h"
+#include "framework/experiment/throughput.h"
+#include "framework/pipeline/pipeline.h"
+#include "framework/report/table.h"
+#include "framework/trace/trace.h"
+
+namespace sikv {
+namespace {
+
+// Larger batches are not looked for.
+constexpr int kLargestBatch = 1 << 20;
+
+struct ExplainFlags {
+  ConfigFlags config;
+  std::filesystem::path file;
+};
+
+// What a run of the config would be made with.
+struct Sizes {
+  sikv_shape shape{};
+  int64_t new_tokens = 0;
+};
+
+// One entry per (context, batch) of a synthetic source; one for a trace, from its attributes.
+std::vector<Sizes> sizes_of(const Config& config) {
+  const int64_t steps = config.source.steps > 0 ? config.source.steps : config.measure.steps;
+  if (const auto& synthetic = config.source.synthetic) {
+    std::vector<Sizes> all;
+    for (const int64_t context : synthetic->context) {
+      for (const int batch : synthetic->batch) {
+        all.push_back(
+            {model_shape(*config.model, synthetic_dtype(*synthetic), context + steps, batch),
+             steps});
+      }
+    }
+    return all;
+  }
+  const TraceReader reader(config.source.trace);
+  const TraceMeta& meta = reader.meta();
+  ModelSpec model;
+  model.layers = static_cast<int>(config.source.layers.empty() ? reader.layers().size()
+                                                               : config.source.layers.size());
+  model.query_heads = meta.num_query_heads;
+  model.kv_heads = meta.num_kv_heads;
+  model.head_dim = meta.head_dim;
+  model.rope_theta = meta.rope_theta;
+  const int64_t prompt = config.source.prompt;
+  return {{model_shape(config.model.value_or(model), reader.layer_info(reader.layers().at(0)).dtype,
+                       prompt > 0 && steps > 0 ? prompt + steps : reader.num_tokens(), 1),
+           steps}};
+}
+
+std::string parts_text(const Composition& composition, const Registry& registry,
+                       const TableStyle& style) {
+  Table table({{"role", Table::Align::kLeft},
+               {"plugin", Table::Align::kLeft},
+               {"variant", Table::Align::kLeft},
+               {"score"},
+               {"verdict", Table::Align::kLeft}});
+  for (const ChosenPart& part : composition.parts()) {
+    for (const Candidate& candidate : part.candidates) {
+      const bool runs = candidate.variant == part.variant;
+      const std::string verdict = runs ? part.forced ? "runs: forced" : "runs: highest score"
+                                  : candidate.score > 0 ? "could run"
+                                                        : "cannot run: " + candidate.reason;
+      table.row({{part.role},
+                 {part.variant->id},
+                 {candidate.variant->variant},
+                 {std::to_string(candidate.score)},
+                 {verdict}});
+    }
+  }
+  std::string text = table.text(style);
+  for (const RefusedLibrary& refused : registry.refused()) {
+    const auto named = [&](const ChosenPart& part) { return part.variant->id == refused.id; };
+    if (std::any_of(composition.parts().begin(), composition.parts().end(), named)) {
+      text += fmt::format("  {} was refused: {}\n", refused.path.string(), refused.reason);
+    }
+  }
+  return text;
+}
+
+std::string sizes_text(const PipelineSpec& spec, const Registry& registry, Device& device,
+                       const Sizes& sizes, const TableStyle& style) {
+  const sikv_shape& shape = sizes.shape;
+  const int new_tokens = static_cast<int>(sizes.new_tokens);
+  const Composition composition(spec, registry, device, shape);
+  const Ledger ledger =
+      composition.planned(shape.max_tokens, composition.cache_options(new_tokens));
+  const double bytes_per_token =
+      static_cast<double>(layout_page_bytes(composition.key_layout()) +
+                          layout_page_bytes(composition.value_layout())) /
+      SIKV_PAGE_TOKENS;
+  const uint64_t free = device.free_bytes();
+  const double dense = 4.0 * shape.head_dim * shape.num_layers * shape.num_kv_heads *
+                       static_cast<double>(shape.max_sequences) * shape.max_tokens;
+  const auto budget = composition.budget(shape.max_tokens);
+  return fmt::format(
+      "  {} layers, batch {}, {} tokens each{}\n{}"
+      "  dense fp16 would take {}: {:.2f}x\n"
+      "  {} are free: the largest batch at this length is {} (dense: {})\n",
+      shape.num_layers, shape.max_sequences, shape.max_tokens,
+      budget ? fmt::format(", budget {} tokens", *budget) : "",
+      memory_table(ledger, bytes_per_token, style), bytes_text(static_cast<uint64_t>(dense)),
+      dense / static_cast<double>(ledger.total()), bytes_text(free),
+      largest_planned_batch(spec, registry, device, shape, new_tokens, free, kLargestBatch),
+      static_cast<uint64_t>(static_cast<double>(free) * shape.max_sequences / dense));
+}
+
+void explain(const ExplainFlags& flags) {
+  Registry registry = flags.config.open_registry();
+  const Config config = flags.config.load(flags.file, registry);
+  Devices devices(config.threads);
+  const std::vector<Sizes> all_sizes = sizes_of(config);
+  const TableStyle style = TableStyle::of(stdout);
+  std::string text;
+  for (const PipelineSpec& spec : expand_budgets(config, registry)) {
+    Device& device = devices.open(spec.device);
+    const Composition composition(spec, registry, device, all_sizes.front().shape);
+    text += fmt::format("{}{}\n", text.empty() ? "" : "\n", pipeline_text(spec, registry));
+    text += fmt::format("  keys in {}, values in {}\n\n", layout_text(composition.key_layout()),
+                        layout_text(composition.value_layout()));
+    text += parts_text(composition, registry, style);
+    for (const Sizes& sizes : all_sizes) {
+      text += "\n" + sizes_text(spec, registry, device, sizes, style);
+    }
+  }
+  print(text + "\nPlanned, without what selectors keep for themselves; nothing was run.\n");
+}
+
+}  // namespace
+
+Command add_explain(CLI::App& app) {
+  CLI::App* command = app.add_subcommand(
+      "explain", "Which variants would run and why, bytes per token, memory; runs nothing");
+  auto flags = std::make_shared<ExplainFlags>();
+  add_config_argument(*command, flags->file);
+  flags->config.add_to(*command);
+  command->footer(examples({
+      "sikv explain configs/self_index.yaml",
+      "sikv explain configs/throughput.yaml --set model.preset=llama-3.1-8b "
+      "--set source.synthetic.context=131072",
+      "sikv explain configs/quest.yaml --force selector=ref",
+  }));
+  return {command, [flags] { explain(*flags); }};
+}
+
+}  // namespace sikv

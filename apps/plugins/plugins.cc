@@ -1,0 +1,267 @@
+#include "apps/plugins/plugins.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "apps/common/show.h"
+#include "framework/base/error.h"
+#include "framework/base/text.h"
+#include "framework/cache/ledger.h"
+#include "framework/config/pipeline_parts.h"
+#include "framework/experiment/throughput.h"
+#include "framework/registry/instance.h"
+#include "framework/report/table.h"
+
+namespace sikv {
+namespace {
+
+struct KindName {
+  sikv_kind kind;
+  const char* name;  // on the command line
+};
+constexpr std::array<KindName, 4> kKinds = {{{SIKV_KEY_CODEC, "key_codec"},
+                                             {SIKV_VALUE_CODEC, "value_codec"},
+                                             {SIKV_SELECTOR, "selector"},
+                                             {SIKV_KERNEL, "kernel"}}};
+
+// What layouts are shown for; nothing about a layout's name depends on it.
+constexpr ModelSpec example_model() {
+  ModelSpec model;
+  model.query_heads = 4;
+  model.head_dim = 128;
+  return model;
+}
+constexpr int kExampleTokens = 4096;
+
+struct PluginsFlags {
+  PluginFlags plugins;
+  std::string name;
+};
+
+void list(const Registry& registry) {
+  Table table({{"kind", Table::Align::kLeft},
+               {"id", Table::Align::kLeft},
+               {"variants", Table::Align::kLeft},
+               {"version", Table::Align::kLeft},
+               {"library", Table::Align::kLeft}});
+  for (const auto& [kind, name] : kKinds) {
+    for (const std::string& id : registry.ids(kind)) {
+      std::vector<std::string> variants, versions, paths;
+      const auto add = [](std::vector<std::string>& to, const std::string& text) {
+        if (std::find(to.begin(), to.end(), text) == to.end()) to.push_back(text);
+      };
+      for (const Variant& variant : registry.variants()) {
+        if (variant.kind != kind || variant.id != id) continue;
+        add(variants, variant.variant);
+        add(versions, variant.version);
+        add(paths, variant.path.string());
+      }
+      table.row({{name}, {id}, {join(variants)}, {join(versions)}, {join(paths)}});
+    }
+  }
+  std::string text = table.text(TableStyle::of(stdout));
+  if (registry.variants().empty()) {
+    text = "No plugins were found: set SIKV_PLUGIN_PATH to the folders that hold them.\n";
+  }
+  if (!registry.refused().empty()) text += "\nRefused\n";
+  for (const RefusedLibrary& refused : registry.refused()) {
+    text += fmt::format("  {}: {}\n", refused.path.string(), refused.reason);
+  }
+  print(text);
+}
+
+// "1 to 8", "a|b|c"; empty where any value of the type will do.
+std::string range_text(const sikv_option_spec& option) {
+  if (option.choices != nullptr) return option.choices;
+  if (option.type == SIKV_OPTION_INT || option.type == SIKV_OPTION_FLOAT) {
+    return fmt::format("{} to {}", option.min, option.max);
+  }
+  return option.type == SIKV_OPTION_BOOL ? "true|false" : "";
+}
+
+std::string_view type_text(const sikv_option_spec& option) {
+  switch (option.type) {
+    case SIKV_OPTION_INT:
+      return "integer";
+    case SIKV_OPTION_FLOAT:
+      return "number";
+    case SIKV_OPTION_BOOL:
+      return "flag";
+    case SIKV_OPTION_CHOICE:
+      return "choice";
+    default:
+      return "tokens or fraction";
+  }
+}
+
+std::string options_table(std::span<const sikv_option_spec> options) {
+  Table table({{"option", Table::Align::kLeft},
+               {"type", Table::Align::kLeft},
+               {"range", Table::Align::kLeft},
+               {"default", Table::Align::kLeft}},
+              "help");
+  for (const sikv_option_spec& option : options) {
+    table.row({{option.name},
+               {std::string(type_text(option))},
+               {range_text(option)},
+               {option.default_value}},
+              option.help);
+  }
+  return table.text(TableStyle::of(stdout));
+}
+
+// Instances with default options on a small example, to ask them about layouts.
+class Examples {
+ public:
+  explicit Examples(const Registry& registry)
+      : registry_(registry),
+        device_(open_cpu_device(1)),
+        shape_(model_shape(example_model(), SIKV_FP16, kExampleTokens, 1)) {}
+
+  template <typename Instance>
+  Instance make(sikv_kind kind, const std::string& id) const {
+    const Variant& variant = registry_.choose(kind, id, device_->info());
+    return Instance(variant, OptionSet::parse(variant.options, {}, id), shape_, device_->info(),
+                    device_->host());
+  }
+  sikv_layout layout(sikv_kind kind, const std::string& id) const {
+    return make<CodecInstance>(kind, id).describe();
+  }
+
+ private:
+  const Registry& registry_;
+  std::unique_ptr<Device> device_;
+  sikv_shape shape_;
+};
+
+// One line per codec: "  rot_lm  rlm4(bits=3).v1  yes", or why not.
+template <typename Refusal>
+std::string acceptance_table(const Examples& examples, const Registry& registry, sikv_kind kind,
+                             Refusal&& refusal) {
+  Table table({{std::string(kind_name(kind)), Table::Align::kLeft},
+               {"default layout", Table::Align::kLeft}},
+              "read");
+  for (const std::string& id : registry.ids(kind)) {
+    const sikv_layout layout = examples.layout(kind, id);
+    const std::string reason = refusal(layout);
+    table.row({{id}, {layout_text(layout)}}, reason.empty() ? "yes" : "no: " + reason);
+  }
+  return table.text(TableStyle::of(stdout));
+}
+
+std::string layouts_text(const Registry& registry, sikv_kind kind, const std::string& id) {
+  const Examples examples(registry);
+  if (kind == SIKV_SELECTOR) {
+    const auto selector = examples.make<SelectorInstance>(kind, id);
+    return acceptance_table(examples, registry, SIKV_KEY_CODEC,
+                            [&](const sikv_layout& layout) { return selector.refusal(layout); });
+  }
+  if (kind == SIKV_KERNEL) {
+    const auto kernel = examples.make<KernelInstance>(kind, id);
+    const std::vector<std::string> values = registry.ids(SIKV_VALUE_CODEC);
+    if (values.empty()) return "";
+    const sikv_layout value = examples.layout(SIKV_VALUE_CODEC, values.front());
+    return fmt::format("  values in {}\n", layout_text(value)) +
+           acceptance_table(examples, registry, SIKV_KEY_CODEC, [&](const sikv_layout& layout) {
+             return kernel.refusal(layout, value);
+           });
+  }
+  const sikv_layout layout = examples.layout(kind, id);
+  Table table({{"plane", Table::Align::kLeft}, {"bytes/token"}});
+  for (uint32_t i = 0; i < layout.num_planes; ++i) {
+    table.row(
+        {{std::string(role_name(layout.planes[i].role))},
+         number_cell(static_cast<double>(plane_page_bytes(layout.planes[i])) / SIKV_PAGE_TOKENS)});
+  }
+  return fmt::format("  writes {} by default; at head_dim {}:\n{}", layout_text(layout),
+                     layout.head_dim, table.text(TableStyle::of(stdout)));
+}
+
+std::string show_one(const Registry& registry, sikv_kind kind, const std::string& id) {
+  std::string text = fmt::format("{} {}\n", kind_name(kind), id);
+  for (const Variant& variant : registry.variants()) {
+    if (variant.kind != kind || variant.id != id) continue;
+    text +=
+        fmt::format("  {} {} from {}\n", variant.variant, variant.version, variant.path.string());
+  }
+  const auto own = registry.options(kind, id);
+  std::vector<sikv_option_spec> options(own.begin(), own.end());
+  if (kind == SIKV_SELECTOR) {
+    const auto common = selector_common_options();
+    options.insert(options.end(), common.begin(), common.end());
+  }
+  text += "\n" + (options.empty() ? "  takes no options\n" : options_table(options));
+  return text + "\n" + layouts_text(registry, kind, id);
+}
+
+// "quest" shows every plugin of that id, "selector/quest" that one.
+void show(const Registry& registry, const std::string& name) {
+  const size_t slash = name.find('/');
+  const std::string id = slash == std::string::npos ? name : name.substr(slash + 1);
+  if (slash != std::string::npos) {
+    const std::string kind = name.substr(0, slash);
+    std::vector<std::string> kinds;
+    for (const KindName& known : kKinds) {
+      kinds.emplace_back(known.name);
+      if (kind != known.name) continue;
+      static_cast<void>(registry.options(known.kind, id));  // refuses an unknown id
+      print(show_one(registry, known.kind, id));
+      return;
+    }
+    const std::string near = did_you_mean(kind, kinds);
+    throw Error("there is no kind '{}'{}", kind,
+                near.empty() ? "; the kinds are " + join(kinds) : near);
+  }
+  std::string text;
+  std::vector<std::string> all;
+  for (const KindName& known : kKinds) {
+    for (const std::string& other : registry.ids(known.kind)) {
+      if (other == id) text += (text.empty() ? "" : "\n") + show_one(registry, known.kind, id);
+      if (std::find(all.begin(), all.end(), other) == all.end()) all.push_back(other);
+    }
+  }
+  for (const RefusedLibrary& refused : registry.refused()) {
+    if (refused.id == id) {
+      text += fmt::format("{} was refused: {}\n", refused.path.string(), refused.reason);
+    }
+  }
+  if (text.empty()) {
+    const std::string near = did_you_mean(id, all);
+    throw Error("there is no plugin '{}'{}", id, near.empty() ? "; there are " + join(all) : near);
+  }
+  print(text);
+}
+
+}  // namespace
+
+Command add_plugins(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("plugins", "What is installed, what was refused and why: list, show");
+  auto flags = std::make_shared<PluginsFlags>();
+  flags->plugins.add_to(*command);
+  command->require_subcommand(0, 1);
+  command->add_subcommand("list", "All plugins and refused libraries (the default)");
+  CLI::App* show_command =
+      command->add_subcommand("show", "Options, variants and layouts of a plugin");
+  show_command->add_option("PLUGIN", flags->name, "an id such as quest, or KIND/ID")->required();
+  for (CLI::App* sub : command->get_subcommands({})) {
+    sub->fallthrough();
+    sub->footer(examples(
+        {"sikv plugins " + sub->get_name() + (sub == show_command ? " selector/self_index" : "")}));
+  }
+  command->footer(examples({
+      "sikv plugins",
+      "sikv plugins show rot_lm",
+      "sikv plugins show selector/self_index",
+      "sikv plugins list --plugin-path my_selector/build",
+  }));
+  return {command, [=] {
+            const Registry registry = flags->plugins.open();
+            if (show_command->parsed()) return show(registry, flags->name);
+            list(registry);
+          }};
+}
+
+}  // namespace sikv

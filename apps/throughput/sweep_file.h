@@ -1,0 +1,40 @@
+// The JSON file of a throughput sweep. It is written after every row, so that a sweep that was
+// interrupted goes on where it stopped; rows it already holds are never thrown away.
+#ifndef SIKV_APPS_THROUGHPUT_SWEEP_FILE_H_
+#define SIKV_APPS_THROUGHPUT_SWEEP_FILE_H_
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace sikv {
+
+class SweepFile {
+ public:
+  // Reads `path` if it exists; Error if it is something else than a sweep or cannot be written. An
+  // empty path keeps the rows in memory only. Rows that were made in another environment get a copy
+  // of theirs.
+  SweepFile(std::filesystem::path path, nlohmann::ordered_json environment);
+
+  // What tells rows apart: pipeline, context, batch_asked and setup of `key`, nothing of the
+  // environment. nullptr if there is no such row.
+  const nlohmann::ordered_json* find(const nlohmann::ordered_json& key) const;
+  // The same, made in this environment.
+  const nlohmann::ordered_json* find_here(const nlohmann::ordered_json& key) const;
+
+  // Adds a row and writes the file.
+  void add(nlohmann::ordered_json row);
+
+  size_t size() const { return rows_.size(); }
+
+ private:
+  void read();
+
+  std::filesystem::path path_;
+  nlohmann::ordered_json environment_;
+  nlohmann::ordered_json rows_ = nlohmann::ordered_json::array();
+};
+
+}  // namespace sikv
+
+#endif  // SIKV_APPS_THROUGHPUT_SWEEP_FILE_H_

@@ -1,0 +1,272 @@
+#include "apps/throughput/throughput.h"
+
+#include <fmt/format.h>
+
+#include "apps/common/show.h"
+#include "apps/throughput/sweep_file.h"
+#include "framework/base/error.h"
+#include "framework/base/text.h"
+#include "framework/config/pipeline_text.h"
+#include "framework/experiment/throughput.h"
+#include "framework/report/environment.h"
+#include "framework/report/rows.h"
+#include "framework/report/table.h"
+
+namespace sikv {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// What every sparse number stands beside. Nothing is pinned: dense attention reads all tokens.
+constexpr const char* kDense = "fp16+fp16 > full(pinned=0) > dense_attention";
+// More sequences than this are not tried for `batch: max`.
+constexpr int kLargestBatch = 1 << 16;
+
+struct ThroughputFlags {
+  ConfigFlags config;
+  std::filesystem::path file, json;
+  uint64_t memory = 0;
+};
+
+// One cell of the sweep; no batch = the largest that fits.
+struct Case {
+  int64_t context;
+  std::optional<int> batch;
+
+  Json asked() const { return batch ? Json(*batch) : Json("max"); }
+};
+
+class Sweep {
+ public:
+  Sweep(const ThroughputFlags& flags, const Config& config, const Registry& registry,
+        Device& device, Json environment)
+      : registry_(registry),
+        bench_(config, registry, device, flags.memory),
+        file_(flags.json, std::move(environment)),
+        specs_(expand_budgets(config, registry)),
+        dense_(parse_pipeline(kDense, registry)) {
+    const SyntheticSpec& synthetic = *config.source.synthetic;
+    for (const int64_t context : synthetic.context) {
+      if (synthetic.batch_max) {
+        cases_.push_back({context, std::nullopt});
+        continue;
+      }
+      for (const int batch : synthetic.batch) cases_.push_back({context, batch});
+    }
+    const ModelSpec& model = *config.model;
+    setup_ = {{"layers", model.layers},      {"query_heads", model.query_heads},
+              {"kv_heads", model.kv_heads},  {"head_dim", model.head_dim},
+              {"kind", synthetic.kind},      {"dtype", synthetic.dtype},
+              {"seed", synthetic.seed},      {"steps", bench_.steps()},
+              {"warmup", bench_.warmup()},   {"threads", device.info().num_threads},
+              {"memory_limit", flags.memory}};
+  }
+
+  // Everything that cannot fit is refused before anything is measured.
+  void check() {
+    for (const Case& c : cases_) {
+      for (const PipelineSpec& spec : specs_) {
+        if (file_.find(key(spec, c)) == nullptr) {
+          bench_.check_fits(spec, c.context, c.batch.value_or(1));
+        }
+      }
+    }
+  }
+
+  void run() {
+    for (const Case& c : cases_) {
+      for (const PipelineSpec& spec : specs_) {
+        const Json* row = file_.find(key(spec, c));
+        if (row != nullptr) {
+          ++kept_;
+        } else {
+          row = measure(spec, c);
+        }
+        finished_.push_back(*row);
+      }
+    }
+  }
+
+  size_t planned() const { return cases_.size() * specs_.size(); }
+  size_t kept() const { return kept_; }
+  const std::vector<Json>& finished() const { return finished_; }
+  const Json& setup() const { return setup_; }
+
+ private:
+  Json key(const PipelineSpec& spec, const Case& c) const {
+    return {{"pipeline", pipeline_text(spec, registry_)},
+            {"context", c.context},
+            {"batch_asked", c.asked()},
+            {"setup", setup_}};
+  }
+
+  const Json* measure(const PipelineSpec& spec, const Case& c) {
+    const int batch = c.batch ? *c.batch : bench_.largest_batch(spec, c.context, kLargestBatch);
+    const bool is_dense = pipeline_text(spec, registry_) == pipeline_text(dense_, registry_);
+    // First, so that whatever is interrupted later can use it.
+    const Json dense = is_dense ? Json() : dense_beside(c.context, batch);
+    Json row = key(spec, c);
+    fill(row, bench_.measure(spec, c.context, batch));
+    row["dense"] = dense;
+    row["ratio_to_dense"] = nullptr;
+    if (is_dense) row["ratio_to_dense"] = 1.0;
+    if (!dense.is_null()) {
+      row["ratio_to_dense"] = row["attention_tokens_per_s"].get<double>() /
+                              dense["attention_tokens_per_s"].get<double>();
+    }
+    file_.add(std::move(row));
+    return file_.find(key(spec, c));
+  }
+
+  // Dense attention at `batch`, or at the largest batch that fits; null where not one does.
+  Json dense_beside(int64_t context, int batch) {
+    const int fitting = bench_.largest_batch(dense_, context, batch);
+    if (fitting == 0) return nullptr;
+    const Case c{context, fitting};
+    const Json* row = file_.find_here(key(dense_, c));
+    if (row == nullptr) row = measure(dense_, c);
+    return {{"batch", fitting},
+            {"same_batch", fitting == batch},
+            {"memory_bytes", (*row)["memory"]["total"]},
+            {"attention_tokens_per_s", (*row)["attention_tokens_per_s"]}};
+  }
+
+  static void fill(Json& row, const Throughput& measured) {
+    row["batch"] = measured.batch;
+    row["budget"] = nullptr;
+    if (measured.budget) row["budget"] = *measured.budget;
+    row["metrics"] = {{"bytes_per_token", measured.bytes_per_token},
+                      {"compression", measured.compression},
+                      {"compression_total", measured.compression_total}};
+    row["memory"] = memory_json(measured.ledger);
+    row["memory_growth"] = measured.memory_growth;
+    row["latency_us"] = latency_json(measured.prefill_s, measured.step_s);
+    row["attention_tokens_per_s"] = measured.batch / step_seconds(measured.step_s);
+    row["variants"] = variants_json(measured.variants);
+  }
+
+  const Registry& registry_;
+  ThroughputBench bench_;
+  SweepFile file_;
+  std::vector<PipelineSpec> specs_;
+  PipelineSpec dense_;
+  std::vector<Case> cases_;
+  Json setup_;
+  std::vector<Json> finished_;
+  size_t kept_ = 0;
+};
+
+std::string ratio_text(const Json& row) {
+  if (row["ratio_to_dense"].is_null()) return "dense does not fit";
+  std::string text = fmt::format("{:.2f}x", row["ratio_to_dense"].get<double>());
+  const Json& dense = row["dense"];
+  if (!dense.is_null() && !dense["same_batch"].get<bool>()) {
+    text += fmt::format(" (dense at {})", dense["batch"].get<int>());
+  }
+  return text;
+}
+
+std::string sweep_table(const std::vector<Json>& rows, const TableStyle& style) {
+  using enum Table::Align;
+  using enum Table::Better;
+  Table table({{"batch", kRight, kHigher},
+               {"KV\nmemory"},
+               {"process\ngrowth"},
+               {"bytes\n/token", kRight, kLower},
+               {"prefill\nms", kRight, kLower},
+               {"append\nus", kRight, kLower},
+               {"select\nus", kRight, kLower},
+               {"attend\nus", kRight, kLower},
+               {"attention\ntokens/s", kRight, kHigher},
+               {"to\ndense"}},
+              "pipeline");
+  std::string group;
+  for (const Json& row : rows) {
+    const Json& asked = row["batch_asked"];
+    const std::string title =
+        fmt::format("context {}, batch {}", row["context"].get<int64_t>(), asked.dump());
+    if (title != group) table.group(group = title);
+    const Json& latency = row["latency_us"];
+    double prefill_us = 0;
+    for (const Json& stage : latency["prefill"]) prefill_us += stage.get<double>();
+    const auto stage = [&](const char* name) {
+      return micros_cell(latency[name]["median"].get<double>() * 1e-6);
+    };
+    table.row({number_cell(row["batch"].get<double>()),
+               bytes_cell(row["memory"]["total"].get<uint64_t>()),
+               bytes_cell(row["memory_growth"].get<uint64_t>()),
+               number_cell(row["metrics"]["bytes_per_token"].get<double>()),
+               number_cell(prefill_us * 1e-3),
+               stage("append"),
+               stage("select"),
+               stage("attend"),
+               number_cell(row["attention_tokens_per_s"].get<double>()),
+               {ratio_text(row)}},
+              row["pipeline"].get<std::string>());
+  }
+  return table.text(style);
+}
+
+void report(const Sweep& sweep) {
+  if (sweep.kept() > 0) {
+    note(fmt::format("{} of {} rows were there already and were kept", sweep.kept(),
+                     sweep.planned()));
+  }
+  if (sweep.finished().empty()) return;
+  const Json& setup = sweep.setup();
+  print(fmt::format(
+      "{} layers, {} query and {} KV heads of {}; {} steps timed after {}\n\n{}\n"
+      "* best of its group; times are medians of all layers; tokens/s count attention alone, and "
+      "the ratio to dense\n  is theirs: fp16 K and V, every token attended to, same run\n",
+      setup["layers"].get<int>(), setup["query_heads"].get<int>(), setup["kv_heads"].get<int>(),
+      setup["head_dim"].get<int>(), setup["steps"].get<int64_t>(), setup["warmup"].get<int64_t>(),
+      sweep_table(sweep.finished(), TableStyle::of(stdout))));
+}
+
+void throughput(const ThroughputFlags& flags, const std::vector<std::string>& command_line) {
+  Registry registry = flags.config.open_registry();
+  const Config config = flags.config.load(flags.file, registry);
+  Devices devices(config.threads);
+  Device& device = devices.open(config.pipelines.front().device);
+  for (const PipelineSpec& spec : config.pipelines) {
+    if (&devices.open(spec.device) != &device) {
+      throw Error("{}: the pipelines run on different devices: sweep one device at a time",
+                  flags.file.string());
+    }
+  }
+  Sweep sweep(flags, config, registry, device, environment(command_line, device));
+  sweep.check();
+  try {
+    sweep.run();
+  } catch (const Interrupted&) {
+    report(sweep);
+    note(fmt::format("stopped after {} of {} rows{}", sweep.finished().size(), sweep.planned(),
+                     flags.json.empty() ? "" : "; the same command goes on from there"));
+    throw;
+  }
+  report(sweep);
+}
+
+}  // namespace
+
+Command add_throughput(CLI::App& app, const std::vector<std::string>& command_line) {
+  CLI::App* command = app.add_subcommand(
+      "throughput", "Long contexts x large batches: memory, time per step, tokens/s against dense");
+  auto flags = std::make_shared<ThroughputFlags>();
+  add_config_argument(*command, flags->file);
+  add_output_option(*command, "--json", flags->json,
+                    "keeps every finished row there; a sweep that was interrupted goes on from it");
+  command->add_option("--memory", flags->memory, "bounds the cache, as in 8GiB; 0 = what is free")
+      ->type_name("SIZE")
+      ->transform(CLI::AsSizeValue(false));
+  flags->config.add_to(*command);
+  command->footer(examples({
+      "sikv throughput configs/throughput.yaml --json sweep.json",
+      "sikv throughput configs/throughput.yaml --set source.synthetic.batch=max --memory 4GiB",
+      "sikv throughput configs/throughput.yaml --set model.preset=llama-3.1-8b "
+      "--set 'source.synthetic.context=[32768, 131072]'",
+  }));
+  return {command, [flags, &command_line] { throughput(*flags, command_line); }};
+}
+
+}  // namespace sikv

@@ -1,0 +1,90 @@
+// How fast and how large a pipeline is at deployment size: the cache of all layers is really
+// allocated and filled with synthetic tokens, then decode steps are timed.
+//
+// All sequences of a batch are filled from the same K and V, so that the input takes the room of
+// one sequence and one layer; every sequence still has pages of its own, and a step moves the bytes
+// that it would move for different texts.
+#ifndef SIKV_FRAMEWORK_EXPERIMENT_THROUGHPUT_H_
+#define SIKV_FRAMEWORK_EXPERIMENT_THROUGHPUT_H_
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "framework/cache/ledger.h"
+#include "framework/config/config.h"
+#include "framework/device/device.h"
+#include "framework/experiment/measure.h"
+#include "framework/metrics/summary.h"
+#include "framework/registry/registry.h"
+
+namespace sikv {
+
+struct Throughput {
+  std::string pipeline;           // printed form
+  std::optional<int64_t> budget;  // tokens, at the first timed step
+  int64_t context = 0;
+  int batch = 0;
+  std::vector<ChosenVariant> variants;
+  Ledger ledger;
+  uint64_t memory_growth = 0;  // of the process while the cache was made and used
+  double bytes_per_token = 0;
+  double compression = 0;
+  double compression_total = 0;
+  // Seconds, as in Measured.
+  std::map<std::string, double> prefill_s;
+  std::map<std::string, Summary> step_s;
+};
+
+class ThroughputBench {
+ public:
+  // `config` has a model and a synthetic source, else Error. `memory_limit` bounds the cache; 0 =
+  // what is free.
+  ThroughputBench(const Config& config, const Registry& registry, Device& device,
+                  uint64_t memory_limit);
+
+  // Steps timed, and steps replayed before them: measure.steps, else source.steps, else 16.
+  int64_t steps() const { return steps_; }
+  int64_t warmup() const { return config_.measure.warmup; }
+
+  // Bytes the cache will take: as planned, and the selector's state, estimated from a small run.
+  uint64_t cache_bytes(const PipelineSpec& spec, int64_t context, int batch);
+  // The largest batch of at most `most` sequences that fits; 0 if none does.
+  int largest_batch(const PipelineSpec& spec, int64_t context, int most);
+  // Error that names the largest batch, or else the longest context, that fits.
+  void check_fits(const PipelineSpec& spec, int64_t context, int batch);
+
+  // Throws Interrupted after Ctrl-C.
+  Throughput measure(const PipelineSpec& spec, int64_t context, int batch);
+
+ private:
+  sikv_shape shape(int64_t context, int batch) const;
+  bool fits(const PipelineSpec& spec, int64_t context, int batch);
+  double state_bytes_per_token(const PipelineSpec& spec);
+  Throughput run(const PipelineSpec& spec, const sikv_shape& shape);
+
+  const Config& config_;
+  const Registry& registry_;
+  Device& device_;
+  uint64_t memory_limit_;
+  int64_t steps_;
+  // By pipeline: bytes per token, layer, sequence and KV head.
+  std::map<std::string, double> state_bytes_;
+};
+
+// The element type of a synthetic source.
+int32_t synthetic_dtype(const SyntheticSpec& spec);
+
+// A cache of `batch` sequences of at most `tokens` tokens.
+sikv_shape model_shape(const ModelSpec& model, int32_t dtype, int64_t tokens, int batch);
+
+// The largest batch of at most `most` for which `spec` is planned to take no more than `bytes`,
+// without the selector's state; 0 if none is. `shape.max_sequences` is not read.
+int largest_planned_batch(const PipelineSpec& spec, const Registry& registry, Device& device,
+                          sikv_shape shape, int max_new_tokens, uint64_t bytes, int most);
+
+}  // namespace sikv
+
+#endif  // SIKV_FRAMEWORK_EXPERIMENT_THROUGHPUT_H_

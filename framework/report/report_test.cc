@@ -1,0 +1,204 @@
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <limits>
+
+#include "framework/base/error.h"
+#include "framework/report/environment.h"
+#include "framework/report/rows.h"
+#include "framework/report/table.h"
+
+namespace sikv {
+namespace {
+
+Table two_metrics() {
+  return Table({{"error", Table::Align::kRight, Table::Better::kLower},
+                {"recall", Table::Align::kRight, Table::Better::kHigher}},
+               "pipeline");
+}
+
+TEST(Table, MarksTheBestOfEachGroup) {
+  Table table = two_metrics();
+  table.group("budget 96");
+  table.row({{"0.20", 0.20}, {"0.50", 0.50}}, "a > b > c");
+  table.row({{"0.10", 0.10}, {"0.40", 0.40}}, "d > e > f");
+  table.row({{"0.01", 0.01}, {"1.00", 1.00}}, "oracle", false);
+  table.group("budget 192");
+  table.row({{"0.30", 0.30}, {"0.60", 0.60}}, "a > b > c");
+  table.row({{"nan", std::numeric_limits<double>::quiet_NaN()}, {"0.70", 0.70}}, "d > e > f");
+  EXPECT_EQ(table.text(),
+            "  error   recall   pipeline\n"
+            "budget 96\n"
+            "   0.20     0.50*  a > b > c\n"
+            "   0.10*    0.40   d > e > f\n"
+            "   0.01     1.00   oracle\n"
+            "budget 192\n"
+            "   0.30     0.60   a > b > c\n"
+            "    nan     0.70*  d > e > f\n");
+}
+
+TEST(Table, MarksEveryRowThatTies) {
+  Table table({{"x", Table::Align::kRight, Table::Better::kLower}});
+  table.row({{"1", 1.0}});
+  table.row({{"1", 1.0}});
+  table.row({{"2", 2.0}});
+  EXPECT_EQ(table.text(), "  x\n  1*\n  1*\n  2\n");
+}
+
+TEST(Table, MarksNobodyWhereAllAreAlike) {
+  Table table({{"x", Table::Align::kRight, Table::Better::kLower}});
+  table.row({{"1", 1.0}});
+  table.row({{"1", 1.0}});
+  EXPECT_EQ(table.text(), "  x\n  1\n  1\n");
+}
+
+TEST(Table, HeadersOfSeveralLinesStandOnTheLast) {
+  Table table({{"name", Table::Align::kLeft}, {"bytes\nper token"}});
+  table.row({{"raw"}, {"512"}});
+  EXPECT_EQ(table.text(),
+            "            bytes\n"
+            "  name  per token\n"
+            "  raw         512\n");
+}
+
+TEST(Table, WrapsLabelsBesideTheRowWhereThereIsRoom) {
+  Table table({{"x"}}, "pipeline");
+  table.row({{"1"}}, "first(option=value)+second(option=value) > third(option=value)");
+  EXPECT_EQ(table.text({50, false}),
+            "  x  pipeline\n"
+            "  1  first(option=value)+second(option=value) >\n"
+            "     third(option=value)\n");
+}
+
+TEST(Table, PutsLabelsAboveTheRowWhereThereIsNone) {
+  Table table({{"a wide column of numbers"}}, "pipeline");
+  table.row({{"1"}}, "first(option=value)+second(option=value) > third(option=value)");
+  EXPECT_EQ(table.text({60, false}),
+            "  a wide column of numbers\n"
+            "  first(option=value)+second(option=value) >\n"
+            "  third(option=value)\n"
+            "                         1\n");
+}
+
+TEST(Table, ColoursHeaderAndBest) {
+  Table table({{"x", Table::Align::kRight, Table::Better::kLower}});
+  table.row({{"1", 1.0}});
+  table.row({{"2", 2.0}});
+  EXPECT_EQ(table.text({0, true}),
+            "\x1b[1m  x\x1b[0m\n"
+            "  \x1b[32m1*\x1b[0m\n"
+            "  2\n");
+}
+
+TEST(Table, CountsColumnsNotBytes) {
+  EXPECT_EQ(display_width("abc"), 3);
+  EXPECT_EQ(display_width("\u00b5s"), 2);       // micro sign
+  EXPECT_EQ(display_width("e\u0301"), 1);       // combining accent
+  EXPECT_EQ(display_width("\u7f13\u5b58"), 4);  // two wide characters
+  EXPECT_EQ(display_width("\U0001f600"), 2);    // emoji
+  EXPECT_EQ(display_width("\xff\xfe"), 2);      // not UTF-8
+  EXPECT_EQ(display_width("\xe2\x82"), 2);      // cut off
+  EXPECT_EQ(display_width(""), 0);
+}
+
+TEST(Table, APipeGetsNoColourAndNoLimit) {
+  std::FILE* const file = std::tmpfile();
+  const TableStyle style = TableStyle::of(file);
+  std::fclose(file);
+  EXPECT_EQ(style.width, 0);
+  EXPECT_FALSE(style.colour);
+}
+
+Measured example() {
+  Measured measured;
+  measured.pipeline = "fp16+fp16 > quest(budget=96,page=16) > gather_attention";
+  measured.budget = 96;
+  measured.variants = {{"keys", "fp16", "ref"}, {"selector", "quest", "cpu"}};
+  measured.metrics["recall"] = {0.5, 0.6, 0.25, 0.125, BadSide::kLow};
+  measured.bytes_per_token = 256;
+  measured.compression = 1;
+  measured.compression_total = 0.75;
+  measured.ledger.add("value_code", 1000);
+  measured.ledger.add("tail", 24);
+  measured.prefill_s = {{"fit", 0.5}};
+  measured.step_s["select"] = {2e-6, 1e-6, 3e-6, 4e-6, BadSide::kHigh};
+  measured.step_s["attend"] = {2e-6, 2e-6, 3e-6, 4e-6, BadSide::kHigh};
+  measured.counters = {{"scans", 31}};
+  return measured;
+}
+
+TEST(Rows, JsonHasThePublishedShape) {
+  EXPECT_EQ(row_json(example()), nlohmann::ordered_json::parse(R"({
+    "pipeline": "fp16+fp16 > quest(budget=96,page=16) > gather_attention", "budget": 96,
+    "metrics": {"recall": {"mean": 0.5, "p95": 0.25, "p99": 0.125}, "bytes_per_token": 256.0,
+                "compression": 1.0, "compression_total": 0.75},
+    "memory": {"value_code": 1000, "tail": 24, "total": 1024},
+    "latency_us": {"prefill": {"fit": 500000.0}, "attend": {"median": 2.0, "p95": 3.0},
+                   "select": {"median": 1.0, "p95": 3.0}},
+    "variants": {"keys": "ref", "selector": "cpu"}, "counters": {"scans": 31.0}})"));
+  EXPECT_DOUBLE_EQ(step_seconds(example().step_s), 3e-6);
+}
+
+TEST(Rows, JsonWithoutABudgetSaysNull) {
+  Measured measured = example();
+  measured.budget.reset();
+  EXPECT_TRUE(row_json(measured)["budget"].is_null());
+}
+
+TEST(Rows, CsvQuotesAndLeavesGaps) {
+  Measured other = example();
+  other.pipeline = "a \"quoted\" one";
+  other.budget.reset();
+  other.metrics.clear();
+  other.metrics["kv_error"] = summarize({}, BadSide::kHigh);
+  const std::vector<Measured> rows = {example(), other};
+  EXPECT_EQ(rows_csv(rows),
+            "pipeline,budget,kv_error_mean,kv_error_p95,kv_error_p99,recall_mean,recall_p95,"
+            "recall_p99,bytes_per_token,compression,compression_total,memory_bytes,attend_us,"
+            "select_us\r\n"
+            "\"fp16+fp16 > quest(budget=96,page=16) > gather_attention\",96,,,,0.5,0.25,0.125,"
+            "256,1,0.75,1024,2,1\r\n"
+            "\"a \"\"quoted\"\" one\",,,,,,,,256,1,0.75,1024,2,1\r\n");
+}
+
+TEST(Rows, UnwritablePathsAreFoundAhead) {
+  EXPECT_THROW(check_writable("/dev/full"), Error);
+  EXPECT_THROW(check_writable("/no/such/folder/x.json"), Error);
+  const std::filesystem::path path = std::filesystem::path(testing::TempDir()) / "rows_test.json";
+  std::filesystem::remove(path);
+  check_writable(path);
+  EXPECT_FALSE(std::filesystem::exists(path));
+  write_json(path, {{"rows", nlohmann::ordered_json::array()}});
+  EXPECT_EQ(nlohmann::json::parse(std::ifstream(path))["rows"].size(), 0u);
+  std::filesystem::remove(path);
+}
+
+TEST(Environment, NamesCodeAndMachine) {
+  const auto device = open_cpu_device(2);
+  const std::vector<std::string> command = {"sikv", "run", "a b.yaml"};
+  const auto block = environment(command, *device);
+  EXPECT_EQ(block["sikv"], version());
+  EXPECT_EQ(block["commit"], commit());
+  EXPECT_EQ(block["command"], "sikv run 'a b.yaml'");
+  EXPECT_EQ(block["device"]["type"], "cpu");
+  EXPECT_EQ(block["device"]["threads"], 2);
+  EXPECT_EQ(block["date_utc"].get<std::string>().size(), 20u);
+  for (const char* key : {"cpu", "cores", "memory_bytes", "os", "compiler", "build_type"}) {
+    EXPECT_TRUE(block.contains(key)) << key;
+  }
+}
+
+TEST(Environment, DateAndCommandDoNotTellMachinesApart) {
+  const auto device = open_cpu_device(1);
+  const auto a = environment(std::vector<std::string>{"sikv"}, *device);
+  auto b = a;
+  b["command"] = "sikv compare";
+  b["date_utc"] = "";
+  EXPECT_TRUE(same_environment(a, b));
+  b["commit"] = "another";
+  EXPECT_FALSE(same_environment(a, b));
+  EXPECT_FALSE(same_environment(a, nlohmann::ordered_json::object()));
+}
+
+}  // namespace
+}  // namespace sikv

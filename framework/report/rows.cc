@@ -1,0 +1,142 @@
+#include "framework/report/rows.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <ostream>
+#include <set>
+#include <vector>
+
+#include "framework/base/file.h"
+
+namespace sikv {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr double kMicros = 1e6;
+
+// RFC 4180: quoted where a separator, a quote or a line break is inside.
+std::string csv_field(const std::string& text) {
+  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
+  std::string quoted = "\"";
+  for (const char c : text) {
+    if (c == '"') quoted += c;
+    quoted += c;
+  }
+  quoted += '"';
+  return quoted;
+}
+
+std::string csv_number(double value) {
+  return std::isfinite(value) ? fmt::format("{}", value) : std::string();
+}
+
+std::string csv_line(std::span<const std::string> fields) {
+  std::string line;
+  for (size_t i = 0; i < fields.size(); ++i) {
+    if (i > 0) line += ',';
+    line += csv_field(fields[i]);
+  }
+  return line + "\r\n";
+}
+
+}  // namespace
+
+Json memory_json(const Ledger& ledger) {
+  Json memory = Json::object();
+  for (const LedgerLine& line : ledger.lines()) memory[line.role] = line.bytes;
+  memory["total"] = ledger.total();
+  return memory;
+}
+
+Json latency_json(const std::map<std::string, double>& prefill_s,
+                  const std::map<std::string, Summary>& step_s) {
+  Json latency = {{"prefill", Json::object()}};
+  for (const auto& [stage, seconds] : prefill_s) latency["prefill"][stage] = seconds * kMicros;
+  for (const auto& [stage, summary] : step_s) {
+    latency[stage] = {{"median", summary.median * kMicros}, {"p95", summary.p95 * kMicros}};
+  }
+  return latency;
+}
+
+Json variants_json(std::span<const ChosenVariant> variants) {
+  Json json = Json::object();
+  for (const ChosenVariant& chosen : variants) json[chosen.role] = chosen.variant;
+  return json;
+}
+
+Json row_json(const Measured& measured) {
+  Json metrics = Json::object();
+  for (const auto& [name, summary] : measured.metrics) {
+    metrics[name] = {{"mean", summary.mean}, {"p95", summary.p95}, {"p99", summary.p99}};
+  }
+  metrics["bytes_per_token"] = measured.bytes_per_token;
+  metrics["compression"] = measured.compression;
+  metrics["compression_total"] = measured.compression_total;
+  Json row = {{"pipeline", measured.pipeline}, {"budget", nullptr}};
+  if (measured.budget) row["budget"] = *measured.budget;
+  row["metrics"] = std::move(metrics);
+  row["memory"] = memory_json(measured.ledger);
+  row["latency_us"] = latency_json(measured.prefill_s, measured.step_s);
+  row["variants"] = variants_json(measured.variants);
+  row["counters"] = measured.counters;
+  return row;
+}
+
+double step_seconds(const std::map<std::string, Summary>& step_s) {
+  double sum = 0;
+  for (const auto& [stage, summary] : step_s) sum += summary.median;
+  return sum;
+}
+
+std::string rows_csv(std::span<const Measured> rows) {
+  std::set<std::string> metrics, stages;
+  for (const Measured& row : rows) {
+    for (const auto& [name, summary] : row.metrics) metrics.insert(name);
+    for (const auto& [stage, summary] : row.step_s) stages.insert(stage);
+  }
+  std::vector<std::string> header = {"pipeline", "budget"};
+  for (const std::string& name : metrics) {
+    for (const char* what : {"_mean", "_p95", "_p99"}) header.push_back(name + what);
+  }
+  for (const char* name : {"bytes_per_token", "compression", "compression_total", "memory_bytes"}) {
+    header.emplace_back(name);
+  }
+  for (const std::string& stage : stages) header.push_back(stage + "_us");
+
+  std::string text = csv_line(header);
+  for (const Measured& row : rows) {
+    std::vector<std::string> fields = {row.pipeline, row.budget ? std::to_string(*row.budget) : ""};
+    for (const std::string& name : metrics) {
+      const auto found = row.metrics.find(name);
+      const Summary summary =
+          found == row.metrics.end() ? summarize({}, BadSide::kHigh) : found->second;
+      for (const double value : {summary.mean, summary.p95, summary.p99}) {
+        fields.push_back(csv_number(value));
+      }
+    }
+    for (const double value : {row.bytes_per_token, row.compression, row.compression_total}) {
+      fields.push_back(csv_number(value));
+    }
+    fields.push_back(std::to_string(row.ledger.total()));
+    for (const std::string& stage : stages) {
+      const auto found = row.step_s.find(stage);
+      fields.push_back(found == row.step_s.end() ? "" : csv_number(found->second.median * kMicros));
+    }
+    text += csv_line(fields);
+  }
+  return text;
+}
+
+void check_writable(const std::filesystem::path& path) { AtomicPath probe(path); }
+
+void write_text(const std::filesystem::path& path, const std::string& text) {
+  write_atomically(path, [&](std::ostream& stream) { stream << text; });
+}
+
+void write_json(const std::filesystem::path& path, const Json& json) {
+  write_text(path, json.dump(2) + "\n");
+}
+
+}  // namespace sikv

@@ -1,0 +1,50 @@
+// Result rows as files: JSON for programs, CSV for spreadsheets.
+//
+//   {"environment": {...}, "source": "...", "rows": [
+//     {"pipeline": "<printed form>", "budget": 96,
+//      "metrics": {"recall": {"mean": 0.708, "p95": ..., "p99": ...}, ..., "bytes_per_token": 44,
+//                  "compression": 5.8, "compression_total": 4.1},
+//      "memory": {"index_code": 983040, ..., "total": ...},
+//      "latency_us": {"prefill": {"fit": ..., "encode": ..., "observe": ...},
+//                     "append": {"median": ..., "p95": ...}, "select": ..., "attend": ...},
+//      "variants": {"keys": "cpu", ...}, "counters": {...}}]}
+//
+// Tails are the bad side of each metric. Latencies are sums over all layers.
+#ifndef SIKV_FRAMEWORK_REPORT_ROWS_H_
+#define SIKV_FRAMEWORK_REPORT_ROWS_H_
+
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+
+#include "framework/cache/ledger.h"
+#include "framework/experiment/measure.h"
+#include "framework/metrics/summary.h"
+
+namespace sikv {
+
+nlohmann::ordered_json row_json(const Measured& measured);
+
+// Parts of a row that other results have too.
+nlohmann::ordered_json memory_json(const Ledger& ledger);
+nlohmann::ordered_json latency_json(const std::map<std::string, double>& prefill_s,
+                                    const std::map<std::string, Summary>& step_s);
+nlohmann::ordered_json variants_json(std::span<const ChosenVariant> variants);
+
+// Seconds of one decode step: the sum of its stages' medians.
+double step_seconds(const std::map<std::string, Summary>& step_s);
+
+// One line per row under a header; metrics that a row lacks are empty fields.
+std::string rows_csv(std::span<const Measured> rows);
+
+// Error if no file can be written there. To be asked before the work whose result goes there.
+void check_writable(const std::filesystem::path& path);
+
+void write_text(const std::filesystem::path& path, const std::string& text);
+void write_json(const std::filesystem::path& path, const nlohmann::ordered_json& json);
+
+}  // namespace sikv
+
+#endif  // SIKV_FRAMEWORK_REPORT_ROWS_H_

@@ -1,0 +1,271 @@
+// Min-max groups (plugins/layouts/minmax.h) of a block of tokens in vectors, with the same bytes.
+//
+// 2-bit codes need no division. code = round((x - zero) / scale) passes 1 where the quotient is
+// above 0.5, 2 from 1.5 on, 3 above 2.5 (ties to even). Scale has 11 bits at most, so its products
+// with these are exact, and a rounded quotient falls on the same side as x - zero falls on of the
+// product: the next float beside a product p differs by more than 2^-24 p, and the quotient rounds
+// to the tie only from nearer than that.
+//
+// Include from a file that goes through hwy/foreach_target.h.
+
+#ifndef SIKV_KERNELS_COMMON_SIMD_MINMAX_H_
+#define SIKV_KERNELS_COMMON_SIMD_MINMAX_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/common/simd_tokens.h"
+#include "plugins/layouts/minmax.h"
+
+namespace sikv {
+
+// How a row [D] is quantised.
+struct MinMaxFormat {
+  size_t head_dim;
+  int bits;             // 2, 3, 4 or 8
+  size_t group;         // channels, a multiple of 16
+  int32_t scale_dtype;  // fp16, fp8_e4m3 or fp8_e5m2
+
+  size_t groups() const { return head_dim / group; }
+  size_t code_bytes() const { return head_dim * static_cast<size_t>(bits) / 8; }
+  size_t scale_bytes() const {
+    return 2 * groups() * static_cast<size_t>(sikv_dtype_bytes(scale_dtype));
+  }
+};
+
+inline constexpr size_t kMaxGroups = kMaxHeadDim / 16;
+
+// Of each group of a block of tokens, [tokens, D / group].
+struct alignas(64) MinMaxGroups {
+  static constexpr size_t kCount = kBlockTokens * kMaxGroups;
+  float low[kCount], high[kCount];
+  float scale[kCount], zero[kCount];  // as stored
+};
+
+}  // namespace sikv
+
+#endif  // SIKV_KERNELS_COMMON_SIMD_MINMAX_H_
+
+#if defined(SIKV_KERNELS_COMMON_SIMD_MINMAX_TARGET_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SIKV_KERNELS_COMMON_SIMD_MINMAX_TARGET_
+#undef SIKV_KERNELS_COMMON_SIMD_MINMAX_TARGET_
+#else
+#define SIKV_KERNELS_COMMON_SIMD_MINMAX_TARGET_
+#endif
+
+#include <string.h>
+
+#include <limits>
+
+#include "hwy/highway.h"
+#include "kernels/common/simd_pack.h"
+
+#if HWY_TARGET != HWY_SCALAR
+
+HWY_BEFORE_NAMESPACE();
+namespace sikv {
+namespace HWY_NAMESPACE {
+
+// ---- scales and zeros ---------------------------------------------------------------------------
+
+// low and high of every group of x [count, D].
+HWY_INLINE void FindExtremes(const MinMaxFormat& format, const float* HWY_RESTRICT x, int count,
+                             MinMaxGroups* groups) {
+  const DF d;
+  const size_t n = static_cast<size_t>(count) * format.groups();
+  for (size_t j = 0; j < n; ++j) {
+    const float* from = x + j * format.group;
+    VF low = hn::LoadU(d, from), high = low;
+    for (size_t i = kLanes; i < format.group; i += kLanes) {
+      const VF v = hn::LoadU(d, from + i);
+      low = hn::Min(low, v);
+      high = hn::Max(high, v);
+    }
+    groups->low[j] = hn::GetLane(hn::MinOfLanes(d, low));
+    groups->high[j] = hn::GetLane(hn::MaxOfLanes(d, high));
+    // Where 0 and -0 are both the smallest, their order decides which of them is stored.
+    if (groups->low[j] == 0.0f) {
+      groups->low[j] = from[0];
+      for (size_t i = 1; i < format.group; ++i) groups->low[j] = fminf(groups->low[j], from[i]);
+    }
+  }
+}
+
+// minmax::store_range of n groups: pairs of the scale type to `scales`.
+template <typename Narrow>
+HWY_INLINE void StoreRanges(const MinMaxFormat& format, size_t n, MinMaxGroups* groups,
+                            uint8_t* scales) {
+  using Pair = hwy::UnsignedFromSize<2 * sizeof(uint8_t) * Narrow::kBits / 8>;
+  const DF d;
+  const hn::Rebind<Pair, DF> dp;
+  const VF top = hn::Set(d, static_cast<float>((1 << format.bits) - 1));
+  const float largest = minmax::largest_finite(format.scale_dtype);
+  alignas(64) Pair pairs[MinMaxGroups::kCount];
+  for (size_t j = 0; j < n; j += kLanes) {
+    const VF low = hn::Load(d, groups->low + j), high = hn::Load(d, groups->high + j);
+    const VU scale = NarrowSaturated<Narrow::kExpBits, Narrow::kManBits>(
+        hn::Div(hn::Sub(high, low), top), largest);
+    const VU zero = NarrowSaturated<Narrow::kExpBits, Narrow::kManBits>(low, largest);
+    hn::Store(Widen<Narrow::kExpBits, Narrow::kManBits>(scale), d, groups->scale + j);
+    hn::Store(Widen<Narrow::kExpBits, Narrow::kManBits>(zero), d, groups->zero + j);
+    const VU pair = hn::Or(scale, hn::ShiftLeft<Narrow::kBits>(zero));
+    if constexpr (sizeof(Pair) == 4) {
+      hn::Store(pair, dp, pairs + j);
+    } else {
+      hn::Store(hn::TruncateTo(dp, pair), dp, pairs + j);
+    }
+  }
+  memcpy(scales, pairs, n * sizeof(Pair));
+}
+
+// Scales and zeros of one token's groups.
+template <typename Narrow>
+HWY_INLINE void LoadRanges(size_t n, const uint8_t* scales, float* scale, float* zero) {
+  using Pair = hwy::UnsignedFromSize<2 * sizeof(uint8_t) * Narrow::kBits / 8>;
+  const DF d;
+  const hn::Rebind<Pair, DF> dp;
+  alignas(64) Pair pairs[kMaxGroups + kLanes] = {};
+  memcpy(pairs, scales, n * sizeof(Pair));
+  for (size_t j = 0; j < n; j += kLanes) {
+    VU pair;
+    if constexpr (sizeof(Pair) == 4) {
+      pair = hn::Load(dp, pairs + j);
+    } else {
+      pair = hn::PromoteTo(DU(), hn::Load(dp, pairs + j));
+    }
+    hn::StoreU(Widen<Narrow::kExpBits, Narrow::kManBits>(pair), d, scale + j);
+    hn::StoreU(Widen<Narrow::kExpBits, Narrow::kManBits>(hn::ShiftRight<Narrow::kBits>(pair)), d,
+               zero + j);
+  }
+}
+
+// ---- codes --------------------------------------------------------------------------------------
+
+// Codes of x [D], a token whose groups have these scales and zeros, to `row`.
+HWY_INLINE void StoreCodes2(const MinMaxFormat& format, const float* HWY_RESTRICT x,
+                            const float* scales, const float* zeros, uint8_t* row) {
+  const DF d;
+  ChannelBits passed[3];
+  for (size_t g = 0, i = 0; i < format.head_dim; ++g) {
+    // A scale of 0 gives code 0.
+    const float scale = scales[g] == 0.0f ? std::numeric_limits<float>::infinity() : scales[g];
+    const VF zero = hn::Set(d, zeros[g]), first = hn::Set(d, 0.5f * scale),
+             second = hn::Set(d, 1.5f * scale), third = hn::Set(d, 2.5f * scale);
+    for (const size_t end = i + format.group; i < end; i += kLanes) {
+      const VF offset = hn::Sub(hn::LoadU(d, x + i), zero);
+      StoreBits(hn::Gt(offset, first), i, passed[0].bytes);
+      StoreBits(hn::Ge(offset, second), i, passed[1].bytes);
+      StoreBits(hn::Gt(offset, third), i, passed[2].bytes);
+    }
+  }
+  CountThresholds<2>(format.head_dim, passed);
+  StorePlanes<2>(passed, format.head_dim, row);
+}
+
+template <int kBits>
+HWY_INLINE void StoreCodes(const MinMaxFormat& format, const float* HWY_RESTRICT x,
+                           const float* scales, const float* zeros, uint8_t* row) {
+  const DF d;
+  const hn::RebindToSigned<DF> di;
+  const hn::Rebind<uint8_t, DF> d8;
+  const VF top = hn::Set(d, static_cast<float>((1 << kBits) - 1));
+  ChannelBits planes[kBits];
+  for (size_t g = 0, i = 0; i < format.head_dim; ++g) {
+    const VF scale = hn::Set(d, scales[g]), zero = hn::Set(d, zeros[g]);
+    const auto empty = hn::Eq(scale, hn::Zero(d));
+    for (const size_t end = i + format.group; i < end; i += kLanes) {
+      const VF position = hn::Div(hn::Sub(hn::LoadU(d, x + i), zero), scale);
+      const VF clamped = hn::Min(hn::Max(position, hn::Zero(d)), top);
+      const auto code = hn::NearestInt(hn::IfThenZeroElse(empty, clamped));
+      if constexpr (kBits == 8) {
+        hn::StoreU(hn::DemoteTo(d8, code), d8, row + i);
+      } else {
+        for (int k = 0; k < kBits; ++k) {
+          StoreBits(hn::RebindMask(d, hn::TestBit(code, hn::Set(di, 1 << k))), i, planes[k].bytes);
+        }
+      }
+    }
+  }
+  if constexpr (kBits != 8) StorePlanes<kBits>(planes, format.head_dim, row);
+}
+
+// codes = code - zero, of kLanes channels.
+template <int kBits>
+HWY_INLINE VF LoadCodes(const uint8_t* row, size_t i) {
+  const DF d;
+  const hn::RebindToSigned<DF> di;
+  if constexpr (kBits == 8) {
+    return hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(hn::Rebind<uint8_t, DF>(), row + i)));
+  } else {
+    const VU codes = hn::And(UnpackCodes<kBits>(row, i), hn::Set(DU(), (1u << kBits) - 1u));
+    return hn::ConvertTo(d, hn::BitCast(di, codes));
+  }
+}
+
+template <int kBits>
+HWY_INLINE void LoadRow(const MinMaxFormat& format, const uint8_t* row, const float* scales,
+                        const float* zeros, float* x) {
+  const DF d;
+  for (size_t g = 0, i = 0; i < format.head_dim; ++g) {
+    const VF scale = hn::Set(d, scales[g]), zero = hn::Set(d, zeros[g]);
+    for (const size_t end = i + format.group; i < end; i += kLanes) {
+      hn::StoreU(hn::Add(hn::Mul(LoadCodes<kBits>(row, i), scale), zero), d, x + i);
+    }
+  }
+}
+
+// ---- rows ---------------------------------------------------------------------------------------
+
+// minmax::pack_row of x [count, D], tokens that follow each other in both planes.
+inline void PackMinMax(const MinMaxFormat& format, const float* x, int count, uint8_t* codes,
+                       uint8_t* scales, MinMaxGroups* groups) {
+  FindExtremes(format, x, count, groups);
+  WithNarrowType(format.scale_dtype, [&](auto narrow) HWY_ATTR {
+    StoreRanges<decltype(narrow)>(format, static_cast<size_t>(count) * format.groups(), groups,
+                                  scales);
+  });
+  for (int t = 0; t < count; ++t, x += format.head_dim, codes += format.code_bytes()) {
+    const float* scale = groups->scale + static_cast<size_t>(t) * format.groups();
+    const float* zero = groups->zero + static_cast<size_t>(t) * format.groups();
+    switch (format.bits) {
+      case 2:
+        StoreCodes2(format, x, scale, zero, codes);
+        break;
+      case 3:
+        StoreCodes<3>(format, x, scale, zero, codes);
+        break;
+      case 4:
+        StoreCodes<4>(format, x, scale, zero, codes);
+        break;
+      default:
+        StoreCodes<8>(format, x, scale, zero, codes);
+        break;
+    }
+  }
+}
+
+// minmax::unpack_row: x [D] of one token.
+inline void UnpackMinMax(const MinMaxFormat& format, const uint8_t* codes, const uint8_t* scales,
+                         float* x) {
+  alignas(64) float scale[kMaxGroups + kLanes], zero[kMaxGroups + kLanes];
+  WithNarrowType(format.scale_dtype, [&](auto narrow) HWY_ATTR {
+    LoadRanges<decltype(narrow)>(format.groups(), scales, scale, zero);
+  });
+  switch (format.bits) {
+    case 2:
+      return LoadRow<2>(format, codes, scale, zero, x);
+    case 3:
+      return LoadRow<3>(format, codes, scale, zero, x);
+    case 4:
+      return LoadRow<4>(format, codes, scale, zero, x);
+    default:
+      return LoadRow<8>(format, codes, scale, zero, x);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace sikv
+HWY_AFTER_NAMESPACE();
+
+#endif  // HWY_TARGET != HWY_SCALAR
+#endif  // SIKV_KERNELS_COMMON_SIMD_MINMAX_TARGET_

@@ -1,0 +1,369 @@
+// Every kernel x variant x pair of layouts it reads against attention in fp64 on the decoded
+// tokens.
+//
+// The tolerance is derived: what a plain fp32 run of the same tokens gets wrong, twice, and a few
+// roundings of the largest value.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <optional>
+
+#include "tests/conformance/cases.h"
+
+namespace sikv::testing {
+namespace {
+
+using Slots = std::vector<int32_t>;
+
+class KernelConformance : public ::testing::TestWithParam<const Variant*> {};
+INSTANTIATE_TEST_SUITE_P(All, KernelConformance, ::testing::ValuesIn(cpu_variants(SIKV_KERNEL)),
+                         test_name);
+
+// What a kernel is asked to select; per row a list, or nothing for SIKV_SELECT_ALL.
+using Selection = std::vector<std::optional<Slots>>;
+
+enum class Select { kAll, kNothing, kOne, kSome, kMixed };
+
+Selection make_selection(const FilledCache& filled, Select select, uint64_t seed) {
+  const sikv_cache_view& view = filled.cache.view();
+  Random random(seed);
+  Selection selection;
+  for (int row = 0; row < filled.cache.num_rows(); ++row) {
+    if (select == Select::kAll || (select == Select::kMixed && row % 2 == 0)) {
+      selection.emplace_back();
+      continue;
+    }
+    const int32_t* pinned = view.pinned_slots + int64_t{row} * view.pinned_capacity;
+    Slots slots;
+    for (int32_t slot = 0; slot < view.encoded_len[row]; ++slot) {
+      const bool is_pinned = std::binary_search(pinned, pinned + view.pinned_len[row], slot);
+      const bool wanted = select == Select::kOne ? slots.empty() : random.below(3) == 0;
+      if (!is_pinned && wanted && select != Select::kNothing) slots.push_back(slot);
+    }
+    selection.emplace_back(std::move(slots));
+  }
+  return selection;
+}
+
+// ---- attention as it should be ------------------------------------------------------------------
+
+struct Tokens {
+  int head_dim = 0;
+  std::vector<float> k, v;  // [n, D]
+  size_t size() const { return k.size() / static_cast<size_t>(head_dim); }
+};
+
+// What a kernel attends to in one row: pinned and tail exact, the rest as the codecs decode it.
+Tokens attended(const FilledCache& filled, int row, const std::optional<Slots>& selected) {
+  const sikv_cache_view& view = filled.cache.view();
+  const int b = row / view.num_kv_heads, h = row % view.num_kv_heads;
+  Tokens tokens{view.head_dim, {}, {}};
+  const auto add_exact = [&](int position) {
+    const std::vector<float> k = filled.k.row(b, position, h), v = filled.v.row(b, position, h);
+    tokens.k.insert(tokens.k.end(), k.begin(), k.end());
+    tokens.v.insert(tokens.v.end(), v.begin(), v.end());
+  };
+  const int32_t* pinned = view.pinned_slots + int64_t{row} * view.pinned_capacity;
+  const int num_pinned = view.pinned_len[row];
+  Slots slots = selected.value_or(Slots());
+  for (int32_t slot = 0; !selected && slot < view.encoded_len[row]; ++slot) {
+    if (!std::binary_search(pinned, pinned + num_pinned, slot)) slots.push_back(slot);
+  }
+  tokens.k = decode_slots(filled.key, filled.cache, row, slots);
+  tokens.v = decode_slots(filled.value, filled.cache, row, slots);
+  for (int i = 0; i < num_pinned; ++i) add_exact(pinned[i]);
+  for (int t = 0; t < view.tail_len[b]; ++t) add_exact(view.encoded_len[row] + t);
+  return tokens;
+}
+
+// Outputs of all heads, [B, Hq, D] and [B, Hq], in the precision they were computed in.
+struct Output {
+  std::vector<double> out, lse;
+};
+
+// The textbook: logits, maximum, weights, sum; everything in T.
+template <typename T>
+void attend(const Tokens& tokens, const float* q, float scale, double* out, double* lse) {
+  const int dim = tokens.head_dim;
+  std::vector<T> weights(tokens.size()), sum_v(static_cast<size_t>(dim), T(0));
+  T max = -std::numeric_limits<T>::infinity(), sum = T(0);
+  for (size_t t = 0; t < weights.size(); ++t) {
+    T dot = T(0);
+    for (int d = 0; d < dim; ++d) {
+      dot += static_cast<T>(q[d]) * static_cast<T>(tokens.k[t * static_cast<size_t>(dim) + d]);
+    }
+    weights[t] = static_cast<T>(scale) * dot;
+    max = std::max(max, weights[t]);
+  }
+  for (size_t t = 0; t < weights.size(); ++t) {
+    const T weight = std::exp(weights[t] - max);
+    sum += weight;
+    for (int d = 0; d < dim; ++d) {
+      sum_v[static_cast<size_t>(d)] +=
+          weight * static_cast<T>(tokens.v[t * static_cast<size_t>(dim) + d]);
+    }
+  }
+  for (int d = 0; d < dim; ++d) {
+    out[d] = weights.empty() ? 0.0 : static_cast<double>(sum_v[static_cast<size_t>(d)] / sum);
+  }
+  *lse = weights.empty() ? -std::numeric_limits<double>::infinity()
+                         : static_cast<double>(max + std::log(sum));
+}
+
+template <typename T>
+Output attend_all_heads(const FilledCache& filled, const Case& c, const Selection& selection,
+                        const std::vector<uint8_t>& q, float scale) {
+  const int dim = c.cache.head_dim;
+  Output output;
+  output.out.resize(q.size() / static_cast<size_t>(sikv_dtype_bytes(c.cache.dtype)));
+  output.lse.resize(output.out.size() / static_cast<size_t>(dim));
+  std::vector<float> query(static_cast<size_t>(dim));
+  for (int row = 0; row < filled.cache.num_rows(); ++row) {
+    const Tokens tokens = attended(filled, row, selection[static_cast<size_t>(row)]);
+    for (int g = 0; g < c.group; ++g) {
+      // Query heads of one KV head follow each other, and rows are (sequence, KV head).
+      const int64_t head = int64_t{row} * c.group + g;
+      for (int d = 0; d < dim; ++d) {
+        query[static_cast<size_t>(d)] = sikv_load(q.data(), c.cache.dtype, head * dim + d);
+      }
+      attend<T>(tokens, query.data(), scale, output.out.data() + head * dim,
+                output.lse.data() + head);
+    }
+  }
+  return output;
+}
+
+// Largest difference; equal infinities do not differ, NaN differs from everything.
+double distance(const std::vector<double>& a, const std::vector<double>& b) {
+  double largest = 0.0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double difference = a[i] == b[i] ? 0.0 : std::abs(a[i] - b[i]);
+    if (!(difference <= largest)) largest = difference;
+  }
+  return largest;
+}
+
+double largest_magnitude(const std::vector<double>& x) {
+  double largest = 0.0;
+  for (double value : x) {
+    if (std::isfinite(value)) largest = std::max(largest, std::abs(value));
+  }
+  return largest;
+}
+
+// ---- a kernel at work ---------------------------------------------------------------------------
+
+float scale_of(const Case& c) { return 1.0f / std::sqrt(static_cast<float>(c.cache.head_dim)); }
+
+Output run_kernel(KernelInstance& kernel, const FilledCache& filled, const Case& c,
+                  const Selection& selection, const std::vector<uint8_t>& q) {
+  const auto rows = static_cast<size_t>(filled.cache.num_rows());
+  size_t capacity = 0;
+  for (const auto& row : selection) capacity = std::max(capacity, row ? row->size() : 0);
+  Guarded<int32_t> slots(rows * capacity), counts(rows);
+  for (size_t row = 0; row < rows; ++row) {
+    counts.data()[row] = SIKV_SELECT_ALL;
+    if (!selection[row]) continue;
+    counts.data()[row] = static_cast<int32_t>(selection[row]->size());
+    std::copy(selection[row]->begin(), selection[row]->end(), slots.data() + row * capacity);
+  }
+  const size_t heads = rows * static_cast<size_t>(c.group);
+  Guarded<float> out(heads * static_cast<size_t>(c.cache.head_dim)), lse(heads);
+  Guarded<uint8_t> workspace(kernel.plan(static_cast<int32_t>(capacity)));
+  const sikv_cache_view& view = filled.cache.view();
+  kernel.run({sizeof(sikv_attend_args),
+              view.num_kv_heads * c.group,
+              &view,
+              q.data(),
+              scale_of(c),
+              0,
+              {slots.data(), counts.data(), static_cast<int32_t>(capacity), 0},
+              out.data(),
+              lse.data()},
+             workspace.data(), nullptr);
+  EXPECT_TRUE(out.intact() && lse.intact()) << "written outside of the output";
+  EXPECT_TRUE(workspace.intact()) << "written outside of the workspace";
+  EXPECT_TRUE(slots.intact() && counts.intact());
+  EXPECT_EQ(filled.cache.damage(), "");
+  return {{out.data(), out.data() + out.size()}, {lse.data(), lse.data() + lse.size()}};
+}
+
+void expect_as_good_as_plain_fp32(KernelInstance& kernel, const FilledCache& filled, const Case& c,
+                                  const Selection& selection) {
+  const std::vector<uint8_t> q = make_queries(c, 3);
+  const Output got = run_kernel(kernel, filled, c, selection, q);
+  const Output exact = attend_all_heads<double>(filled, c, selection, q, scale_of(c));
+  const Output plain = attend_all_heads<float>(filled, c, selection, q, scale_of(c));
+  constexpr double kRounding = 0x1p-24;
+  EXPECT_LE(distance(got.out, exact.out),
+            2.0 * distance(plain.out, exact.out) + 8.0 * kRounding * largest_magnitude(exact.out));
+  EXPECT_LE(distance(got.lse, exact.lse),
+            2.0 * distance(plain.lse, exact.lse) + 8.0 * kRounding * largest_magnitude(exact.lse));
+}
+
+struct LayoutPair {
+  CodecChoice key, value;
+};
+
+// All pairs of default layouts; with `all` also every other layout beside rows as they came.
+std::vector<LayoutPair> layout_pairs(bool all) {
+  std::vector<LayoutPair> pairs;
+  for (const CodecChoice& key : all_layouts(SIKV_KEY_CODEC)) {
+    for (const CodecChoice& value : all_layouts(SIKV_VALUE_CODEC)) {
+      const bool both = key.is_default && value.is_default;
+      const bool one = key.id == "fp16" || value.id == "fp16";
+      if (both || (all && one)) pairs.push_back({key, value});
+    }
+  }
+  return pairs;
+}
+
+// Runs body(kernel, filled, c) on a cache for each case x pair of layouts that the variant reads,
+// and returns how many there were.
+template <typename Body>
+int for_each_cache(const Variant& variant, const std::vector<Case>& cases,
+                   const std::vector<LayoutPair>& layouts, Body&& body,
+                   Pattern pattern = Pattern::kGaussian) {
+  int caches = 0;
+  for (const Case& c : cases) {
+    for (const auto& [key, value] : layouts) {
+      SCOPED_TRACE(describe(key) + "+" + describe(value) + ", " + describe(c));
+      auto key_codec = try_codec(SIKV_KEY_CODEC, key, shape_of(c));
+      auto value_codec = try_codec(SIKV_VALUE_CODEC, value, shape_of(c));
+      if (!key_codec || !value_codec) continue;
+      KernelInstance kernel = make_instance<KernelInstance>(variant, {}, shape_of(c));
+      if (!kernel.refusal(key_codec->describe(), value_codec->describe()).empty()) continue;
+      ++caches;
+      FilledCache filled(c.cache, std::move(*key_codec), std::move(*value_codec), pattern);
+      body(kernel, filled, c);
+      if (::testing::Test::HasFailure()) return caches;
+    }
+  }
+  return caches;
+}
+
+std::vector<Select> selects_of(const Variant& variant) {
+  if ((variant.kernel().flags & SIKV_KERNEL_ATTENDS_ALL) != 0) return {Select::kAll};
+  return {Select::kAll, Select::kNothing, Select::kOne, Select::kSome, Select::kMixed};
+}
+
+void check_all_selections(const Variant& variant, KernelInstance& kernel, const FilledCache& filled,
+                          const Case& c) {
+  for (const Select select : selects_of(variant)) {
+    SCOPED_TRACE("select " + std::to_string(static_cast<int>(select)));
+    expect_as_good_as_plain_fp32(kernel, filled, c, make_selection(filled, select, c.cache.seed));
+  }
+}
+
+TEST_P(KernelConformance, IsAsGoodAsPlainFp32OnAwkwardShapes) {
+  const int caches =
+      for_each_cache(*GetParam(), awkward_cases(), layout_pairs(false),
+                     [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
+                       check_all_selections(*GetParam(), kernel, filled, c);
+                     });
+  EXPECT_GT(caches, 0) << "reads no pair of layouts";
+}
+
+TEST_P(KernelConformance, IsAsGoodAsPlainFp32OnEveryLayout) {
+  const std::vector<Case> cases = {make_case({257, 40}, {3, 0}, 5, 1, 3, 128, SIKV_BF16)};
+  for_each_cache(*GetParam(), cases, layout_pairs(true),
+                 [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
+                   check_all_selections(*GetParam(), kernel, filled, c);
+                 });
+}
+
+// Key means of up to 8 and channels that dominate: logits of tens to hundreds.
+TEST_P(KernelConformance, IsAsGoodAsPlainFp32OnHardKeys) {
+  const std::vector<Case> cases = {make_case({300, 31}, {20, 1}, 7, 2, 4, 128, SIKV_FP16),
+                                   make_case({257}, {1}, 0, 1, 3, 96, SIKV_FP32)};
+  for (const Pattern pattern : {Pattern::kOffset, Pattern::kOutliers, Pattern::kConstant,
+                                Pattern::kZeros, Pattern::kSubnormal}) {
+    SCOPED_TRACE(pattern_name(pattern));
+    for_each_cache(
+        *GetParam(), cases, layout_pairs(false),
+        [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
+          check_all_selections(*GetParam(), kernel, filled, c);
+        },
+        pattern);
+  }
+}
+
+TEST_P(KernelConformance, IsAsGoodAsPlainFp32OnRandomCases) {
+  for (uint64_t seed = 0; seed < 10; ++seed) {
+    for_each_cache(*GetParam(), {random_case(seed)}, layout_pairs(false),
+                   [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
+                     check_all_selections(*GetParam(), kernel, filled, c);
+                   });
+  }
+}
+
+TEST_P(KernelConformance, AnswersTheSameWithMoreThreads) {
+  const std::vector<Case> cases = {make_case({1000, 600, 3}, {5, 0, 1}, 9, 2, 3, 64, SIKV_FP16)};
+  for_each_cache(*GetParam(), cases, layout_pairs(false),
+                 [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
+                   KernelInstance threaded =
+                       make_instance<KernelInstance>(*GetParam(), {}, shape_of(c), cpu(3));
+                   ASSERT_EQ(threaded.refusal(filled.key.describe(), filled.value.describe()), "");
+                   const Selection selection =
+                       make_selection(filled, selects_of(*GetParam()).back(), 1);
+                   const std::vector<uint8_t> q = make_queries(c, 3);
+                   const Output one = run_kernel(kernel, filled, c, selection, q);
+                   const Output three = run_kernel(threaded, filled, c, selection, q);
+                   EXPECT_EQ(one.out, three.out);
+                   EXPECT_EQ(one.lse, three.lse);
+                 });
+}
+
+// Without a token the output is 0 and counts for nothing in a merge.
+TEST_P(KernelConformance, AnswersNothingWithoutTokens) {
+  for_each_cache(
+      *GetParam(), {make_case({0, 3}, {0, 2}, 1, 1, 4, 64, SIKV_FP16)}, layout_pairs(false),
+      [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
+        const Output got = run_kernel(kernel, filled, c, make_selection(filled, Select::kAll, 1),
+                                      make_queries(c, 3));
+        for (int i = 0; i < c.group * c.cache.head_dim; ++i) EXPECT_EQ(got.out[i], 0.0);
+        for (int g = 0; g < c.group; ++g) {
+          EXPECT_EQ(got.lse[g], -std::numeric_limits<double>::infinity());
+        }
+      });
+}
+
+// ||o - o_S|| <= 2 delta max ||v||: what leaving out tokens of probability delta can cost at most.
+TEST_P(KernelConformance, LeavingTokensOutCostsNoMoreThanTheirMass) {
+  if ((GetParam()->kernel().flags & SIKV_KERNEL_ATTENDS_ALL) != 0) return;  // leaves nothing out
+  const LayoutPair exact_layouts = {{"fp16", {}, true}, {"fp16", {}, true}};
+  for_each_cache(*GetParam(), awkward_cases(), {exact_layouts},
+                 [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
+                   const int dim = c.cache.head_dim;
+                   const Selection some = make_selection(filled, Select::kSome, 5);
+                   const Selection all = make_selection(filled, Select::kAll, 5);
+                   const std::vector<uint8_t> q = make_queries(c, 3);
+                   const Output got = run_kernel(kernel, filled, c, some, q);
+                   const Output exact = attend_all_heads<double>(filled, c, all, q, scale_of(c));
+                   for (int row = 0; row < filled.cache.num_rows(); ++row) {
+                     const Tokens tokens = attended(filled, row, std::nullopt);
+                     double longest = 0.0;
+                     for (size_t t = 0; t < tokens.size(); ++t) {
+                       const float* v = tokens.v.data() + t * static_cast<size_t>(dim);
+                       longest =
+                           std::max(longest, std::sqrt(std::inner_product(v, v + dim, v, 0.0)));
+                     }
+                     for (int g = 0; g < c.group; ++g) {
+                       const auto head = static_cast<size_t>(row * c.group + g);
+                       if (std::isinf(got.lse[head])) continue;  // nothing was left
+                       double distance = 0.0;
+                       for (size_t i = head * dim; i < (head + 1) * dim; ++i) {
+                         distance += (got.out[i] - exact.out[i]) * (got.out[i] - exact.out[i]);
+                       }
+                       const double delta = 1.0 - std::exp(got.lse[head] - exact.lse[head]);
+                       EXPECT_LE(std::sqrt(distance), 2.0 * delta * longest + 1e-5 * longest);
+                     }
+                   }
+                 });
+}
+
+}  // namespace
+}  // namespace sikv::testing

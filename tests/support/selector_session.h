@@ -1,0 +1,170 @@
+// A selector at work on a test cache.
+#ifndef SIKV_TESTS_SUPPORT_SELECTOR_SESSION_H_
+#define SIKV_TESTS_SUPPORT_SELECTOR_SESSION_H_
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "plugins/sdk/options.h"
+#include "tests/support/guarded.h"
+#include "tests/support/queries.h"
+
+namespace sikv::testing {
+
+using Slots = std::vector<int32_t>;
+
+// Slots of a row that may be selected.
+inline Slots candidates(const TestCache& cache, int row) {
+  const sikv_cache_view& view = cache.view();
+  Slots all(static_cast<size_t>(view.encoded_len[row]));
+  std::iota(all.begin(), all.end(), 0);
+  const int32_t* pinned = view.pinned_slots + int64_t{row} * view.pinned_capacity;
+  Slots open;
+  std::set_difference(all.begin(), all.end(), pinned, pinned + view.pinned_len[row],
+                      std::back_inserter(open));
+  return open;
+}
+
+// A selector at work on one cache; every selection it makes is checked against the contract.
+class SelectorSession {
+ public:
+  SelectorSession(const Variant& variant, const Choices& choices, const FilledCache& filled,
+                  int group, int threads = 1)
+      : filled_(filled),
+        group_(group),
+        options_(OptionSet::parse(variant.options, choices, variant.id)),
+        selector_(variant, options_, tight_shape(filled.cache.spec(), group), cpu(threads).info(),
+                  cpu(threads).host()),
+        refusal_(selector_.refusal(filled.key.describe())) {
+    if (!accepted()) return;
+    const SelectorInstance::Plan plan = selector_.plan();
+    capacity_ = plan.capacity;
+    const auto rows = static_cast<size_t>(filled.cache.num_rows());
+    slots_.emplace(rows * static_cast<size_t>(capacity_));
+    counts_.emplace(rows);
+    workspace_.emplace(plan.workspace_bytes);
+  }
+
+  bool accepted() const { return refusal_.empty(); }
+  SelectorInstance& selector() { return selector_; }
+
+  // A prompt of the first prompt[b] tokens of every sequence.
+  void observe(const std::vector<int>& prompt) {
+    const std::vector<int> start(prompt.size(), 0);
+    const RowsPart keys = filled_.k.part(start, prompt), values = filled_.v.part(start, prompt);
+    const int window = std::min(4, *std::min_element(prompt.begin(), prompt.end()));
+    const std::vector<uint8_t> queries = gaussian_queries(spec(), group_, window, 100);
+    const sikv_cache_view view = filled_.cache.view();
+    for (int b = 0; b < filled_.cache.num_sequences(); ++b) selector_.begin_sequence(b);
+    workspace_->poison();
+    selector_.observe({sizeof(sikv_observe_args), window, &view, keys.rows, values.rows,
+                       queries.data(), keys.count.data()},
+                      workspace_->data(), nullptr);
+    check_memory();
+  }
+  void observe_everything() {
+    std::vector<int> prompt = spec().encoded;
+    for (size_t b = 0; b < prompt.size(); ++b) prompt[b] += spec().tail[b];
+    observe(prompt);
+  }
+
+  // Sequences get the page of 256 tokens that starts at first[b]; none where that is negative.
+  void observe_page(const std::vector<int>& first) {
+    std::vector<int> from, count;
+    std::vector<int32_t> first_slot;
+    for (size_t b = 0; b < first.size(); ++b) {
+      from.push_back(std::max(first[b], 0));
+      count.push_back(first[b] >= 0 ? SIKV_PAGE_TOKENS : 0);
+      first_slot.insert(first_slot.end(), static_cast<size_t>(spec().num_kv_heads), from.back());
+    }
+    const RowsPart keys = filled_.k.part(from, count), values = filled_.v.part(from, count);
+    const sikv_cache_view view = filled_.cache.view();
+    workspace_->poison();
+    selector_.observe_page(
+        {sizeof(sikv_observe_page_args), 0, &view, keys.rows, values.rows, first_slot.data()},
+        workspace_->data(), nullptr);
+    check_memory();
+  }
+
+  // The selections of all rows; SIKV_SELECT_ALL is spelt out.
+  std::vector<Slots> select(int64_t step, const std::vector<uint8_t>& q) {
+    const sikv_cache_view view = filled_.cache.view();
+    slots_->poison();
+    counts_->poison();
+    workspace_->poison();
+    selector_.begin_step(step);
+    const float scale = 1.0f / std::sqrt(static_cast<float>(view.head_dim));
+    selector_.run({sizeof(sikv_select_args),
+                   view.num_kv_heads * group_,
+                   &view,
+                   q.data(),
+                   scale,
+                   0,
+                   {slots_->data(), counts_->data(), capacity_, 0}},
+                  workspace_->data(), nullptr);
+    check_memory();
+    std::vector<Slots> rows;
+    for (int row = 0; row < filled_.cache.num_rows(); ++row) rows.push_back(checked(row));
+    return rows;
+  }
+  std::vector<Slots> select(int64_t step) {
+    return select(step, gaussian_queries(spec(), group_, 1,
+                                         derive_seed(spec().seed, static_cast<uint64_t>(step))));
+  }
+
+ private:
+  const CacheSpec& spec() const { return filled_.cache.spec(); }
+
+  void check_memory() const {
+    EXPECT_TRUE(slots_->intact()) << "written outside of the selection's slots";
+    EXPECT_TRUE(counts_->intact()) << "written outside of the selection's counts";
+    EXPECT_TRUE(workspace_->intact()) << "written outside of the workspace";
+    EXPECT_EQ(filled_.cache.damage(), "");
+  }
+
+  Slots checked(int row) const {
+    SCOPED_TRACE("row " + std::to_string(row));
+    const sikv_selector_table& table = selector_.variant().selector();
+    const Slots open = candidates(filled_.cache, row);
+    const int32_t count = (*counts_)[static_cast<size_t>(row)];
+    if (count == SIKV_SELECT_ALL) return open;
+    EXPECT_FALSE(table.flags & SIKV_SELECTOR_SELECTS_ALL) << "lists slots, said it selects all";
+    EXPECT_GE(count, 0);
+    EXPECT_LE(count, capacity_);
+    if (const sikv_option_value* budget = options_.find("budget")) {
+      const sikv_cache_view& view = filled_.cache.view();
+      const int64_t length = view.encoded_len[row] + view.tail_len[row / view.num_kv_heads];
+      EXPECT_LE(count, (Budget{budget->i, budget->f}.tokens(length)));
+    }
+    if (count < 0 || count > capacity_) return {};
+    const int32_t* first = slots_->data() + int64_t{row} * capacity_;
+    Slots slots(first, first + count);
+    if (table.flags & SIKV_SELECTOR_UNORDERED) std::sort(slots.begin(), slots.end());
+    for (size_t i = 1; i < slots.size(); ++i) {
+      EXPECT_LT(slots[i - 1], slots[i]) << "slots are not ascending and unique";
+    }
+    EXPECT_TRUE(std::includes(open.begin(), open.end(), slots.begin(), slots.end()))
+        << "a slot is pinned or beyond the encoded length";
+    return slots;
+  }
+
+  const FilledCache& filled_;
+  int group_;
+  OptionSet options_;
+  SelectorInstance selector_;
+  std::string refusal_;
+  int32_t capacity_ = 0;
+  std::optional<Guarded<int32_t>> slots_, counts_;
+  std::optional<Guarded<uint8_t>> workspace_;
+};
+
+}  // namespace sikv::testing
+
+#endif  // SIKV_TESTS_SUPPORT_SELECTOR_SESSION_H_
