@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "apps/common/kinds.h"
 #include "apps/common/show.h"
 #include "framework/base/error.h"
 #include "framework/base/text.h"
@@ -22,19 +23,10 @@ struct NewPluginFlags {
   fs::path out;
 };
 
-const std::vector<std::string> kKinds = {"key_codec", "value_codec", "selector", "kernel"};
-
 // bin/sikv, in an install and in a build tree, has its templates in share/ beside it.
 fs::path prefix() { return fs::canonical("/proc/self/exe").parent_path().parent_path(); }
 
-void check_kind(const std::string& kind) {
-  if (std::find(kKinds.begin(), kKinds.end(), kind) != kKinds.end()) return;
-  const std::string near = did_you_mean(kind, kKinds);
-  throw Error("there is no kind '{}'{}", kind,
-              near.empty() ? "; the kinds are " + join(kKinds) : near);
-}
-
-void check_name(const std::string& name) {
+void check_name(sikv_kind kind, const std::string& name) {
   const auto lower = [](char c) { return c >= 'a' && c <= 'z'; };
   const auto allowed = [&](char c) { return lower(c) || (c >= '0' && c <= '9') || c == '_'; };
   if (name.empty() || !lower(name[0]) || !std::all_of(name.begin(), name.end(), allowed)) {
@@ -44,6 +36,11 @@ void check_name(const std::string& name) {
   constexpr size_t kLongest = sizeof(sikv_plugin_descriptor_t::id) - 1;
   if (name.size() > kLongest) {
     throw Error("'{}' is too long for a plugin's name: {} characters at most", name, kLongest);
+  }
+  const std::vector<std::string> taken = Registry::standard().ids(kind);
+  if (std::find(taken.begin(), taken.end(), name) != taken.end()) {
+    throw Error("there is a {} '{}' already, and a second would be refused: choose another name",
+                kind_name(kind), name);
   }
 }
 
@@ -66,8 +63,7 @@ std::string camel_case(const std::string& name) {
 }
 
 void new_plugin(const NewPluginFlags& flags) {
-  check_kind(flags.kind);
-  check_name(flags.name);
+  check_name(parse_kind(flags.kind), flags.name);
   const fs::path templates = prefix() / "share" / "sikv" / "templates" / flags.kind;
   if (!fs::is_directory(templates)) {
     throw Error("there is no template {}: install sikv completely", templates.string());
@@ -106,7 +102,7 @@ Command add_new_plugin(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "new-plugin", "Writes a working plugin to start from: source, build, test, README");
   auto flags = std::make_shared<NewPluginFlags>();
-  command->add_option("KIND", flags->kind, join(kKinds))->required();
+  command->add_option("KIND", flags->kind, kind_names())->required();
   command->add_option("NAME", flags->name, "its id, such as my_selector")->required();
   command->add_option("--out", flags->out, "the folder to create; NAME if not given")
       ->type_name("DIR");

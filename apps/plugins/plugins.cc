@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 
+#include "apps/common/kinds.h"
 #include "apps/common/show.h"
 #include "framework/base/error.h"
 #include "framework/base/text.h"
@@ -16,15 +17,6 @@
 
 namespace sikv {
 namespace {
-
-struct KindName {
-  sikv_kind kind;
-  const char* name;  // on the command line
-};
-constexpr std::array<KindName, 4> kKinds = {{{SIKV_KEY_CODEC, "key_codec"},
-                                             {SIKV_VALUE_CODEC, "value_codec"},
-                                             {SIKV_SELECTOR, "selector"},
-                                             {SIKV_KERNEL, "kernel"}}};
 
 // What layouts are shown for; nothing about a layout's name depends on it.
 constexpr ModelSpec example_model() {
@@ -44,8 +36,8 @@ void list(const Registry& registry) {
   Table table({{"kind", Table::Align::kLeft},
                {"id", Table::Align::kLeft},
                {"variants", Table::Align::kLeft},
-               {"version", Table::Align::kLeft},
-               {"library", Table::Align::kLeft}});
+               {"version", Table::Align::kLeft}},
+              "library");
   for (const auto& [kind, name] : kKinds) {
     for (const std::string& id : registry.ids(kind)) {
       std::vector<std::string> variants, versions, paths;
@@ -58,7 +50,7 @@ void list(const Registry& registry) {
         add(versions, variant.version);
         add(paths, variant.path.string());
       }
-      table.row({{name}, {id}, {join(variants)}, {join(versions)}, {join(paths)}});
+      table.row({{name}, {id}, {join(variants)}, {join(versions)}}, join(paths));
     }
   }
   std::string text = table.text(TableStyle::of(stdout));
@@ -201,22 +193,14 @@ void show(const Registry& registry, const std::string& name) {
   const size_t slash = name.find('/');
   const std::string id = slash == std::string::npos ? name : name.substr(slash + 1);
   if (slash != std::string::npos) {
-    const std::string kind = name.substr(0, slash);
-    std::vector<std::string> kinds;
-    for (const KindName& known : kKinds) {
-      kinds.emplace_back(known.name);
-      if (kind != known.name) continue;
-      static_cast<void>(registry.options(known.kind, id));  // refuses an unknown id
-      print(show_one(registry, known.kind, id));
-      return;
-    }
-    const std::string near = did_you_mean(kind, kinds);
-    throw Error("there is no kind '{}'{}", kind,
-                near.empty() ? "; the kinds are " + join(kinds) : near);
+    const sikv_kind kind = parse_kind(name.substr(0, slash));
+    static_cast<void>(registry.options(kind, id));  // refuses an unknown id
+    print(show_one(registry, kind, id));
+    return;
   }
   std::string text;
   std::vector<std::string> all;
-  for (const KindName& known : kKinds) {
+  for (const Kind& known : kKinds) {
     for (const std::string& other : registry.ids(known.kind)) {
       if (other == id) text += (text.empty() ? "" : "\n") + show_one(registry, known.kind, id);
       if (std::find(all.begin(), all.end(), other) == all.end()) all.push_back(other);

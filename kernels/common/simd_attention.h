@@ -109,7 +109,7 @@ HWY_INLINE void PrefetchRow(const uint8_t* row, size_t bytes) {
 
 // Requests what opening and decoding row t of a block will read.
 HWY_INLINE void PrefetchRow(const RowSource& source, const RowBlock& block, int t) {
-  PrefetchRow(block.code[t], static_cast<size_t>(source.code.token_bytes));
+  if (source.code.token_bytes < 128) PrefetchRow(block.code[t], static_cast<size_t>(source.code.token_bytes));
   if (source.sign.base != nullptr) {
     PrefetchRow(block.sign[t], static_cast<size_t>(source.sign.token_bytes));
   }

@@ -7,6 +7,7 @@
 #define SIKV_KERNELS_COMMON_SIMD_CODEC_H_
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <utility>
@@ -108,6 +109,13 @@ class SimdCodec : public Codec {
   sikv_kind kind_;
   std::unique_ptr<Codec> ref_;
 };
+
+// Rows as they came to tokens `token` ... of a plane with rows of `bytes`.
+inline void copy_rows(const TokenRows& rows, int bytes, int token, uint8_t* plane) {
+  for (int t = 0; t < rows.count; ++t) {
+    std::memcpy(plane + int64_t{bytes} * (token + t), rows.at(t), static_cast<size_t>(bytes));
+  }
+}
 
 // For probe, of a table of functions by target: 10 where the processor has one.
 template <typename Simd>

@@ -21,6 +21,8 @@ namespace sikv {
 
 // How a row [D] is quantised.
 struct MinMaxFormat {
+  static constexpr size_t kMaxGroups = kMaxHeadDim / 16;
+
   size_t head_dim;
   int bits;             // 2, 3, 4 or 8
   size_t group;         // channels, a multiple of 16
@@ -33,11 +35,9 @@ struct MinMaxFormat {
   }
 };
 
-inline constexpr size_t kMaxGroups = kMaxHeadDim / 16;
-
 // Of each group of a block of tokens, [tokens, D / group].
 struct alignas(64) MinMaxGroups {
-  static constexpr size_t kCount = kBlockTokens * kMaxGroups;
+  static constexpr size_t kCount = kBlockTokens * MinMaxFormat::kMaxGroups;
   float low[kCount], high[kCount];
   float scale[kCount], zero[kCount];  // as stored
 };
@@ -124,7 +124,7 @@ HWY_INLINE void LoadRanges(size_t n, const uint8_t* scales, float* scale, float*
   using Pair = hwy::UnsignedFromSize<2 * sizeof(uint8_t) * Narrow::kBits / 8>;
   const DF d;
   const hn::Rebind<Pair, DF> dp;
-  alignas(64) Pair pairs[kMaxGroups + kLanes] = {};
+  alignas(64) Pair pairs[MinMaxFormat::kMaxGroups] = {};
   memcpy(pairs, scales, n * sizeof(Pair));
   for (size_t j = 0; j < n; j += kLanes) {
     VU pair;
@@ -133,8 +133,8 @@ HWY_INLINE void LoadRanges(size_t n, const uint8_t* scales, float* scale, float*
     } else {
       pair = hn::PromoteTo(DU(), hn::Load(dp, pairs + j));
     }
-    hn::StoreU(Widen<Narrow::kExpBits, Narrow::kManBits>(pair), d, scale + j);
-    hn::StoreU(Widen<Narrow::kExpBits, Narrow::kManBits>(hn::ShiftRight<Narrow::kBits>(pair)), d,
+    hn::Store(Widen<Narrow::kExpBits, Narrow::kManBits>(pair), d, scale + j);
+    hn::Store(Widen<Narrow::kExpBits, Narrow::kManBits>(hn::ShiftRight<Narrow::kBits>(pair)), d,
                zero + j);
   }
 }
@@ -189,7 +189,7 @@ HWY_INLINE void StoreCodes(const MinMaxFormat& format, const float* HWY_RESTRICT
   if constexpr (kBits != 8) StorePlanes<kBits>(planes, format.head_dim, row);
 }
 
-// codes = code - zero, of kLanes channels.
+// Codes of kLanes channels from channel i on.
 template <int kBits>
 HWY_INLINE VF LoadCodes(const uint8_t* row, size_t i) {
   const DF d;
@@ -203,7 +203,7 @@ HWY_INLINE VF LoadCodes(const uint8_t* row, size_t i) {
 }
 
 template <int kBits>
-HWY_INLINE void LoadRow(const MinMaxFormat& format, const uint8_t* row, const float* scales,
+HWY_INLINE void LoadGroups(const MinMaxFormat& format, const uint8_t* row, const float* scales,
                         const float* zeros, float* x) {
   const DF d;
   for (size_t g = 0, i = 0; i < format.head_dim; ++g) {
@@ -247,19 +247,19 @@ inline void PackMinMax(const MinMaxFormat& format, const float* x, int count, ui
 // minmax::unpack_row: x [D] of one token.
 inline void UnpackMinMax(const MinMaxFormat& format, const uint8_t* codes, const uint8_t* scales,
                          float* x) {
-  alignas(64) float scale[kMaxGroups + kLanes], zero[kMaxGroups + kLanes];
+  alignas(64) float scale[MinMaxFormat::kMaxGroups], zero[MinMaxFormat::kMaxGroups];
   WithNarrowType(format.scale_dtype, [&](auto narrow) HWY_ATTR {
     LoadRanges<decltype(narrow)>(format.groups(), scales, scale, zero);
   });
   switch (format.bits) {
     case 2:
-      return LoadRow<2>(format, codes, scale, zero, x);
+      return LoadGroups<2>(format, codes, scale, zero, x);
     case 3:
-      return LoadRow<3>(format, codes, scale, zero, x);
+      return LoadGroups<3>(format, codes, scale, zero, x);
     case 4:
-      return LoadRow<4>(format, codes, scale, zero, x);
+      return LoadGroups<4>(format, codes, scale, zero, x);
     default:
-      return LoadRow<8>(format, codes, scale, zero, x);
+      return LoadGroups<8>(format, codes, scale, zero, x);
   }
 }
 

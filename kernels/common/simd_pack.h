@@ -143,6 +143,14 @@ inline void StoreSigns(const ChannelBits* signs, int first, int count, size_t he
   }
 }
 
+// Negative channels of token `token` of the page: bit i of unit u is channel kUnit * u + i.
+HWY_INLINE void UnpackTokenSigns(const uint8_t* page, int token, size_t head_dim,
+                                 uint32_t* negative) {
+  const int64_t tile_bytes = nibble_tile::tile_bytes(static_cast<int>(head_dim));
+  UnpackSigns(page + tile_bytes * (token / nibble_tile::kTileTokens),
+              token % nibble_tile::kTileTokens * 4, head_dim, negative);
+}
+
 // ---- narrow floats ------------------------------------------------------------------------------
 
 // sikv_float_to_* of |x| up to the type's largest finite number: the bits without the sign. A

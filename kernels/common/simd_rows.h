@@ -266,22 +266,27 @@ HWY_INLINE void UnpackSigns(const uint8_t* tile, int shift, size_t head_dim, uin
 HWY_INLINE void UnpackGroups(const uint8_t* pairs, const RowSource& source, size_t head_dim,
                              float (*groups)[4]) {
   const DF4 d4;
-  const hn::FixedTag<float, 2> d2;
-  const hn::FixedTag<hwy::float16_t, 2> d16;
   const auto codes = hn::ConvertTo(d4, hn::Iota(hn::FixedTag<int32_t, 4>(), 0));
-  const int group = source.scale_group;
-  for (int first = 0, i = 0; first < static_cast<int>(head_dim); first += group, ++i) {
-    alignas(8) float pair[2];
-    if (source.scale_dtype == SIKV_FP16) {
-      hn::Store(
-          hn::PromoteTo(d2, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(pairs + 4 * i))),
-          d2, pair);
-    } else {
-      pair[0] = sikv_load(pairs, source.scale_dtype, 2 * i);
-      pair[1] = sikv_load(pairs, source.scale_dtype, 2 * i + 1);
+  if (source.scale_dtype == SIKV_FP16 && source.scale_group == kUnit) {
+    // Two pairs at a time; of an odd number the last two once more.
+    const hn::Rebind<hwy::float16_t, DF4> d16;
+    const size_t units = head_dim / kUnit;
+    for (size_t next = 0; next < units; next += 2) {
+      const size_t u = HWY_MIN(next, units - 2);
+      const auto pair =
+          hn::PromoteTo(d4, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(pairs) + 2 * u));
+      hn::Store(hn::MulAdd(codes, hn::Broadcast<0>(pair), hn::Broadcast<1>(pair)), d4, groups[u]);
+      hn::Store(hn::MulAdd(codes, hn::Broadcast<2>(pair), hn::Broadcast<3>(pair)), d4,
+                groups[u + 1]);
     }
-    const auto entries = hn::MulAdd(codes, hn::Set(d4, pair[0]), hn::Set(d4, pair[1]));
-    for (int u = first / kUnit; u < (first + group) / kUnit; ++u) hn::Store(entries, d4, groups[u]);
+    return;
+  }
+  const int per_group = source.scale_group / kUnit;
+  for (int u = 0; u < static_cast<int>(head_dim) / kUnit; ++u) {
+    const int64_t pair = 2 * (u / per_group);
+    const auto scale = hn::Set(d4, sikv_load(pairs, source.scale_dtype, pair));
+    const auto zero = hn::Set(d4, sikv_load(pairs, source.scale_dtype, pair + 1));
+    hn::Store(hn::MulAdd(codes, scale, zero), d4, groups[u]);
   }
 }
 

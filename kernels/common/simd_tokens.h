@@ -137,12 +137,6 @@ inline void LoadTokens(const TokenRows& rows, size_t head_dim, const float* mean
   }
 }
 
-// Row t of `rows` to to + t * D * (bytes of the type).
-inline void CopyTokens(const TokenRows& rows, size_t head_dim, uint8_t* to) {
-  const size_t bytes = head_dim * static_cast<size_t>(sikv_dtype_bytes(rows.dtype));
-  for (int t = 0; t < rows.count; ++t, to += bytes) memcpy(to, rows.at(t), bytes);
-}
-
 // ---- sums over tokens ---------------------------------------------------------------------------
 
 // sum [D] += x [count, D], or |x|, token by token.

@@ -3,8 +3,8 @@
 //   self_index_bench [--tokens=N] [--threads=N] [Google Benchmark's own flags]
 //
 // The caches of two layers are used in turn, so that none finds its planes in the processor's cache
-// (at 128K tokens a layer's index planes are 16 MiB, what rerank picks from is 32 MiB more). Time is
-// of one layer; CPU adds up all workers, as do the counters, in milliseconds. scans is per row.
+// (at 128K tokens a layer's index planes are 16 MiB, what rerank picks from is 32 MiB more). Time
+// is of one layer; CPU adds up all workers, as do the counters, in milliseconds. scans is per row.
 
 #include <benchmark/benchmark.h>
 

@@ -201,16 +201,24 @@ class CpuEngine final : public Engine {
     load_scaled(query.heads, query.group, head_dim, query.scale, s.q);
     stored.prepare(query.group, s.q, s.shift);
     int64_t n = candidates.size();
-    simd_logits({stored.source(), {candidates.data(), 0, static_cast<int32_t>(n)}, head_dim,
-                 query.group, s.q, s.shift},
+    simd_logits({stored.source(),
+                 {candidates.data(), 0, static_cast<int32_t>(n)},
+                 head_dim,
+                 query.group,
+                 s.q,
+                 s.shift},
                 *s.blocks, s.logits, s.stride);
 
     load_scaled(query.heads, query.group, head_dim, query.scale, s.q);
     std::fill_n(s.shift, query.group, 0.0f);
     const auto add_exact = [&](const void* data, int64_t first, int64_t stride, int32_t count) {
       const auto* from = static_cast<const char*>(data) + first * sikv_dtype_bytes(raw.dtype);
-      simd_logits({exact_rows(from, raw.dtype, stride), {nullptr, 0, count}, head_dim, query.group,
-                   s.q, s.shift},
+      simd_logits({exact_rows(from, raw.dtype, stride),
+                   {nullptr, 0, count},
+                   head_dim,
+                   query.group,
+                   s.q,
+                   s.shift},
                   *s.blocks, s.logits + n, s.stride);
       n += count;
     };
@@ -236,7 +244,10 @@ class CpuEngine final : public Engine {
                            query.keys.offset(query.sequence, 0, query.head);
     simd_logits({exact_rows(first, query.keys.dtype(), stride),
                  {nullptr, 0, static_cast<int32_t>(count)},
-                 query.head_dim, query.group, s.q, s.shift},
+                 query.head_dim,
+                 query.group,
+                 s.q,
+                 s.shift},
                 *s.blocks, s.logits, s.stride);
     simd_mean_softmax(s.logits, s.stride, query.group, count, s.probability);
     std::copy_n(s.probability, count, probability);

@@ -1,8 +1,8 @@
 #include "selectors/self_index/self_index.h"
 
 #ifdef SIKV_HAS_SIMD
-#define SELF_INDEX_CPU                                                             \
-  sikv::selector<sikv::self_index::make_cpu, sikv::self_index::kOptions,           \
+#define SELF_INDEX_CPU                                                   \
+  sikv::selector<sikv::self_index::make_cpu, sikv::self_index::kOptions, \
                  sikv::self_index::probe_cpu>("cpu")
 #else
 #define SELF_INDEX_CPU

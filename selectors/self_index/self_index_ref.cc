@@ -57,8 +57,8 @@ class RefEngine final : public Engine {
 
   size_t scratch_bytes(const Limits&) const override { return 0; }
 
-  int64_t scan(const CacheView& view, int row, const IndexTables& tables, int64_t count,
-               std::byte*, int32_t* slots) const override {
+  int64_t scan(const CacheView& view, int row, const IndexTables& tables, int64_t count, std::byte*,
+               int32_t* slots) const override {
     std::vector<float> scores(view.encoded_len(row));
     for (size_t slot = 0; slot < scores.size(); ++slot) {
       scores[slot] = index_score(view, row, tables, static_cast<int>(slot));
@@ -137,8 +137,7 @@ class RefEngine final : public Engine {
       best = set == 0 ? score : std::max(best, score);
     }
     if (!config_.norm_weighting) return best;
-    return best *
-           rlm4::token_scale(view.key().page(SIKV_SCALE, row, slot / kPageTokens), token);
+    return best * rlm4::token_scale(view.key().page(SIKV_SCALE, row, slot / kPageTokens), token);
   }
 
   Config config_;

@@ -73,13 +73,10 @@ std::array<double, kPeriods.size()> replay(const Engine& engine, const Config& c
     queries.load(i, scratch.heads);
     group_mean(scratch.heads, queries.group(), head_dim, scratch.mean);
     const int64_t position = queries.position(i);
-    const PromptQuery query{keys,
-                            row / view.num_kv_heads(),
-                            row % view.num_kv_heads(),
-                            head_dim,
-                            queries.group(),
-                            1.0f / std::sqrt(static_cast<float>(head_dim)),
-                            scratch.heads};
+    const PromptQuery query{
+        keys,         row / view.num_kv_heads(), row % view.num_kv_heads(),
+        head_dim,     queries.group(),           1.0f / std::sqrt(static_cast<float>(head_dim)),
+        scratch.heads};
     engine.attend_prompt(query, position + 1, engine_scratch, scratch.probability);
 
     build_tables(view, row, scratch.heads, scratch.mean, tables);

@@ -39,10 +39,10 @@ class PromptQueries {
 struct ReplayScratch {
   ReplayScratch(Arena& arena, const Limits& limits);
 
-  float* heads;        // [G, D]
-  float* mean;         // [D]
-  float* probability;  // [tokens]
-  int32_t* order;      // [candidates]
+  float* heads;                                      // [G, D]
+  float* mean;                                       // [D]
+  float* probability;                                // [tokens]
+  int32_t* order;                                    // [candidates]
   std::array<int32_t*, kPeriods.size()> candidates;  // [candidates] each
 };
 

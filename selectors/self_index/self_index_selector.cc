@@ -60,7 +60,7 @@ struct alignas(64) CacheLine {
 
 // Of one (layer, sequence, KV head); used where candidates outlive a step.
 struct HeadState {
-  int period = 0;                  // steps, chosen by schedule auto; 0: scan_every
+  int period = 0;  // steps, chosen by schedule auto; 0: scan_every
   bool scanned = false;
   int64_t next_scan = 0;           // step
   int32_t scanned_len = 0;         // slots there were at the last scan
@@ -132,9 +132,7 @@ class SelfIndex final : public Selector {
 
   void accepts(const LayoutView& layout) override { check_layout(layout, config_); }
 
-  Plan plan() override {
-    return {capacity_, num_workers_ * worker_bytes_};
-  }
+  Plan plan() override { return {capacity_, num_workers_ * worker_bytes_}; }
 
   void begin_sequence(int sequence) override {
     if (states_) states_->reset(sequence);

@@ -5,9 +5,10 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "selectors/self_index/self_index_simd.cc"
-#include "hwy/foreach_target.h"  // before highway.h
-#include "hwy/contrib/math/math-inl.h"
+#include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
+
+#include "hwy/contrib/math/math-inl.h"
 #include "kernels/common/simd_attention.h"
 #include "kernels/common/simd_scan.h"
 #include "kernels/common/simd_select.h"
@@ -39,8 +40,7 @@ HWY_INLINE void MergeIntegers(const uint16_t* HWY_RESTRICT integers, TableScale 
   }
 }
 
-HWY_INLINE void MergeScores(const float* HWY_RESTRICT scores, int64_t n,
-                            float* HWY_RESTRICT best) {
+HWY_INLINE void MergeScores(const float* HWY_RESTRICT scores, int64_t n, float* HWY_RESTRICT best) {
   const Floats d;
   for (int64_t i = 0; i < n; i += hn::Lanes(d)) {
     hn::StoreU(hn::Max(hn::LoadU(d, scores + i), hn::LoadU(d, best + i)), d, best + i);
@@ -148,8 +148,7 @@ void LogitsOf(const LogitRequest& request, LogitScratch& scratch, float* HWY_RES
         const auto shift = hn::Set(d, request.shift[g]);
         for (size_t t = 0; t < static_cast<size_t>(count); t += simd::kLanes) {
           const auto dot = hn::Load(d, scratch.logits + (g - h) * kBlockRows + t);
-          const auto factor =
-              rows.scaled() ? hn::Load(d, block.scale + t) : hn::Set(d, 1.0f);
+          const auto factor = rows.scaled() ? hn::Load(d, block.scale + t) : hn::Set(d, 1.0f);
           hn::StoreU(hn::MulAdd(dot, factor, shift), d, logits + g * stride + t);
         }
       }
@@ -222,8 +221,7 @@ void simd_logits(const LogitRequest& request, LogitScratch& scratch, float* logi
 void simd_mean_softmax(float* logits, int64_t stride, int group, int64_t n, float* probability) {
   HWY_DYNAMIC_DISPATCH(MeanSoftmax)(logits, stride, group, n, probability);
 }
-void simd_select(const float* scores, int64_t n, int64_t budget, void* scratch,
-                 int32_t* indices) {
+void simd_select(const float* scores, int64_t n, int64_t budget, void* scratch, int32_t* indices) {
   HWY_DYNAMIC_DISPATCH(Select)(scores, n, budget, scratch, indices);
 }
 size_t simd_select_bytes(int64_t budget) { return SelectFloatBytes(budget); }

@@ -16,8 +16,7 @@ namespace sikv::self_index {
 bool is_rotated(const LayoutView& layout) { return layout.is(rlm4::kKeyFamily, rlm4::kVersion); }
 
 void check_layout(const LayoutView& layout, const Config& config) {
-  const std::string name =
-      std::string(layout.family()) + ".v" + std::to_string(layout.version());
+  const std::string name = std::string(layout.family()) + ".v" + std::to_string(layout.version());
   if (!is_rotated(layout) && !layout.is(sign4::kFamily, sign4::kVersion)) {
     throw Refused("self_index scans sign nibbles, which layout " + name +
                   " does not hold: use key codec sign_vq or rot_lm");

@@ -26,7 +26,7 @@ def allowed(path):
         return {"abi": [], "layouts": ["plugins/abi"], "sdk": ["plugins/abi"],
                 "template": ["plugins/abi", "plugins/sdk", "plugins/layouts"]}[parts[1]]
     if parts[:2] == ("kernels", "common"):
-        return ["plugins/abi", "plugins/layouts"]
+        return ["plugins/abi", "plugins/sdk", "plugins/layouts"]
     if top in FAMILIES:
         return ["plugins/abi", "plugins/sdk", "plugins/layouts", "kernels/common"]
     if top == "framework":

@@ -1,0 +1,550 @@
+// The program as its users meet it: spawned, with files, exit codes and signals.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace sikv {
+namespace {
+
+namespace fs = std::filesystem;
+
+using Words = std::vector<std::string>;
+
+std::string read_text(const fs::path& path) {
+  std::ifstream stream(path);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+nlohmann::json read_json(const fs::path& path) {
+  return nlohmann::json::parse(read_text(path), nullptr, false);
+}
+
+void write_file(const fs::path& path, const std::string& text) { std::ofstream(path) << text; }
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+struct Result {
+  int code = -1;  // -1: ended by a signal
+  std::string out, err;
+};
+
+// A folder of its own for each test, and sikv running in it.
+class Cli : public testing::Test {
+ protected:
+  Cli()
+      : folder_(fs::path(testing::TempDir()) /
+                fmt::format("sikv_cli_{}_{}", getpid(),
+                            testing::UnitTest::GetInstance()->current_test_info()->name())) {
+    fs::create_directories(folder_);
+  }
+  ~Cli() override { fs::remove_all(folder_); }
+
+  fs::path path(const std::string& name) const { return folder_ / name; }
+
+  // A config with a source that takes milliseconds, and `rest` after it.
+  std::string tiny(const std::string& name, const std::string& rest,
+                   const std::string& source = "context: 600") const {
+    write_file(path(name),
+               fmt::format("model: {{layers: 2, query_heads: 2, kv_heads: 1, head_dim: 64}}\n"
+                           "source:\n  synthetic: {{{}}}\n  steps: 3\n{}",
+                           source, rest));
+    return name;
+  }
+  std::string tiny_quest() const {
+    return tiny("quest.yaml", "pipeline: fp16+fp16 > quest(budget=32) > gather_attention\n");
+  }
+
+  pid_t start(const Words& words, const std::string& stdout_path = "out",
+              rlim_t largest_file = RLIM_INFINITY) const {
+    const pid_t child = fork();
+    if (child != 0) return child;
+    if (chdir(folder_.c_str()) != 0) _exit(126);
+    const auto redirect = [](const std::string& to, int number) {
+      const int file = open(to.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0666);
+      dup2(file, number);
+    };
+    redirect(stdout_path, STDOUT_FILENO);
+    redirect("err", STDERR_FILENO);
+    const rlimit limit = {largest_file, largest_file};
+    setrlimit(RLIMIT_FSIZE, &limit);
+    std::vector<char*> argv = {const_cast<char*>("sikv")};
+    for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
+    argv.push_back(nullptr);
+    execv(SIKV_BINARY, argv.data());
+    _exit(127);
+  }
+
+  Result wait_for(pid_t child) const {
+    int status = 0;
+    waitpid(child, &status, 0);
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_text(path("out")),
+            read_text(path("err"))};
+  }
+
+  Result sikv(const Words& words) const { return wait_for(start(words)); }
+
+  // Runs `words`, which must fail as the caller's fault with one line that has every part.
+  void refused(const Words& words, const Words& parts) const {
+    const Result result = sikv(words);
+    EXPECT_EQ(result.code, 2) << result.err;
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+    for (const std::string& part : parts) EXPECT_TRUE(contains(result.err, part)) << result.err;
+  }
+
+  // Sends SIGINT once `ready` holds.
+  template <typename Ready>
+  Result interrupted(const Words& words, Ready&& ready) const {
+    const pid_t child = start(words);
+    for (int i = 0; i < 6000 && !ready(); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    kill(child, SIGINT);
+    return wait_for(child);
+  }
+
+ private:
+  fs::path folder_;
+};
+
+// ---- help and mistakes --------------------------------------------------------------------------
+
+TEST_F(Cli, EveryCommandHasHelpWithExamples) {
+  const std::vector<Words> commands = {{},
+                                       {"run"},
+                                       {"compare"},
+                                       {"throughput"},
+                                       {"explain"},
+                                       {"plugins"},
+                                       {"plugins", "list"},
+                                       {"plugins", "show"},
+                                       {"dataset"},
+                                       {"dataset", "info"},
+                                       {"dataset", "synth"},
+                                       {"dataset", "check"},
+                                       {"schema"},
+                                       {"new-plugin"}};
+  for (Words command : commands) {
+    std::string name = "sikv";
+    for (const std::string& word : command) name += " " + word;
+    command.push_back("--help");
+    const Result result = sikv(command);
+    EXPECT_EQ(result.code, 0) << name;
+    EXPECT_TRUE(contains(result.out, "Examples:\n  " + name)) << result.out;
+    EXPECT_EQ(result.err, "");
+  }
+}
+
+TEST_F(Cli, VersionNamesTheCommit) {
+  const Result result = sikv({"--version"});
+  EXPECT_EQ(result.code, 0);
+  EXPECT_TRUE(result.out.starts_with("sikv 0.")) << result.out;
+  EXPECT_TRUE(contains(result.out, "(")) << result.out;
+}
+
+TEST_F(Cli, TyposGetTheNearestName) {
+  refused({"compre"}, {"no command 'compre'", "did you mean 'compare'?"});
+  refused({"plugins", "shw"}, {"sikv plugins", "did you mean 'show'?"});
+  refused({"run", tiny_quest(), "--jsn", "x"}, {"'--jsn'", "did you mean '--json'?"});
+  refused({"plugins", "show", "qest"}, {"did you mean 'quest'?"});
+  refused({"plugins", "show", "selectr/quest"}, {"did you mean 'selector'?"});
+  refused({}, {"sikv --help"});
+  refused({"run"}, {"CONFIG", "sikv run --help"});
+}
+
+TEST_F(Cli, BadConfigsAreOneLine) {
+  refused({"run", "missing.yaml"}, {"missing.yaml"});
+  refused({"run", tiny("a.yaml", "pipeline: fp16+fp16 > qest > gather_attention\n")},
+          {"a.yaml:5", "qest", "did you mean 'quest'?"});
+  refused({"run", tiny_quest(), "--set", "pipeline.selector.budgt=5"}, {"--set"});
+  refused({"run", tiny("b.yaml", "pipeline: fp16+fp16 > self_index > gather_attention\n")},
+          {"self_index", "sign_vq"});
+  refused({"run", tiny("c.yaml",
+                       "pipelines: [fp16+fp16 > full > dense_attention,\n"
+                       "            fp16+fp16 > quest > gather_attention]\n")},
+          {"c.yaml", "2 pipelines", "sikv compare"});
+  refused({"throughput", tiny("d.yaml", "pipeline: fp16+fp16 > full > dense_attention\n"), "--set",
+           "source={trace: " SIKV_SOURCE_DIR "/datasets/smollm2-135m-4k.h5}"},
+          {"d.yaml", "synthetic"});
+}
+
+TEST_F(Cli, ForceAndDeviceAreChecked) {
+  const std::string config = tiny_quest();
+  refused({"run", config, "--force", "selector"}, {"ROLE=VARIANT"});
+  refused({"run", config, "--force", "selecter=ref"}, {"did you mean 'selector'?"});
+  refused({"run", config, "--force", "selector.oracle=ref"}, {"quest.yaml", "oracle", "quest"});
+  refused({"run", config, "--force", "selector=none"}, {"--force", "none", "ref"});
+  refused({"run", config, "--device", "gpu"}, {"gpu"});
+  refused({"run", config, "--threads", "-1"}, {"-1"});
+}
+
+TEST_F(Cli, UnwritableOutputIsFoundBeforeTheWork) {
+  const std::string config = tiny_quest();
+  refused({"run", config, "--json", "/dev/full"}, {"/dev/full"});
+  refused({"run", config, "--json", "no/such/folder/x.json"}, {"no/such/folder"});
+  refused({"compare", config, "--csv", "/dev/full"}, {"/dev/full"});
+  refused({"throughput", config, "--json", "/dev/full"}, {"/dev/full"});
+  EXPECT_EQ(sikv({"run", config, "--json", "/dev/full"}).out, "");
+}
+
+TEST_F(Cli, AFullDiskIsAnErrorAndLeavesNoHalfFile) {
+  const std::string config = tiny_quest();
+  const Result result = wait_for(start({"run", config, "--json", "x.json"}, "/dev/null", 512));
+  EXPECT_EQ(result.code, 2) << result.err;
+  EXPECT_TRUE(contains(result.err, "x.json")) << result.err;
+  EXPECT_FALSE(fs::exists(path("x.json")));
+  for (const auto& entry : fs::directory_iterator(path("."))) {
+    EXPECT_NE(entry.path().extension(), ".partial") << entry.path();
+  }
+  EXPECT_EQ(wait_for(start({"plugins"}, "/dev/full")).code, 2);
+}
+
+// ---- run and compare ----------------------------------------------------------------------------
+
+TEST_F(Cli, RunShowsAndWritesOneRow) {
+  const Result result =
+      sikv({"run", tiny_quest(), "--json", "row.json", "--force", "selector=ref"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(result.err, "");
+  for (const char* part : {"recall", "dropped mass", "output error", "bytes/token", "step: attend",
+                           "prefill: encode", "compression"}) {
+    EXPECT_TRUE(contains(result.out, part)) << part << "\n" << result.out;
+  }
+  const auto json = read_json(path("row.json"));
+  ASSERT_EQ(json["rows"].size(), 1u);
+  const auto& row = json["rows"][0];
+  EXPECT_EQ(row["pipeline"], "fp16+fp16 > quest[ref](budget=32,pinned=64) > gather_attention");
+  EXPECT_EQ(row["budget"], 32);
+  EXPECT_EQ(row["metrics"]["bytes_per_token"], 256);
+  for (const char* metric : {"recall", "dropped_mass", "output_error"}) {
+    for (const char* what : {"mean", "p95", "p99"}) {
+      EXPECT_TRUE(row["metrics"][metric][what].is_number()) << metric << " " << what;
+    }
+  }
+  EXPECT_TRUE(row["memory"]["total"].is_number());
+  EXPECT_TRUE(row["latency_us"]["attend"]["median"].is_number());
+  EXPECT_EQ(row["variants"]["selector"], "ref");
+  EXPECT_TRUE(contains(json["environment"]["command"].get<std::string>(), "sikv run"));
+  EXPECT_TRUE(contains(json["source"].get<std::string>(), "synthetic"));
+}
+
+TEST_F(Cli, CompareAddsTheBoundsAndGroupsByBudget) {
+  const std::string config = tiny("c.yaml",
+                                  "pipelines:\n"
+                                  "  - rot_lm+rot_lm > self_index > sparse_flash\n"
+                                  "  - fp16+fp16 > quest > gather_attention\n"
+                                  "  - fp16+fp16 > full > dense_attention\n"
+                                  "budgets: [16, 64]\n");
+  const Result result = sikv({"compare", config, "--json", "c.json", "--csv", "c.csv"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(result.err, "");
+  const std::string csv = read_text(path("c.csv"));
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 10);
+  const auto rows = read_json(path("c.json"))["rows"];
+  ASSERT_EQ(rows.size(), 9u);  // 2 x 2 with a budget, 1 without, 2 x 2 bounds
+  int oracles = 0;
+  for (const auto& row : rows) {
+    const std::string pipeline = row["pipeline"];
+    if (contains(pipeline, "> oracle(")) {
+      ++oracles;
+      EXPECT_TRUE(pipeline.starts_with("rot_lm+rot_lm >")) << pipeline;
+      EXPECT_EQ(row["metrics"]["recall"]["mean"], 1.0);
+    }
+    if (contains(pipeline, "> random(")) EXPECT_TRUE(pipeline.starts_with("fp16+fp16 >"));
+  }
+  EXPECT_EQ(oracles, 2);
+  for (const char* part : {"budget 16\n", "budget 64\n", "no budget\n", "*"}) {
+    EXPECT_TRUE(contains(result.out, part)) << result.out;
+  }
+}
+
+TEST_F(Cli, CompareTakesSeveralConfigsOfOneSource) {
+  const std::string oracle =
+      tiny("o.yaml",
+           "pipelines: [fp16+fp16 > oracle(budget=32) > gather_attention,\n"
+           "            fp16+fp16 > random(budget=32) > gather_attention]\n");
+  const Result result = sikv({"compare", tiny_quest(), oracle, "--json", "c.json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(read_json(path("c.json"))["rows"].size(), 3u);
+  const std::string other =
+      tiny("other.yaml", "pipeline: fp16+fp16 > full > dense_attention\n", "context: 700");
+  refused({"compare", tiny_quest(), other}, {"quest.yaml", "other.yaml", "source"});
+}
+
+TEST_F(Cli, CompareKeepsFinishedRowsAfterCtrlC) {
+  std::string config = "pipelines:\n";
+  for (int seed = 1; seed <= 400; ++seed) {
+    config += fmt::format("  - fp16+fp16 > random(budget=16,seed={}) > gather_attention\n", seed);
+  }
+  // The first row takes the exact reference with it; what follows is much shorter.
+  const Words words = {"compare", tiny("many.yaml", config, "context: 4096"), "--json", "c.json"};
+  const auto start = std::chrono::steady_clock::now();
+  const Result result = interrupted(words, [&] {
+    return std::chrono::steady_clock::now() - start > std::chrono::milliseconds(700);
+  });
+  EXPECT_EQ(result.code, 130) << result.err;
+  EXPECT_TRUE(contains(result.err, "interrupted")) << result.err;
+  EXPECT_TRUE(contains(result.err, "of 401 rows")) << result.err;
+  if (fs::exists(path("c.json"))) {
+    const auto rows = read_json(path("c.json"))["rows"];
+    EXPECT_GE(rows.size(), 1u);
+    EXPECT_LT(rows.size(), 401u);
+  }
+}
+
+// ---- throughput ---------------------------------------------------------------------------------
+
+constexpr const char* kSweep =
+    "pipelines:\n"
+    "  - rot_lm+rot_lm > self_index(budget=64,tables=6bit) > sparse_flash\n"
+    "  - fp16+fp16 > full(pinned=0) > dense_attention\n"
+    "measure: {steps: 2, warmup: 1}\n";
+
+TEST_F(Cli, ThroughputMeasuresAndResumes) {
+  const std::string config = tiny("t.yaml", kSweep, "context: 1024, batch: [1, 3]");
+  const Result first = sikv({"throughput", config, "--json", "t.json"});
+  ASSERT_EQ(first.code, 0) << first.err;
+  EXPECT_EQ(first.err, "");
+  EXPECT_TRUE(contains(first.out, "context 1024, batch 3")) << first.out;
+  const auto json = read_json(path("t.json"));
+  ASSERT_EQ(json["rows"].size(), 4u);
+  for (const auto& row : json["rows"]) {
+    EXPECT_EQ(row["context"], 1024);
+    EXPECT_GT(row["memory"]["total"], 0);
+    EXPECT_GT(row["attention_tokens_per_s"], 0);
+    EXPECT_GT(row["ratio_to_dense"], 0);
+    EXPECT_EQ(row["latency_us"]["prefill"].size(), 3u);
+    for (const char* stage : {"append", "select", "attend"}) {
+      EXPECT_TRUE(row["latency_us"][stage]["median"].is_number()) << stage;
+    }
+    if (!row["dense"].is_null()) {
+      EXPECT_EQ(row["dense"]["same_batch"], true);
+      EXPECT_EQ(row["dense"]["batch"], row["batch"]);
+    }
+  }
+  const Result again = sikv({"throughput", config, "--json", "t.json"});
+  EXPECT_EQ(again.code, 0);
+  EXPECT_TRUE(contains(again.err, "4 of 4 rows were there already")) << again.err;
+  EXPECT_EQ(read_json(path("t.json")), json);
+  // Another setup is another row, and takes nothing away.
+  const Result other = sikv({"throughput", config, "--json", "t.json", "--set", "measure.steps=3",
+                             "--set", "source.synthetic.batch=1"});
+  EXPECT_EQ(other.code, 0) << other.err;
+  EXPECT_EQ(read_json(path("t.json"))["rows"].size(), 6u);
+}
+
+TEST_F(Cli, ThroughputRowsOfAnotherMachineKeepTheirEnvironment) {
+  const std::string config = tiny("t.yaml", kSweep, "context: 512, batch: 1");
+  ASSERT_EQ(sikv({"throughput", config, "--json", "t.json"}).code, 0);
+  auto json = read_json(path("t.json"));
+  json["environment"]["cpu"] = "another";
+  json["rows"].erase(0);
+  write_file(path("t.json"), json.dump());
+  ASSERT_EQ(sikv({"throughput", config, "--json", "t.json"}).code, 0);
+  json = read_json(path("t.json"));
+  EXPECT_NE(json["environment"]["cpu"], "another");
+  ASSERT_GE(json["rows"].size(), 2u);
+  EXPECT_EQ(json["rows"][0]["environment"]["cpu"], "another");
+  EXPECT_FALSE(json["rows"].back().contains("environment"));
+}
+
+TEST_F(Cli, ThroughputFillsTheMemoryItIsGiven) {
+  const std::string config = tiny("t.yaml", kSweep, "context: 1024, batch: max");
+  const Result result = sikv({"throughput", config, "--json", "t.json", "--memory", "4MiB"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  int largest = 0, dense = 0;
+  for (const auto& row : read_json(path("t.json"))["rows"]) {
+    EXPECT_LE(row["memory"]["total"], 4 << 20) << row["pipeline"];
+    const bool is_dense = contains(row["pipeline"], "dense_attention");
+    if (row["batch_asked"] == "max") (is_dense ? dense : largest) = row["batch"];
+    if (!is_dense) {
+      EXPECT_EQ(row["dense"]["same_batch"], false);
+      EXPECT_LT(row["dense"]["batch"], row["batch"]);
+    }
+  }
+  EXPECT_GE(dense, 2);
+  EXPECT_GT(largest, dense);
+  EXPECT_TRUE(contains(result.out, "(dense at ")) << result.out;
+}
+
+TEST_F(Cli, ThroughputSaysWhatFits) {
+  const std::string config = tiny("t.yaml", kSweep, "context: 4096, batch: 64");
+  refused({"throughput", config, "--memory", "20MiB"}, {"4096", "64", "largest batch that fits"});
+  refused({"throughput", config, "--memory", "600KiB"}, {"longest context"});
+}
+
+TEST_F(Cli, ThroughputDoesNotOverwriteOtherFiles) {
+  const std::string config = tiny("t.yaml", kSweep, "context: 512, batch: 1");
+  write_file(path("notes.json"), "{\"mine\": 1}");
+  refused({"throughput", config, "--json", "notes.json"}, {"notes.json", "name another file"});
+  write_file(path("text"), "not json");
+  refused({"throughput", config, "--json", "text"}, {"text", "name another file"});
+}
+
+TEST_F(Cli, ThroughputKeepsFinishedRowsAfterCtrlC) {
+  std::string batches = "1";
+  for (int batch = 2; batch <= 60; ++batch) batches += fmt::format(", {}", batch);
+  const std::string config =
+      tiny("t.yaml", kSweep, fmt::format("context: 4096, batch: [{}]", batches));
+  const Result result = interrupted({"throughput", config, "--json", "t.json"},
+                                    [&] { return fs::exists(path("t.json")); });
+  EXPECT_EQ(result.code, 130) << result.err;
+  const auto json = read_json(path("t.json"));
+  ASSERT_FALSE(json.is_discarded());
+  const size_t kept = json["rows"].size();
+  EXPECT_GE(kept, 1u);
+  EXPECT_LT(kept, 120u);
+  for (const auto& entry : fs::directory_iterator(path("."))) {
+    EXPECT_NE(entry.path().extension(), ".partial") << entry.path();
+  }
+  // It goes on from there: the first batch is not measured again.
+  const Result again =
+      sikv({"throughput", config, "--json", "t.json", "--set", "source.synthetic.batch=1"});
+  EXPECT_EQ(again.code, 0) << again.err;
+  EXPECT_TRUE(contains(again.err, "of 2 rows were there already")) << again.err;
+}
+
+// ---- the rest -----------------------------------------------------------------------------------
+
+TEST_F(Cli, ExplainTellsChoicesAndMemory) {
+  const Result result = sikv({"explain", tiny_quest()});
+  ASSERT_EQ(result.code, 0) << result.err;
+  for (const char* part : {"raw(dtype=fp16).v1", "runs: highest score", "bytes/token", "dense fp16",
+                           "largest batch", "nothing was run"}) {
+    EXPECT_TRUE(contains(result.out, part)) << part << "\n" << result.out;
+  }
+  const Result forced = sikv({"explain", tiny_quest(), "--force", "selector=ref"});
+  EXPECT_TRUE(contains(forced.out, "runs: forced")) << forced.out;
+}
+
+TEST_F(Cli, EveryShippedConfigIsValid) {
+  int configs = 0;
+  for (const auto& entry : fs::directory_iterator(SIKV_SOURCE_DIR "/configs")) {
+    if (entry.path().extension() != ".yaml") continue;
+    ++configs;
+    const Result result = sikv({"explain", entry.path().string()});
+    EXPECT_EQ(result.code, 0) << result.err;
+    EXPECT_TRUE(read_text(entry.path()).starts_with("# ")) << entry.path();
+  }
+  EXPECT_GE(configs, 9);
+}
+
+TEST_F(Cli, PluginsAreListedAndShown) {
+  const Result list = sikv({"plugins"});
+  ASSERT_EQ(list.code, 0) << list.err;
+  for (const char* part : {"key_codec", "rot_lm", "selector", "quest", "gather_attention"}) {
+    EXPECT_TRUE(contains(list.out, part)) << part << "\n" << list.out;
+  }
+  EXPECT_EQ(sikv({"plugins", "list"}).out, list.out);
+  const Result quest = sikv({"plugins", "show", "selector/quest"});
+  for (const char* part : {"budget", "page_tokens", "pinned", "default", "rlm4"}) {
+    EXPECT_TRUE(contains(quest.out, part)) << part << "\n" << quest.out;
+  }
+  const Result codec = sikv({"plugins", "show", "rot_lm"});
+  EXPECT_TRUE(contains(codec.out, "key codec rot_lm")) << codec.out;
+  EXPECT_TRUE(contains(codec.out, "value codec rot_lm")) << codec.out;
+}
+
+TEST_F(Cli, EveryPluginCanBeShown) {
+  for (const char* kind : {"key_codec", "value_codec", "selector", "kernel"}) {
+    const Result refusal = sikv({"plugins", "show", std::string(kind) + "/?"});
+    ASSERT_EQ(refusal.code, 2);
+    const size_t from = refusal.err.find("there are ");
+    ASSERT_NE(from, std::string::npos) << refusal.err;
+    std::string names = refusal.err.substr(from + 10);
+    for (size_t at = 0; at < names.size();) {
+      const size_t end = names.find_first_of(",\n", at);
+      const std::string id = names.substr(at, end - at);
+      const Result result = sikv({"plugins", "show", std::string(kind) + "/" + id});
+      EXPECT_EQ(result.code, 0) << id << ": " << result.err;
+      at = end + (names[end] == ',' ? 2 : 1);
+    }
+  }
+}
+
+TEST_F(Cli, RefusedLibrariesAreToldWithTheReason) {
+  fs::create_directories(path("more"));
+  write_file(path("more/libsikv-selector-broken-cpu.so"), "this is no library");
+  const Result list = sikv({"plugins", "list", "--plugin-path", "more"});
+  EXPECT_EQ(list.code, 0) << list.err;
+  EXPECT_TRUE(contains(list.out, "Refused")) << list.out;
+  EXPECT_TRUE(contains(list.out, "libsikv-selector-broken-cpu.so: it ")) << list.out;
+  const std::string config = tiny("b.yaml", "pipeline: fp16+fp16 > broken > gather_attention\n");
+  refused({"run", config, "--plugin-path", "more"}, {"broken", "refused"});
+  refused({"plugins", "--plugin-path", "nowhere"}, {"nowhere"});
+}
+
+TEST_F(Cli, DatasetsAreMadeReadAndChecked) {
+  const Words synth = {"dataset", "synth", "--kind",  "needle", "--context", "600",
+                       "--steps", "4",     "--dtype", "bf16",   "--out",     "needle.h5"};
+  ASSERT_EQ(sikv(synth).code, 0);
+  const Result info = sikv({"dataset", "info", "needle.h5"});
+  for (const char* part : {"synthetic-needle", "bf16", "604", "536"}) {
+    EXPECT_TRUE(contains(info.out, part)) << part << "\n" << info.out;
+  }
+  EXPECT_TRUE(contains(sikv({"dataset", "check", "needle.h5"}).out, "sound"));
+  write_file(path("bad.h5"), "not hdf5");
+  refused({"dataset", "check", "bad.h5"}, {"bad.h5"});
+  refused({"dataset", "info", "none.h5"}, {"none.h5"});
+  refused({"dataset", "synth", "--kind", "needl", "--out", "x.h5"}, {"needl", "needle"});
+  refused({"dataset", "synth", "--out", "/dev/full"}, {"/dev/full"});
+  // What was made can be run.
+  write_file(path("n.yaml"),
+             "source: {trace: needle.h5, prompt: 600, steps: 4}\n"
+             "pipeline: rot_lm+rot_lm > self_index(budget=32) > sparse_flash\n");
+  EXPECT_EQ(sikv({"run", "n.yaml"}).code, 0);
+}
+
+TEST_F(Cli, SchemaIsJson) {
+  const Result result = sikv({"schema"});
+  ASSERT_EQ(result.code, 0);
+  const auto schema = nlohmann::json::parse(result.out, nullptr, false);
+  EXPECT_TRUE(schema.contains("properties"));
+  EXPECT_TRUE(contains(result.out, "page_tokens"));
+  ASSERT_EQ(sikv({"schema", "--out", "schema.json"}).code, 0);
+  EXPECT_EQ(read_json(path("schema.json")), schema);
+}
+
+TEST_F(Cli, NewPluginsAreNamedThroughout) {
+  for (const char* kind : {"key_codec", "value_codec", "selector", "kernel"}) {
+    const std::string name = std::string("fresh_") + kind;
+    const Result result = sikv({"new-plugin", kind, name});
+    ASSERT_EQ(result.code, 0) << result.err;
+    for (const char* file : {"CMakeLists.txt", "README.md"}) {
+      EXPECT_TRUE(contains(read_text(path(name) / file), name)) << kind << " " << file;
+    }
+    const std::string source = read_text(path(name) / (name + ".cc"));
+    EXPECT_TRUE(contains(source, "SIKV_PLUGIN(\"" + name + "\"")) << source;
+    EXPECT_FALSE(contains(source, "my_")) << source;
+  }
+  ASSERT_EQ(sikv({"new-plugin", "kernel", "other", "--out", "deep/folder"}).code, 0);
+  EXPECT_TRUE(fs::exists(path("deep/folder/other.cc")));
+}
+
+TEST_F(Cli, NewPluginRefusesBadNames) {
+  refused({"new-plugin", "slector", "x"}, {"did you mean 'selector'?"});
+  for (const char* name : {"Quest", "2fast", "a-b", "a/b", "", "_x"}) {
+    refused({"new-plugin", "selector", name}, {fmt::format("'{}'", name), "lower case"});
+  }
+  refused({"new-plugin", "selector", std::string(32, 'a')}, {"31 characters"});
+  refused({"new-plugin", "selector", "quest"}, {"quest", "already"});
+  fs::create_directories(path("taken"));
+  refused({"new-plugin", "selector", "taken"}, {"taken", "--out"});
+}
+
+}  // namespace
+}  // namespace sikv
