@@ -11,6 +11,8 @@ function(sikv_add_plugin FAMILY ID)
   set(target sikv-${FAMILY}-${ID}-${ARG_DEVICE})
   add_library(${target} MODULE ${ARG_SOURCES})
   target_link_libraries(${target} PRIVATE sikv::sdk)
+  # Without it GCC exports inline statics of templates (std::to_string has one) as unique symbols.
+  target_compile_options(${target} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fno-gnu-unique>)
   target_compile_definitions(${target} PRIVATE SIKV_BUILD_ID="${PROJECT_NAME}-${PROJECT_VERSION}")
   if(ARG_SIMD AND SIKV_SIMD)
     target_sources(${target} PRIVATE ${ARG_SIMD})

@@ -70,6 +70,7 @@ KvCache::KvCache(Device& device, const sikv_shape& shape, Store key, Store value
     Layer& layer = layers_.emplace_back();
     layer.page_table.assign(rows * static_cast<size_t>(max_pages_), -1);
     layer.encoded_len.assign(rows, 0);
+    layer.next_position.assign(rows, 0);
     layer.tail_len.assign(static_cast<size_t>(shape.max_sequences), 0);
     layer.pinned_slots.assign(rows * static_cast<size_t>(options.pinned_capacity), 0);
     layer.pinned_len.assign(rows, 0);
@@ -146,12 +147,12 @@ int32_t KvCache::extend(int index, int row, int tokens) {
     layer.page_table[static_cast<size_t>(row) * static_cast<size_t>(max_pages_) +
                      static_cast<size_t>(p)] = pool_.take();
   }
+  int32_t& next = layer.next_position[static_cast<size_t>(row)];
   if (!layer.positions.empty()) {
-    // Encoded tokens follow the last one in sequence order, wherever that one came from.
     int32_t* positions = layer.positions.data() + int64_t{row} * max_pages_ * kPageTokens;
-    const int32_t next = first == 0 ? 0 : positions[first - 1] + 1;
     std::iota(positions + first, positions + first + tokens, next);
   }
+  next += tokens;
   layer.encoded_len[static_cast<size_t>(row)] = first + tokens;
   return first;
 }
@@ -330,7 +331,7 @@ void KvCache::clear(int sequence) {
         if (number >= 0) pool_.give_back(number);
         number = -1;
       }
-      layer.encoded_len[row] = 0;
+      layer.encoded_len[row] = layer.next_position[row] = 0;
       layer.pinned_len[row] = 0;
     }
     layer.tail_len[static_cast<size_t>(sequence)] = 0;
@@ -351,7 +352,8 @@ Ledger KvCache::ledger() const {
     ledger.add("pinned", layer.pinned_k.bytes() + layer.pinned_v.bytes());
     ledger.add("page_tables",
                (layer.page_table.size() + layer.encoded_len.size() + layer.positions.size() +
-                layer.tail_len.size() + layer.pinned_slots.size() + layer.pinned_len.size()) *
+                layer.next_position.size() + layer.tail_len.size() + layer.pinned_slots.size() +
+                layer.pinned_len.size()) *
                    sizeof(int32_t));
   }
   return ledger;

@@ -81,14 +81,15 @@ class KvCache {
 
  private:
   struct Layer {
-    std::vector<int32_t> page_table;    // [B, H, max_pages]
-    std::vector<int32_t> encoded_len;   // [B, H]
-    std::vector<int32_t> positions;     // [B, H, max_pages * 256], empty until something is evicted
-    std::vector<int32_t> tail_len;      // [B]
-    std::vector<int32_t> pinned_slots;  // [B, H, pinned_capacity]
-    std::vector<int32_t> pinned_len;    // [B, H]
-    DeviceBuffer tail_k, tail_v;        // [B, tail_capacity, H, D]
-    DeviceBuffer pinned_k, pinned_v;    // [B, H, pinned_capacity, D]
+    std::vector<int32_t> page_table;   // [B, H, max_pages]
+    std::vector<int32_t> encoded_len;  // [B, H]
+    std::vector<int32_t> positions;    // [B, H, max_pages * 256], empty until something is evicted
+    std::vector<int32_t> next_position;  // [B, H] of the next encoded token; evicted ones count too
+    std::vector<int32_t> tail_len;       // [B]
+    std::vector<int32_t> pinned_slots;   // [B, H, pinned_capacity]
+    std::vector<int32_t> pinned_len;     // [B, H]
+    DeviceBuffer tail_k, tail_v;         // [B, tail_capacity, H, D]
+    DeviceBuffer pinned_k, pinned_v;     // [B, H, pinned_capacity, D]
     std::vector<DeviceBuffer> key_tables, value_tables;  // [B, H, count] fp32 each
   };
 

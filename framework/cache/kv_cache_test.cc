@@ -132,11 +132,21 @@ TEST_F(KvCacheTest, EvictionMovesTokensFreesPagesAndRemembersPositions) {
                           view.page_table[0] * view.key.page_stride_bytes[0] + slot / 8 * kDim;
     EXPECT_EQ(tile[3 * 4 + slot % 8 / 2] >> (slot % 2 * 4) & 0xf, keep[i] * 5 % 16);
   }
-  // New tokens continue after the last position, in the part-filled page.
+  // New tokens continue after the last position there ever was, in the part-filled page.
   EXPECT_EQ(cache.extend(0, 0, 256), static_cast<int>(keep.size()));
   view = cache.view(0);
-  EXPECT_EQ(view.positions[keep.size()], keep.back() + 1);
+  EXPECT_EQ(view.positions[keep.size()], 768);
   EXPECT_EQ(cache.pages_in_use(), 2);
+}
+
+TEST_F(KvCacheTest, PositionsGoOnAfterTheNewestTokensWereEvicted) {
+  KvCache cache = make(layout({kBytes}));
+  cache.extend(0, 0, 512);
+  const std::vector<int32_t> keep = {3, 9};
+  cache.evict(0, 0, keep);
+  cache.evict(0, 0, {});
+  cache.extend(0, 0, 256);
+  EXPECT_EQ(cache.view(0).positions[0], 512);
 }
 
 TEST_F(KvCacheTest, PinnedTokensSurviveAnEviction) {

@@ -11,7 +11,8 @@
  *     sentence that names the offending value and the remedy.
  *  4. Pointers named "device" hold addresses of the device the plugin was created for; everything
  *     else is host memory. On the CPU the two are the same.
- *  5. Shapes are written in brackets, slowest dimension first. Lengths are in tokens, strides in
+ *  5. Workspaces, planes, tables and outputs are aligned to 64 bytes.
+ *  6. Shapes are written in brackets, slowest dimension first. Lengths are in tokens, strides in
  *     elements unless a name says bytes.
  */
 #ifndef SIKV_PLUGINS_ABI_SIKV_ABI_H_
@@ -189,7 +190,8 @@ typedef struct sikv_layout {
  *
  * B sequences, H = num_kv_heads. A row is one (sequence, KV head): row = b * H + h. An encoded
  * token is addressed by its slot: page = page_table[row][slot / 256], token slot % 256 of it. Slots
- * count encoded tokens in sequence order, so slot == position until a selector evicts. */
+ * count encoded tokens in sequence order, so slot == position until a selector evicts. Side tables
+ * of a row are defined once its prompt was fitted; a row without encoded tokens may have none. */
 
 typedef struct sikv_store_view { /* the keys or the values of one layer */
   const sikv_layout* layout;

@@ -11,8 +11,9 @@ extern "C" {
 #endif
 
 /* Table flags. */
-#define SIKV_KERNEL_ATTENDS_ALL 1u /* reads every token; only goes with selectors that select all \
-                                    */
+#define SIKV_KERNEL_ATTENDS_ALL                                     \
+  1u /* reads every token; only goes with selectors that select all \
+      */
 
 typedef struct sikv_attend_args {
   uint32_t struct_size;

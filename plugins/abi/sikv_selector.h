@@ -65,7 +65,7 @@ typedef struct sikv_selector_table {
   /* SIKV_OK, or SIKV_REFUSED with the reason why this key layout cannot be read. */
   int32_t (*accepts)(void* self, const sikv_layout* key_layout, sikv_message* why);
   /* Host; once. Answers the largest selection per row (for sequences of at most max_tokens) and
-   * the device workspace of run. */
+   * the device workspace of run. With SIKV_SELECTOR_SELECTS_ALL the capacity may be 0. */
   int32_t (*plan)(void* self, int32_t* capacity, uint64_t* workspace_bytes, sikv_message* why);
   /* Sequence number b of the batch starts anew: drop its state. */
   int32_t (*begin_sequence)(void* self, int32_t sequence, sikv_message* why);

@@ -46,7 +46,7 @@ class Options {
       if (name == value.name && value.type == type) return value;
     }
     throw PluginBug("the plugin asks for option '" + std::string(name) +
-                        "', which is not in its own list with that type");
+                    "', which is not in its own list with that type");
   }
 
   std::span<const sikv_option_value> values_;

@@ -18,19 +18,6 @@
 
 namespace sikv {
 
-// Calls visit(slot) for slots 0 .. n - 1 without those in `pinned` (ascending).
-template <typename Visit>
-void for_each_unpinned(int n, std::span<const int32_t> pinned, Visit&& visit) {
-  size_t next = 0;
-  for (int32_t slot = 0; slot < n; ++slot) {
-    if (next < pinned.size() && pinned[next] == slot) {
-      ++next;
-    } else {
-      visit(slot);
-    }
-  }
-}
-
 namespace sdk {
 
 template <typename Score>

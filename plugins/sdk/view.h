@@ -66,8 +66,8 @@ class LayoutView {
     for (uint32_t i = 0; i < layout_->num_params; ++i) {
       if (name == layout_->params[i].name) return layout_->params[i].value;
     }
-    throw PluginBug("layout " + std::string(family()) + " has no parameter '" +
-                        std::string(name) + "'");
+    throw PluginBug("layout " + std::string(family()) + " has no parameter '" + std::string(name) +
+                    "'");
   }
   int int_param(std::string_view name) const { return std::atoi(param(name).data()); }
 
@@ -154,8 +154,7 @@ class StoreView {
   // A side table of one row.
   float* table(sikv_table_role role, int row) const {
     const int table = layout_.table(role);
-    if (table < 0)
-      throw PluginBug("the layout lacks a side table that its codec or reader needs");
+    if (table < 0) throw PluginBug("the layout lacks a side table that its codec or reader needs");
     return store_->tables[table] + int64_t{row} * store_->layout->tables[table].count;
   }
 
@@ -284,22 +283,27 @@ class SelectionRow {
   int32_t capacity_;
 };
 
-// Calls visit(slot) for every slot of a row that attention adds to pinned and tail, ascending.
+// Calls visit(slot) for slots 0 .. n - 1 without those in `pinned` (ascending).
 template <typename Visit>
-void for_each_selected(const CacheView& view, const SelectionRow& selection, int row,
-                       Visit&& visit) {
-  if (!selection.all()) {
-    for (int32_t slot : selection.slots()) visit(slot);
-    return;
-  }
-  const auto pinned = view.pinned_slots(row);
+void for_each_unpinned(int n, std::span<const int32_t> pinned, Visit&& visit) {
   size_t next = 0;
-  for (int32_t slot = 0; slot < view.encoded_len(row); ++slot) {
+  for (int32_t slot = 0; slot < n; ++slot) {
     if (next < pinned.size() && pinned[next] == slot) {
       ++next;
     } else {
       visit(slot);
     }
+  }
+}
+
+// Calls visit(slot) for every slot of a row that attention adds to pinned and tail, ascending.
+template <typename Visit>
+void for_each_selected(const CacheView& view, const SelectionRow& selection, int row,
+                       Visit&& visit) {
+  if (selection.all()) {
+    for_each_unpinned(view.encoded_len(row), view.pinned_slots(row), visit);
+  } else {
+    for (int32_t slot : selection.slots()) visit(slot);
   }
 }
 
