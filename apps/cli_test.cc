@@ -264,7 +264,9 @@ TEST_F(Cli, CompareAddsTheBoundsAndGroupsByBudget) {
       EXPECT_TRUE(pipeline.starts_with("rot_lm+rot_lm >")) << pipeline;
       EXPECT_EQ(row["metrics"]["recall"]["mean"], 1.0);
     }
-    if (contains(pipeline, "> random(")) EXPECT_TRUE(pipeline.starts_with("fp16+fp16 >"));
+    if (contains(pipeline, "> random(")) {
+      EXPECT_TRUE(pipeline.starts_with("fp16+fp16 >")) << pipeline;
+    }
   }
   EXPECT_EQ(oracles, 2);
   for (const char* part : {"budget 16\n", "budget 64\n", "no budget\n", "*"}) {
@@ -367,7 +369,8 @@ TEST_F(Cli, ThroughputFillsTheMemoryItIsGiven) {
   const Result result = sikv({"throughput", config, "--json", "t.json", "--memory", "4MiB"});
   ASSERT_EQ(result.code, 0) << result.err;
   int largest = 0, dense = 0;
-  for (const auto& row : read_json(path("t.json"))["rows"]) {
+  const auto json = read_json(path("t.json"));
+  for (const auto& row : json["rows"]) {
     EXPECT_LE(row["memory"]["total"], 4 << 20) << row["pipeline"];
     const bool is_dense = contains(row["pipeline"], "dense_attention");
     if (row["batch_asked"] == "max") (is_dense ? dense : largest) = row["batch"];

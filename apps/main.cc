@@ -12,6 +12,7 @@
 #include "apps/common/command.h"
 #include "apps/compare/compare.h"
 #include "apps/dataset/dataset.h"
+#include "apps/eval/eval.h"
 #include "apps/explain/explain.h"
 #include "apps/new_plugin/new_plugin.h"
 #include "apps/plugins/plugins.h"
@@ -80,6 +81,7 @@ int run(int argc, char** argv) {
       add_run(root, command_line),
       add_compare(root, command_line),
       add_throughput(root, command_line),
+      add_eval(root, command_line),
       add_explain(root),
       add_plugins(root),
       add_dataset(root),

@@ -149,8 +149,10 @@ std::string comparison_table(const std::vector<Row>& rows, const TableStyle& sty
 void report(const CompareFlags& flags, const Source& source, const std::vector<Row>& rows,
             const nlohmann::ordered_json& environment) {
   print(
-      fmt::format("{}\n\n{}\n* best of its group, oracle and random aside; p99: 1 % of (layer, "
-                  "KV head, step) are worse; a step runs all layers\n",
+      fmt::format("{}\n\n{}\n"
+                  "* best of its group, oracle and random aside; p99: 1 % of (layer, KV head, "
+                  "step) are worse;\n"
+                  "  a step runs all layers\n",
                   source.text, comparison_table(rows, TableStyle::of(stdout))));
   std::vector<Measured> measured;
   nlohmann::ordered_json json_rows = nlohmann::ordered_json::array();
@@ -210,7 +212,7 @@ void compare(const CompareFlags& flags, const std::vector<std::string>& command_
                                        config.measure),
                       !is_bound(spec)});
     }
-  } catch (const Interrupted&) {
+  } catch (...) {  // whatever stopped it, minutes of work are not thrown away
     if (!rows.empty()) report(flags, source, rows, block);
     note(fmt::format("stopped after {} of {} rows", rows.size(), plan.specs().size()));
     throw;

@@ -35,6 +35,7 @@ void SweepFile::read() {
       rows_.back()["environment"] = made;
     }
   }
+  read_ = rows_.size();
 }
 
 const Json* SweepFile::find(const Json& key) const {

@@ -5,7 +5,7 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <string>
+#include <vector>
 
 namespace sikv {
 
@@ -25,14 +25,16 @@ class SweepFile {
   // Adds a row and writes the file.
   void add(nlohmann::ordered_json row);
 
-  size_t size() const { return rows_.size(); }
+  // Whether a row that find gave was in the file at the start.
+  bool was_read(const nlohmann::ordered_json& row) const { return &row < rows_.data() + read_; }
 
  private:
   void read();
 
   std::filesystem::path path_;
   nlohmann::ordered_json environment_;
-  nlohmann::ordered_json rows_ = nlohmann::ordered_json::array();
+  std::vector<nlohmann::ordered_json> rows_;
+  size_t read_ = 0;
 };
 
 }  // namespace sikv

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <set>
+
 #include "apps/common/show.h"
 #include "apps/throughput/sweep_file.h"
 #include "framework/base/error.h"
@@ -75,21 +77,39 @@ class Sweep {
 
   void run() {
     for (const Case& c : cases_) {
+      const std::string group = fmt::format("context {}, batch {}", c.context,
+                                            c.batch ? std::to_string(*c.batch) : "max");
+      std::set<int> dense_batches;
       for (const PipelineSpec& spec : specs_) {
         const Json* row = file_.find(key(spec, c));
-        if (row != nullptr) {
-          ++kept_;
-        } else {
-          row = measure(spec, c);
-        }
-        finished_.push_back(*row);
+        if (row == nullptr) row = measure(spec, c);
+        kept_ += file_.was_read(*row);
+        ++finished_;
+        lines_.push_back({group, *row, true});
+        if (is_dense(spec)) dense_batches.insert((*row)["batch"].get<int>());
+      }
+      // What the ratios refer to, where it is not a pipeline of the sweep itself.
+      for (size_t i = lines_.size() - specs_.size(), end = lines_.size(); i < end; ++i) {
+        const Json dense = lines_[i].row["dense"];
+        if (dense.is_null() || !dense_batches.insert(dense["batch"].get<int>()).second) continue;
+        const Json dense_key = key(dense_, {c.context, dense["batch"].get<int>()});
+        const Json* row = file_.find_here(dense_key);
+        if (row == nullptr) row = file_.find(dense_key);
+        if (row != nullptr) lines_.push_back({group, *row, false});
       }
     }
   }
 
+  // Rows of the table, in groups; those that do not compete are dense attention.
+  struct Line {
+    std::string group;
+    Json row;
+    bool competes;
+  };
+  const std::vector<Line>& lines() const { return lines_; }
   size_t planned() const { return cases_.size() * specs_.size(); }
   size_t kept() const { return kept_; }
-  const std::vector<Json>& finished() const { return finished_; }
+  size_t finished() const { return finished_; }
   const Json& setup() const { return setup_; }
 
  private:
@@ -100,22 +120,25 @@ class Sweep {
             {"setup", setup_}};
   }
 
+  bool is_dense(const PipelineSpec& spec) const {
+    return pipeline_text(spec, registry_) == pipeline_text(dense_, registry_);
+  }
+
   const Json* measure(const PipelineSpec& spec, const Case& c) {
     const int batch = c.batch ? *c.batch : bench_.largest_batch(spec, c.context, kLargestBatch);
-    const bool is_dense = pipeline_text(spec, registry_) == pipeline_text(dense_, registry_);
     // First, so that whatever is interrupted later can use it.
-    const Json dense = is_dense ? Json() : dense_beside(c.context, batch);
+    const Json dense = is_dense(spec) ? Json() : dense_beside(c.context, batch);
     Json row = key(spec, c);
     fill(row, bench_.measure(spec, c.context, batch));
     row["dense"] = dense;
     row["ratio_to_dense"] = nullptr;
-    if (is_dense) row["ratio_to_dense"] = 1.0;
+    if (is_dense(spec)) row["ratio_to_dense"] = 1.0;
     if (!dense.is_null()) {
       row["ratio_to_dense"] = row["attention_tokens_per_s"].get<double>() /
                               dense["attention_tokens_per_s"].get<double>();
     }
     file_.add(std::move(row));
-    return file_.find(key(spec, c));
+    return file_.find_here(key(spec, c));
   }
 
   // Dense attention at `batch`, or at the largest batch that fits; null where not one does.
@@ -152,8 +175,8 @@ class Sweep {
   PipelineSpec dense_;
   std::vector<Case> cases_;
   Json setup_;
-  std::vector<Json> finished_;
-  size_t kept_ = 0;
+  std::vector<Line> lines_;
+  size_t finished_ = 0, kept_ = 0;
 };
 
 std::string ratio_text(const Json& row) {
@@ -166,7 +189,7 @@ std::string ratio_text(const Json& row) {
   return text;
 }
 
-std::string sweep_table(const std::vector<Json>& rows, const TableStyle& style) {
+std::string sweep_table(const std::vector<Sweep::Line>& lines, const TableStyle& style) {
   using enum Table::Align;
   using enum Table::Better;
   Table table({{"batch", kRight, kHigher},
@@ -181,10 +204,7 @@ std::string sweep_table(const std::vector<Json>& rows, const TableStyle& style) 
                {"to\ndense"}},
               "pipeline");
   std::string group;
-  for (const Json& row : rows) {
-    const Json& asked = row["batch_asked"];
-    const std::string title =
-        fmt::format("context {}, batch {}", row["context"].get<int64_t>(), asked.dump());
+  for (const auto& [title, row, competes] : lines) {
     if (title != group) table.group(group = title);
     const Json& latency = row["latency_us"];
     double prefill_us = 0;
@@ -202,7 +222,7 @@ std::string sweep_table(const std::vector<Json>& rows, const TableStyle& style) 
                stage("attend"),
                number_cell(row["attention_tokens_per_s"].get<double>()),
                {ratio_text(row)}},
-              row["pipeline"].get<std::string>());
+              row["pipeline"].get<std::string>(), competes);
   }
   return table.text(style);
 }
@@ -212,15 +232,15 @@ void report(const Sweep& sweep) {
     note(fmt::format("{} of {} rows were there already and were kept", sweep.kept(),
                      sweep.planned()));
   }
-  if (sweep.finished().empty()) return;
+  if (sweep.lines().empty()) return;
   const Json& setup = sweep.setup();
   print(fmt::format(
       "{} layers, {} query and {} KV heads of {}; {} steps timed after {}\n\n{}\n"
-      "* best of its group; times are medians of all layers; tokens/s count attention alone, and "
-      "the ratio to dense\n  is theirs: fp16 K and V, every token attended to, same run\n",
+      "* best of its group, dense aside; times are medians, all layers; tokens/s count attention\n"
+      "  alone, and so does the ratio to dense: fp16 K and V, all tokens attended to, same run\n",
       setup["layers"].get<int>(), setup["query_heads"].get<int>(), setup["kv_heads"].get<int>(),
       setup["head_dim"].get<int>(), setup["steps"].get<int64_t>(), setup["warmup"].get<int64_t>(),
-      sweep_table(sweep.finished(), TableStyle::of(stdout))));
+      sweep_table(sweep.lines(), TableStyle::of(stdout))));
 }
 
 void throughput(const ThroughputFlags& flags, const std::vector<std::string>& command_line) {
@@ -240,7 +260,7 @@ void throughput(const ThroughputFlags& flags, const std::vector<std::string>& co
     sweep.run();
   } catch (const Interrupted&) {
     report(sweep);
-    note(fmt::format("stopped after {} of {} rows{}", sweep.finished().size(), sweep.planned(),
+    note(fmt::format("stopped after {} of {} rows{}", sweep.finished(), sweep.planned(),
                      flags.json.empty() ? "" : "; the same command goes on from there"));
     throw;
   }

@@ -1,8 +1,8 @@
 #include "codecs/fp16/fp16.h"
 
 #ifdef SIKV_HAS_SIMD
-#define FP16_CPU                                                                               \
-  sikv::key_codec<sikv::make_fp16_keys_cpu, sikv::kNoOptions, sikv::probe_fp16_cpu>("cpu"),    \
+#define FP16_CPU                                                                            \
+  sikv::key_codec<sikv::make_fp16_keys_cpu, sikv::kNoOptions, sikv::probe_fp16_cpu>("cpu"), \
       sikv::value_codec<sikv::make_fp16_values_cpu, sikv::kNoOptions, sikv::probe_fp16_cpu>("cpu")
 #else
 #define FP16_CPU

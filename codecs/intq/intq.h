@@ -38,6 +38,9 @@ class Intq : public TokenCodec {
 
 std::unique_ptr<Codec> make_intq_ref(const CreateArgs& args);
 
+int32_t probe_intq_cpu(const sikv_device* device, sikv_message* reason);
+std::unique_ptr<Codec> make_intq_cpu(const CreateArgs& args);
+
 }  // namespace sikv
 
 #endif  // SIKV_CODECS_INTQ_INTQ_H_

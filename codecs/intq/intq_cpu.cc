@@ -18,8 +18,8 @@ namespace sikv {
 // The functions of one target.
 struct IntqSimd {
   bool (*all_storable)(const TokenRows& rows, size_t head_dim);
-  // Tokens that follow each other, to `codes` and `scales`.
-  void (*pack)(const MinMaxFormat& format, const TokenRows& rows, uint8_t* codes, uint8_t* scales);
+  // Tokens that follow each other, to `codes` and `scales`; false if not all are storable.
+  bool (*pack)(const MinMaxFormat& format, const TokenRows& rows, uint8_t* codes, uint8_t* scales);
   // x [D] <- one token.
   void (*unpack)(const MinMaxFormat& format, const uint8_t* codes, const uint8_t* scales, float* x);
   void (*load)(const void* row, int32_t dtype, size_t head_dim, float* x);
@@ -35,16 +35,19 @@ namespace HWY_NAMESPACE {
 
 #if HWY_TARGET != HWY_SCALAR
 
-void PackRows(const MinMaxFormat& format, const TokenRows& rows, uint8_t* codes, uint8_t* scales) {
+bool PackRows(const MinMaxFormat& format, const TokenRows& rows, uint8_t* codes, uint8_t* scales) {
   TokenBlock block;
   MinMaxGroups groups;
+  bool storable = true;
   for (int t = 0; t < rows.count; t += kBlockTokens) {
     const TokenRows part = rows.part(t, HWY_MIN(kBlockTokens, rows.count - t));
+    storable &= AllStorable(part, format.head_dim);
     LoadTokens(part, format.head_dim, kNoMean, block.x);
     PackMinMax(format, block.x, part.count, codes, scales, &groups);
     codes += format.code_bytes() * kBlockTokens;
     scales += format.scale_bytes() * kBlockTokens;
   }
+  return storable;
 }
 
 #endif
@@ -93,15 +96,13 @@ class IntqCpu final : public SimdCodec {
   bool encode_page(const TokenRows& tokens, const StoreView& store, int row, int page,
                    int token) override {
     uint8_t* codes = store.page(SIKV_VALUE_CODE, row, page);
-    if (!simd_.all_storable(tokens, head_dim())) return false;
     if (params_.bits == 16) {
       copy_rows(tokens, intq::code_bytes(params_), token, codes);
-    } else {
-      simd_.pack(format_, tokens, codes + int64_t{intq::code_bytes(params_)} * token,
-                 store.page(SIKV_VALUE_SCALE, row, page) +
-                     int64_t{intq::scale_bytes(params_)} * token);
+      return simd_.all_storable(tokens, head_dim());
     }
-    return true;
+    return simd_.pack(
+        format_, tokens, codes + int64_t{intq::code_bytes(params_)} * token,
+        store.page(SIKV_VALUE_SCALE, row, page) + int64_t{intq::scale_bytes(params_)} * token);
   }
   void decode_page(const StoreView& store, int row, int page, std::span<const int32_t> slots,
                    float* out) const override {

@@ -60,6 +60,10 @@ class RotLmValues : public TokenCodec {
 std::unique_ptr<Codec> make_rot_lm_keys_ref(const CreateArgs& args);
 std::unique_ptr<Codec> make_rot_lm_values_ref(const CreateArgs& args);
 
+int32_t probe_rot_lm_cpu(const sikv_device* device, sikv_message* reason);
+std::unique_ptr<Codec> make_rot_lm_keys_cpu(const CreateArgs& args);
+std::unique_ptr<Codec> make_rot_lm_values_cpu(const CreateArgs& args);
+
 }  // namespace sikv
 
 #endif  // SIKV_CODECS_ROT_LM_ROT_LM_H_

@@ -46,6 +46,9 @@ class SignVq : public TokenCodec {
 
 std::unique_ptr<Codec> make_sign_vq_ref(const CreateArgs& args);
 
+int32_t probe_sign_vq_cpu(const sikv_device* device, sikv_message* reason);
+std::unique_ptr<Codec> make_sign_vq_cpu(const CreateArgs& args);
+
 }  // namespace sikv
 
 #endif  // SIKV_CODECS_SIGN_VQ_SIGN_VQ_H_

@@ -24,8 +24,9 @@ struct SignVqSimd {
   // alpha [D], codebook [D/4, 16, 4].
   void (*fit)(const TokenRows& rows, size_t head_dim, const float* mean, CodebookSums* sums,
               float* alpha, float* codebook);
-  // Signs, and with a format magnitudes, to `token` and those behind it in a page.
-  void (*pack)(const TokenRows& rows, size_t head_dim, const sign4::Tables& tables,
+  // Signs, and with a format magnitudes, to `token` and those behind it in a page; false if not all
+  // are storable.
+  bool (*pack)(const TokenRows& rows, size_t head_dim, const sign4::Tables& tables,
                const MinMaxFormat* format, const sign4::Page& page, int token);
   // x [D] <- token `token` of a page, from its magnitudes.
   void (*unpack)(const MinMaxFormat& format, const sign4::Tables& tables, const sign4::Page& page,
@@ -84,13 +85,15 @@ HWY_INLINE void ScaleMagnitudes(size_t head_dim, const float* HWY_RESTRICT alpha
   }
 }
 
-void PackRows(const TokenRows& rows, size_t head_dim, const sign4::Tables& tables,
+bool PackRows(const TokenRows& rows, size_t head_dim, const sign4::Tables& tables,
               const MinMaxFormat* format, const sign4::Page& page, int token) {
   TokenBlock block;
   MinMaxGroups groups;
   ChannelBits signs[kBlockTokens];
+  bool storable = true;
   for (int t = 0; t < rows.count; t += kBlockTokens) {
     const TokenRows part = rows.part(t, HWY_MIN(kBlockTokens, rows.count - t));
+    storable &= AllStorable(part, head_dim);
     LoadTokens(part, head_dim, tables.mean, block.x);
     for (int i = 0; i < part.count; ++i) {
       float* x = block.x + static_cast<size_t>(i) * head_dim;
@@ -103,6 +106,7 @@ void PackRows(const TokenRows& rows, size_t head_dim, const sign4::Tables& table
     PackMinMax(*format, block.x, part.count, page.magnitude + format->code_bytes() * at,
                page.scale + format->scale_bytes() * at, &groups);
   }
+  return storable;
 }
 
 void UnpackRow(const MinMaxFormat& format, const sign4::Tables& tables, const sign4::Page& page,
@@ -179,14 +183,12 @@ class SignVqCpu final : public SimdCodec {
   }
   bool encode_page(const TokenRows& tokens, const StoreView& store, int row, int page,
                    int token) override {
-    if (!simd_.all_storable(tokens, head_dim())) return false;
     const sign4::Page planes = this->planes(store, row, page);
-    simd_.pack(tokens, head_dim(), tables(store, row),
-               sign4::has_scale(params_) ? &format_ : nullptr, planes, token);
     if (params_.magnitude_bits == 16) {
       copy_rows(tokens, sign4::magnitude_bytes(params_), token, planes.magnitude);
     }
-    return true;
+    return simd_.pack(tokens, head_dim(), tables(store, row),
+                      sign4::has_scale(params_) ? &format_ : nullptr, planes, token);
   }
   void decode_page(const StoreView& store, int row, int page, std::span<const int32_t> slots,
                    float* out) const override {

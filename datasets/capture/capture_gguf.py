@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
         options,
         tokenizer.encode(text),
         model.config.num_layers,
-        model.context_length,
+        model.info.max_positions,
         tokenizer.bos_token,
     )
     if options.perplexity is not None and options.perplexity >= options.tokens:

@@ -1,149 +1,193 @@
-"""A Llama-type model in a GGUF file as a LlamaModel of llama_numpy.py.
+"""A Llama-type model in a GGUF file: its sizes, and its tensors by their names in a model file.
 
-GGUF stores the rows of Wq and Wk permuted for interleaved rotation: row 2i + s of a head there is
-row i + s * D/2 in half-rotation order (i < D/2, s in {0, 1}). Source: `permute` in llama.cpp's
-converter for Hugging Face models. Loading undoes it, so keys and queries come out in the channel
-order of the original weights.
+For the architecture `llama` GGUF stores the rows of Wq and Wk (and their biases) permuted for
+interleaved rotation: row 2i + s of a head there is row i + s * D/2 in half-rotation order (i < D/2,
+s in {0, 1}). Source: `permute` in llama.cpp's converter for Hugging Face models. Loading undoes it,
+so keys and queries come out in the channel order of the original weights. Qwen2 and Qwen3 are
+stored as they are.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gguf_file import GgufFile
-from llama_numpy import LayerWeights, LlamaConfig
+from model_file import (
+    ModelInfo,
+    WeightSource,
+    check_sizes,
+    normal_rope_scaling,
+    optional_shapes,
+    required_shapes,
+)
 from trace_file import CaptureError
 
-ARCHITECTURE = "llama"  # what GGUF calls Llama 1-3, Mistral 7B, SmolLM and others alike
+# GGUF calls Llama 1-3, Mistral 7B, SmolLM and others alike "llama".
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+FACTORS = "rope_freqs.weight"
+
+_GLOBAL_NAMES = {
+    "embedding": "token_embd.weight",
+    "output": "output.weight",
+    "norm": "output_norm.weight",
+}
+_LAYER_NAMES = {
+    "attention_norm": "attn_norm.weight",
+    "wq": "attn_q.weight",
+    "wk": "attn_k.weight",
+    "wv": "attn_v.weight",
+    "wo": "attn_output.weight",
+    "bq": "attn_q.bias",
+    "bk": "attn_k.bias",
+    "bv": "attn_v.bias",
+    "q_norm": "attn_q_norm.weight",
+    "k_norm": "attn_k_norm.weight",
+    "mlp_norm": "ffn_norm.weight",
+    "w_gate": "ffn_gate.weight",
+    "w_up": "ffn_up.weight",
+    "w_down": "ffn_down.weight",
+}
 
 
-class GgufModel:
-    """Weights of the model, dequantised layer by layer as they are asked for."""
+class GgufModel(WeightSource):
+    """Weights of the model, dequantised as they are asked for."""
 
     def __init__(self, file: GgufFile) -> None:
         self._file = file
-        self.config = _read_config(file)
-        self.context_length = int(file.field("llama.context_length"))
-        self._check_tensors()
+        self.info = _read_info(file)
+        self._permuted = self.info.architecture == "llama"
+        self._shapes = self._check_tensors()
 
-    def embed(self, tokens: np.ndarray) -> np.ndarray:
-        """[T] int32 -> [T, hidden]."""
-        return self._file.tensor("token_embd.weight", tokens)
+    def names(self) -> set[str]:
+        """Names of the tensors there are."""
+        return set(self._shapes)
 
-    def layer(self, index: int) -> LayerWeights:
-        """Weights of one layer."""
+    def tensor(self, name: str, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """A tensor, or chosen rows of it, as fp32."""
+        if self._permuted and name.rpartition("/")[2] in ("wq", "wk", "bq", "bk"):
+            stored = self._file.tensor(_gguf_name(name))
+            return half_rotation_order(stored, self.info.head_dim)[rows]
+        return self._file.tensor(_gguf_name(name), rows)
 
-        def tensor(name: str) -> np.ndarray:
-            return self._file.tensor(f"blk.{index}.{name}.weight")
-
-        return LayerWeights(
-            attn_norm=tensor("attn_norm"),
-            wq=half_rotation_order(tensor("attn_q"), self.config.head_dim),
-            wk=half_rotation_order(tensor("attn_k"), self.config.head_dim),
-            wv=tensor("attn_v"),
-            wo=tensor("attn_output"),
-            ffn_norm=tensor("ffn_norm"),
-            w_gate=tensor("ffn_gate"),
-            w_up=tensor("ffn_up"),
-            w_down=tensor("ffn_down"),
-        )
-
-    def final_norm(self) -> np.ndarray:
-        """[hidden]."""
-        return self._file.tensor("output_norm.weight")
-
-    def unembedding(self) -> np.ndarray:
-        """[vocabulary, hidden]; the embedding where the model ties the two."""
-        tied = "output.weight" not in self._file.tensor_names()
-        return self._file.tensor("token_embd.weight" if tied else "output.weight")
-
-    def _check_tensors(self) -> None:
+    def _check_tensors(self) -> dict[str, tuple[int, ...]]:
         """Refuse a file whose tensors are not exactly those the forward pass uses.
 
-        A tensor left over (a bias, an expert) means a model that this forward pass gets wrong.
+        A tensor left over (an expert, another bias) means a model that this forward pass gets
+        wrong.
         """
-        names = self._file.tensor_names()
-        expected = _tensor_shapes(self._file, self.config)
-        for name, shape in expected.items():
-            if name not in names:
-                raise CaptureError(f"{self._file.path} lacks the tensor {name}")
-            if self._file.shape(name) != shape:
+        path = self._file.path
+        there = self._file.tensor_names()
+        optional = {
+            name: shape
+            for name, shape in optional_shapes(self.info).items()
+            if _gguf_name(name) in there
+        }
+        shapes = required_shapes(self.info) | optional
+        for name, shape in shapes.items():
+            gguf_name = _gguf_name(name)
+            if gguf_name not in there:
+                raise CaptureError(f"{path} lacks the tensor {gguf_name}")
+            if self._file.shape(gguf_name) != shape:
                 raise CaptureError(
-                    f"{self._file.path}: tensor {name} has shape {self._file.shape(name)}, "
+                    f"{path}: tensor {gguf_name} has shape {self._file.shape(gguf_name)}, "
                     f"expected {shape}"
                 )
-        unknown = sorted(names - set(expected))
+        unknown = sorted(there - {_gguf_name(name) for name in shapes} - {FACTORS})
         if unknown:
             raise CaptureError(
-                f"{self._file.path}: tensor {unknown[0]} is not part of a plain Llama model"
+                f"{path}: tensor {unknown[0]} is not part of a plain {self.info.architecture} model"
             )
+        return shapes
 
 
 def half_rotation_order(weight: np.ndarray, head_dim: int) -> np.ndarray:
-    """Undo GGUF's row permutation of Wq or Wk [H * D, in]."""
-    heads = weight.reshape(-1, head_dim // 2, 2, weight.shape[1])
+    """Undo GGUF's row permutation of Wq or Wk [H * D, in], or of a bias [H * D]."""
+    heads = weight.reshape(-1, head_dim // 2, 2, *weight.shape[1:])
     return heads.swapaxes(1, 2).reshape(weight.shape)
 
 
-def _read_config(file: GgufFile) -> LlamaConfig:
+def _gguf_name(name: str) -> str:
+    if name in _GLOBAL_NAMES:
+        return _GLOBAL_NAMES[name]
+    _, layer, part = name.split("/")
+    return f"blk.{layer}.{_LAYER_NAMES[part]}"
+
+
+def _read_info(file: GgufFile) -> ModelInfo:
     architecture = file.field("general.architecture")
-    if architecture != ARCHITECTURE:
+    if architecture not in ARCHITECTURES:
         raise CaptureError(
             f'{file.path} holds a model of architecture "{architecture}"; '
-            f'only "{ARCHITECTURE}" is supported'
+            f"supported are {', '.join(ARCHITECTURES)}"
         )
-    hidden_size = int(file.field("llama.embedding_length"))
-    num_query_heads = file.field("llama.attention.head_count")
-    num_kv_heads = file.field("llama.attention.head_count_kv", num_query_heads)
+
+    def field(key: str, *default: Any) -> Any:
+        return file.field(f"{architecture}.{key}", *default)
+
+    hidden_size = int(field("embedding_length"))
+    num_query_heads = field("attention.head_count")
+    num_kv_heads = field("attention.head_count_kv", num_query_heads)
     if not isinstance(num_query_heads, int) or not isinstance(num_kv_heads, int):
         raise CaptureError(f"{file.path}: head counts that vary by layer are not supported")
-    head_dim = int(file.field("llama.attention.key_length", hidden_size // num_query_heads))
-    rotated = int(file.field("llama.rope.dimension_count", head_dim))
+    head_dim = int(field("attention.key_length", hidden_size // max(1, num_query_heads)))
+    rotated = int(field("rope.dimension_count", head_dim))
     if rotated != head_dim:
         raise CaptureError(
             f"{file.path}: {rotated} of {head_dim} channels are rotated, only all is supported"
         )
-    scaling = file.field("llama.rope.scaling.type", "none")
-    if scaling != "none":
-        raise CaptureError(f'{file.path}: RoPE scaling of type "{scaling}" is not supported')
-    factors = "rope_freqs.weight"
-    return LlamaConfig(
-        num_layers=int(file.field("llama.block_count")),
-        hidden_size=hidden_size,
+    names = file.tensor_names()
+    if "token_embd.weight" not in names:
+        raise CaptureError(f"{file.path} lacks the tensor token_embd.weight")
+    info = ModelInfo(
+        architecture=architecture,
+        name=file.field("general.name", file.path.stem),
+        source=file.path.name,
+        license=file.field("general.license", "unknown"),
+        num_layers=int(field("block_count")),
         num_query_heads=num_query_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        rope_theta=float(file.field("llama.rope.freq_base", 10000.0)),
-        rms_eps=float(file.field("llama.attention.layer_norm_rms_epsilon")),
-        rope_factors=file.tensor(factors) if factors in file.tensor_names() else None,
+        hidden_size=hidden_size,
+        intermediate_size=int(field("feed_forward_length")),
+        vocab_size=file.shape("token_embd.weight")[0],
+        max_positions=int(field("context_length")),
+        rope_theta=float(field("rope.freq_base", 10000.0)),
+        rope_scaling=_rope_scaling(file, architecture, head_dim),
+        rms_norm_eps=float(field("attention.layer_norm_rms_epsilon")),
+        tie_embeddings=int("output.weight" not in names),
     )
+    check_sizes(info, file.path)
+    return info
 
 
-def _tensor_shapes(file: GgufFile, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor the model must have, and may have no other, with its shape."""
-    hidden = config.hidden_size
-    ffn = int(file.field("llama.feed_forward_length"))
-    q_rows = config.num_query_heads * config.head_dim
-    kv_rows = config.num_kv_heads * config.head_dim
-    names = file.tensor_names()
-    vocabulary = file.shape("token_embd.weight")[0] if "token_embd.weight" in names else 0
-
-    shapes = {"token_embd.weight": (vocabulary, hidden), "output_norm.weight": (hidden,)}
-    if "output.weight" in names:
-        shapes["output.weight"] = (vocabulary, hidden)
-    if "rope_freqs.weight" in names:
-        shapes["rope_freqs.weight"] = (config.head_dim // 2,)
-    for index in range(config.num_layers):
-        layer = {
-            "attn_norm": (hidden,),
-            "attn_q": (q_rows, hidden),
-            "attn_k": (kv_rows, hidden),
-            "attn_v": (kv_rows, hidden),
-            "attn_output": (hidden, q_rows),
-            "ffn_norm": (hidden,),
-            "ffn_gate": (ffn, hidden),
-            "ffn_up": (ffn, hidden),
-            "ffn_down": (hidden, ffn),
-        }
-        shapes.update({f"blk.{index}.{name}.weight": shape for name, shape in layer.items()})
-    return shapes
+def _rope_scaling(file: GgufFile, architecture: str, head_dim: int) -> str:
+    """The scaling rule as in a Hugging Face configuration."""
+    kind = file.field(f"{architecture}.rope.scaling.type", "none")
+    if FACTORS in file.tensor_names():
+        if file.shape(FACTORS) != (head_dim // 2,) or kind != "none":
+            raise CaptureError(
+                f"{file.path}: rotation factors of shape {file.shape(FACTORS)} and scaling "
+                f'"{kind}" are not supported together with head dimension {head_dim}'
+            )
+        factors = [float(factor) for factor in file.tensor(FACTORS)]
+        return normal_rope_scaling({"rope_type": "factors", "factors": factors}, file.path)
+    if kind == "none":
+        return ""
+    scaling = {"rope_type": kind}
+    for key, name in (
+        ("factor", "factor"),
+        ("original_context_length", "original_max_position_embeddings"),
+        ("attn_factor", "attention_factor"),
+        ("yarn_beta_fast", "beta_fast"),
+        ("yarn_beta_slow", "beta_slow"),
+    ):
+        value = file.field(f"{architecture}.rope.scaling.{key}", None)
+        if value is not None:
+            scaling[name] = value
+    if kind == "yarn" and "original_max_position_embeddings" not in scaling:
+        raise CaptureError(
+            f"{file.path} lacks the GGUF field {architecture}.rope.scaling.original_context_length"
+        )
+    return normal_rope_scaling(scaling, file.path)

@@ -4,9 +4,10 @@ For hidden state x [T, hidden], layer by layer (Touvron et al., "LLaMA", 2023; g
 attention from "Llama 2", 2023):
 
     h       = rms_norm(x) * attn_norm            rms_norm(x) = x / sqrt(mean(x^2) + eps)
-    q, k, v = h @ wq.T, h @ wk.T, h @ wv.T       split into heads of D channels
+    q, k, v = h @ wq.T, h @ wk.T, h @ wv.T       + bias (Qwen2); split into heads of D channels
+    q, k    = rms_norm(q) * q_norm, rms_norm(k) * k_norm       per head (Qwen3)
     q, k    = rope(q), rope(k)                   channels (i, i + D/2) turn by
-                                                 position * theta^(-2i/D)
+                                                 position * theta^(-2i/D), scaled
     a       = softmax(q k^T / sqrt(D), causal) v query head j reads key/value head j // G
     x       = x + a @ wo.T
     h       = rms_norm(x) * ffn_norm
@@ -20,9 +21,10 @@ already, hence fp64 there. The weights of one layer are in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -44,8 +46,7 @@ class LlamaConfig:
     head_dim: int  # D
     rope_theta: float
     rms_eps: float
-    # [D/2], divisors of the rotation frequencies (Llama 3.1 stretches the slow ones), or None.
-    rope_factors: np.ndarray | None = None
+    rope_scaling: Mapping[str, Any] | None = None  # as in model_file.py; see rope_frequencies
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class LayerWeights:
     w_gate: np.ndarray  # [ffn, hidden]
     w_up: np.ndarray  # [ffn, hidden]
     w_down: np.ndarray  # [hidden, ffn]
+    bq: np.ndarray | None = None  # [Hq * D]
+    bk: np.ndarray | None = None  # [Hkv * D]
+    bv: np.ndarray | None = None  # [Hkv * D]
+    q_norm: np.ndarray | None = None  # [D]
+    k_norm: np.ndarray | None = None  # [D]
 
 
 class LlamaModel(Protocol):
@@ -106,16 +112,41 @@ def forward(
     x = model.embed(tokens)
     for index in range(num_layers):
         weights = model.layer(index)
-        h = rms_norm(x, config.rms_eps) * weights.attn_norm
-        q = rope(_split_heads(h @ weights.wq.T, config.head_dim), cos, sin)
-        k = rope(_split_heads(h @ weights.wk.T, config.head_dim), cos, sin)
-        v = _split_heads(h @ weights.wv.T, config.head_dim)
+        q, k, v = project(config, weights, x, cos, sin)
         on_layer(index, LayerTensors(q, k, v, weights.wo.T))
-
         x = x + causal_attention(q, k, v).reshape(len(tokens), -1) @ weights.wo.T
-        h = rms_norm(x, config.rms_eps) * weights.ffn_norm
-        x = x + (silu(h @ weights.w_gate.T) * (h @ weights.w_up.T)) @ weights.w_down.T
+        x = x + mlp(config, weights, x)
     return x
+
+
+def project(
+    config: LlamaConfig, weights: LayerWeights, x: np.ndarray, cos: np.ndarray, sin: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hidden states [T, hidden] -> q [T, Hq, D], k and v [T, Hkv, D]; q and k after RoPE."""
+    h = rms_norm(x, config.rms_eps) * weights.attn_norm
+
+    def heads(weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        y = h @ weight.T
+        if bias is not None:
+            y += bias
+        return y.reshape(len(x), -1, config.head_dim)
+
+    q, k, v = (
+        heads(weights.wq, weights.bq),
+        heads(weights.wk, weights.bk),
+        heads(weights.wv, weights.bv),
+    )
+    if weights.q_norm is not None:
+        q = rms_norm(q, config.rms_eps) * weights.q_norm
+    if weights.k_norm is not None:
+        k = rms_norm(k, config.rms_eps) * weights.k_norm
+    return rope(q, cos, sin), rope(k, cos, sin), v
+
+
+def mlp(config: LlamaConfig, weights: LayerWeights, x: np.ndarray) -> np.ndarray:
+    """What the second half of a layer adds to hidden states [T, hidden]."""
+    h = rms_norm(x, config.rms_eps) * weights.ffn_norm
+    return (silu(h @ weights.w_gate.T) * (h @ weights.w_up.T)) @ weights.w_down.T
 
 
 def perplexity(model: LlamaModel, hidden: np.ndarray, tokens: np.ndarray, count: int) -> float:
@@ -149,12 +180,66 @@ def silu(x: np.ndarray) -> np.ndarray:
 
 def rope_table(config: LlamaConfig, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of the rotation angles at positions 0 .. num_tokens-1, [T, 1, D/2] fp32."""
+    frequencies, scale = rope_frequencies(config)
+    angles = np.outer(np.arange(num_tokens), frequencies)[:, None, :]
+    return (scale * np.cos(angles)).astype(np.float32), (scale * np.sin(angles)).astype(np.float32)
+
+
+def rope_frequencies(config: LlamaConfig) -> tuple[np.ndarray, float]:
+    """Radians per position [D/2] fp64, and a factor of cos and sin.
+
+    The scaling rules are those of Hugging Face transformers (modeling_rope_utils.py); "yarn" is
+    Peng et al., "YaRN", 2023.
+    """
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     frequencies = config.rope_theta**-exponents
-    if config.rope_factors is not None:
-        frequencies = frequencies / config.rope_factors
-    angles = np.outer(np.arange(num_tokens), frequencies)[:, None, :]
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    scaling = config.rope_scaling or {"rope_type": "default"}
+    if scaling["rope_type"] == "linear":
+        return frequencies / scaling["factor"], 1.0
+    if scaling["rope_type"] == "factors":
+        return frequencies / np.array(scaling["factors"], dtype=np.float64), 1.0
+    if scaling["rope_type"] == "llama3":
+        # Turns within the original context: few are slowed down by `factor`, many left alone.
+        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        keep = np.clip((turns - low) / (high - low), 0, 1)
+        return frequencies * (keep + (1 - keep) / scaling["factor"]), 1.0
+    if scaling["rope_type"] == "yarn":
+        return _yarn(config, scaling, frequencies)
+    return frequencies, 1.0
+
+
+def _yarn(
+    config: LlamaConfig, scaling: Mapping[str, Any], frequencies: np.ndarray
+) -> tuple[np.ndarray, float]:
+    factor = scaling["factor"]
+    context = scaling["original_max_position_embeddings"]
+
+    def channel(turns: float) -> float:
+        """The (fractional) channel that turns so often within the original context."""
+        return (
+            config.head_dim
+            * math.log(context / (turns * 2 * math.pi))
+            / (2 * math.log(config.rope_theta))
+        )
+
+    first = channel(scaling.get("beta_fast", 32))
+    last = channel(scaling.get("beta_slow", 1))
+    if scaling.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, config.head_dim - 1)
+    ramp = (np.arange(config.head_dim // 2) - first) / (max(last - first, 0.001))
+    slow = np.clip(ramp, 0, 1)
+
+    def magnitude(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+    scale = scaling.get("attention_factor")
+    if scale is None:
+        scale = magnitude(1)
+        if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+            scale = magnitude(scaling["mscale"]) / magnitude(scaling["mscale_all_dim"])
+    return frequencies * (1 - slow + slow / factor), scale
 
 
 def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
@@ -190,8 +275,3 @@ def causal_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
             result /= scores.sum(axis=1, keepdims=True)
             out[start:end, heads] = result.reshape(group, rows, head_dim).transpose(1, 0, 2)
     return out
-
-
-def _split_heads(x: np.ndarray, head_dim: int) -> np.ndarray:
-    """[T, H * D] -> [T, H, D]."""
-    return x.reshape(len(x), -1, head_dim)

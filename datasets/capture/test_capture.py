@@ -419,12 +419,12 @@ class GgufTest(CaptureTestCase):
             (without_field("llama.block_count"), "lacks the GGUF field llama.block_count"),
             (with_field("llama.attention.head_count_kv", [2, 2, 1]), "vary by layer"),
             (with_field("llama.rope.dimension_count", 6), "6 of 12 channels are rotated"),
-            (with_field("llama.rope.scaling.type", "yarn"), 'RoPE scaling of type "yarn"'),
+            (with_field("llama.rope.scaling.type", "longrope"), 'RoPE scaling of type "longrope"'),
             (with_field("tokenizer.ggml.model", "llama"), 'tokenizer of type "llama"'),
             (with_field("tokenizer.ggml.pre", "new"), 'pre-tokenizer "new" is not supported'),
             (without_tensor("blk.2.ffn_up.weight"), "lacks the tensor blk.2.ffn_up.weight"),
             (without_tensor("token_embd.weight"), "lacks the tensor token_embd.weight"),
-            (with_tensor("blk.0.attn_q.bias", (48,)), "blk.0.attn_q.bias is not part of a plain"),
+            (with_tensor("blk.0.ffn_up.bias", (64,)), "blk.0.ffn_up.bias is not part of a plain"),
             (with_tensor("blk.1.attn_k.weight", (24, 31)), "has shape (24, 31), expected (24, 32)"),
         ):
             with self.subTest(sentence):
@@ -434,7 +434,7 @@ class GgufTest(CaptureTestCase):
                 self.assert_refused(sentence, self.capture, "--tokens", "8", "--queries", "1")
 
         self.write_model(architecture="gemma")
-        self.assert_refused('architecture "gemma"; only "llama"', self.capture)
+        self.assert_refused('architecture "gemma"; supported are llama', self.capture)
 
     def test_damaged_files_are_refused(self) -> None:
         self.assert_refused("model.gguf: no such file", self.capture)

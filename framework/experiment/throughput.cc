@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <fstream>
+#include <limits>
 
 #include "framework/base/error.h"
 #include "framework/base/progress.h"
@@ -153,6 +154,10 @@ int32_t synthetic_dtype(const SyntheticSpec& spec) {
 }
 
 sikv_shape model_shape(const ModelSpec& model, int32_t dtype, int64_t tokens, int batch) {
+  if (tokens > std::numeric_limits<int32_t>::max()) {
+    throw Error("a sequence of {} tokens is too long: positions are 32-bit, lower the context",
+                tokens);
+  }
   sikv_shape shape{};
   shape.struct_size = sizeof shape;
   shape.num_layers = model.layers;
@@ -199,7 +204,8 @@ double ThroughputBench::state_bytes_per_token(const PipelineSpec& spec) {
   if (found != state_bytes_.end()) return found->second;
   sikv_shape small = shape(kProbeTokens, 1);
   small.num_layers = 1;
-  const double bytes = static_cast<double>(run(spec, small).ledger.bytes("selector_state"));
+  small.max_tokens = kProbeTokens + 1;
+  const double bytes = static_cast<double>(run(spec, small, 0, 1).ledger.bytes("selector_state"));
   return state_bytes_[name] = bytes / (static_cast<double>(kProbeTokens) * small.num_kv_heads);
 }
 
@@ -247,11 +253,12 @@ void ThroughputBench::check_fits(const PipelineSpec& spec, int64_t context, int 
 }
 
 Throughput ThroughputBench::measure(const PipelineSpec& spec, int64_t context, int batch) {
-  return run(spec, shape(context, batch));
+  return run(spec, shape(context, batch), warmup(), steps_);
 }
 
-Throughput ThroughputBench::run(const PipelineSpec& spec, const sikv_shape& shape) {
-  const int64_t new_tokens = warmup() + steps_;
+Throughput ThroughputBench::run(const PipelineSpec& spec, const sikv_shape& shape, int64_t warmup,
+                                int64_t steps) {
+  const int64_t new_tokens = warmup + steps;
   Throughput row;
   row.pipeline = pipeline_text(spec, registry_);
   row.context = shape.max_tokens - new_tokens;
@@ -276,7 +283,7 @@ Throughput ThroughputBench::run(const PipelineSpec& spec, const sikv_shape& shap
       static_cast<size_t>(shape.max_sequences) * static_cast<size_t>(shape.num_query_heads);
   std::vector<float> out(heads * static_cast<size_t>(shape.head_dim)), lse(heads);
   for (int64_t step = 0; step < new_tokens; ++step) {
-    if (step == warmup()) pipeline.reset_step_times();
+    if (step == warmup) pipeline.reset_step_times();
     pipeline.begin_step();
     for (int layer = 0; layer < shape.num_layers; ++layer) {
       const SharedInput::Step token = input.step(layer, step);
@@ -288,7 +295,7 @@ Throughput ThroughputBench::run(const PipelineSpec& spec, const sikv_shape& shap
   const uint64_t after = resident_bytes();
   row.memory_growth = after > before ? after - before : 0;
 
-  row.budget = pipeline.composition().budget(row.context + warmup() + 1);
+  row.budget = pipeline.composition().budget(row.context + warmup + 1);
   for (const ChosenPart& part : pipeline.composition().parts()) {
     row.variants.push_back({part.role, part.variant->id, part.variant->variant});
   }

@@ -63,7 +63,7 @@ class ThroughputBench {
   sikv_shape shape(int64_t context, int batch) const;
   bool fits(const PipelineSpec& spec, int64_t context, int batch);
   double state_bytes_per_token(const PipelineSpec& spec);
-  Throughput run(const PipelineSpec& spec, const sikv_shape& shape);
+  Throughput run(const PipelineSpec& spec, const sikv_shape& shape, int64_t warmup, int64_t steps);
 
   const Config& config_;
   const Registry& registry_;

@@ -1,5 +1,7 @@
 // vpshufbitqmb, which picks a token's signs, comes with AVX3_DL.
+#ifndef HWY_WANT_AVX3_DL
 #define HWY_WANT_AVX3_DL
+#endif
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/common/flash_cpu.cc"
@@ -8,21 +10,30 @@
 
 #include "kernels/common/flash_cpu.h"
 #include "kernels/common/simd_attention.h"
-#include "kernels/common/simd_rotate.h"
+#include "kernels/common/simd_rotate_rows.h"
 #include "kernels/common/simd_rows.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sikv {
 namespace HWY_NAMESPACE {
 
-const FlashSimd* TargetFlashSimd() {
 #if HWY_TARGET == HWY_SCALAR
-  return nullptr;
+
+const FlashSimd* TargetFlashSimd() { return nullptr; }
+
 #else
-  static constexpr FlashSimd kSimd = {AttendRows, LoadRow, RotateForward, RotateInverse};
-  return &kSimd;
-#endif
+
+template <bool kInverse>
+void Rotate(size_t head_dim, float* x) {
+  RotateRows<kInverse>(head_dim, 1, x);
 }
+
+const FlashSimd* TargetFlashSimd() {
+  static constexpr FlashSimd kSimd = {AttendRows, LoadRow, Rotate<false>, Rotate<true>};
+  return &kSimd;
+}
+
+#endif
 
 }  // namespace HWY_NAMESPACE
 }  // namespace sikv
@@ -48,10 +59,10 @@ int32_t probe_flash_cpu(const sikv_device*, sikv_message* reason) {
 // One worker's memory.
 struct FlashCpu::Worker {
   static int64_t floats(int group, int dim) {
-    return int64_t{PaddedHeads(group)} * (2 * dim + kBlockRows);
+    return int64_t{PaddedHeads(group)} * dim + HeadFloats(group, dim);
   }
   AttendScratch scratch;
-  // [PaddedHeads(G), D] queries, [PaddedHeads(G), HeadFloats(D)]; behind the struct.
+  // [PaddedHeads(G), D] queries, [HeadFloats(G, D)]; behind the struct.
   float* queries() { return reinterpret_cast<float*>(this + 1); }
   float* heads(int group, int dim) { return queries() + PaddedHeads(group) * dim; }
 };

@@ -18,16 +18,17 @@
 #include <cmath>
 #include <cstdio>
 #include <ctime>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <ostream>
 #include <random>
 #include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "framework/base/file.h"
 #include "framework/device/device.h"
 #include "framework/registry/instance.h"
 #include "framework/report/environment.h"
@@ -271,8 +272,8 @@ Timing time_repeats(double seconds, Body&& body) {
 // Layouts of one pipeline, with the kernel's variants on them.
 class Bench {
  public:
-  Bench(const Config& config, const std::string& pipeline, const Registry& registry)
-      : config_(config), device_(open_cpu_device(config.threads)) {
+  Bench(const Config& config, const std::string& pipeline, const Registry& registry, Device& device)
+      : config_(config), device_(device) {
     shape_ = {sizeof shape_,
               1,
               config.kv_heads * config.group,
@@ -286,7 +287,7 @@ class Bench {
     const sikv_layout key = layout(registry, SIKV_KEY_CODEC, pipeline.substr(0, plus));
     const sikv_layout value = layout(registry, SIKV_VALUE_CODEC, pipeline.substr(plus + 1));
     for (int i = 0; i < config.copies; ++i) {
-      caches_.push_back(std::make_unique<RandomCache>(*device_, config, key, value, 1 + i));
+      caches_.push_back(std::make_unique<RandomCache>(device_, config, key, value, 1 + i));
     }
     for (int i = 0; i < 16; ++i) selections_.push_back(random_slots(config, 100 + i));
     counts_.assign(static_cast<size_t>(config.kv_heads),
@@ -301,7 +302,7 @@ class Bench {
     out_.resize(static_cast<size_t>(heads * config.head_dim));
     lse_.resize(static_cast<size_t>(heads));
     const Variant& chosen =
-        registry.choose(SIKV_KERNEL, config.kernel, device_->info(), config.variant);
+        registry.choose(SIKV_KERNEL, config.kernel, device_.info(), config.variant);
     variant_ = chosen.variant;
     kernel_ = make(chosen);
     ref_ = make(registry.find(SIKV_KERNEL, config.kernel, "ref"));
@@ -332,27 +333,26 @@ class Bench {
     std::vector<std::unique_ptr<Touch>> touches;
     for (int i = 0; i < 16; ++i) touches.push_back(std::make_unique<Touch>(view(i), selection(i)));
     const Timing timing = time_repeats(config_.seconds, [&](int i) {
-      touches[static_cast<size_t>(i) % 16]->read(device_->host());
+      touches[static_cast<size_t>(i) % 16]->read(device_.host());
     });
     return {timing, touches[0]->lines()};
   }
   const std::string& variant() const { return variant_; }
-  const Device& device() const { return *device_; }
 
  private:
   sikv_layout layout(const Registry& registry, sikv_kind kind, const std::string& text) {
     const auto [id, options] = parse_codec(text);
     const Variant& variant = registry.find(kind, id, "ref");
     const CodecInstance codec(variant, OptionSet::parse(variant.options, options, id), shape_,
-                              device_->info(), device_->host());
+                              device_.info(), device_.host());
     return codec.describe();
   }
   std::unique_ptr<KernelInstance> make(const Variant& variant) {
     auto kernel =
         std::make_unique<KernelInstance>(variant, OptionSet::parse(variant.options, {}, variant.id),
-                                         shape_, device_->info(), device_->host());
+                                         shape_, device_.info(), device_.host());
     const uint64_t bytes = kernel->plan(config_.budget);
-    if (bytes > workspace_.bytes()) workspace_ = DeviceBuffer(*device_, bytes);
+    if (bytes > workspace_.bytes()) workspace_ = DeviceBuffer(device_, bytes);
     return kernel;
   }
   const sikv_cache_view& view(int i) const {
@@ -371,7 +371,7 @@ class Bench {
   }
 
   Config config_;
-  std::unique_ptr<Device> device_;
+  Device& device_;
   sikv_shape shape_{};
   std::vector<std::unique_ptr<RandomCache>> caches_;
   std::vector<std::vector<int32_t>> selections_;
@@ -403,9 +403,9 @@ inline int run(Config config, int argc, char** argv) {
 
   const Registry registry = Registry::standard();
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
-  nlohmann::ordered_json environment;
+  const std::unique_ptr<Device> device = open_cpu_device(config.threads);
   for (const std::string& pipeline : config.pipelines) {
-    Bench bench(config, pipeline, registry);
+    Bench bench(config, pipeline, registry, *device);
     const double error = bench.check();
     const Timing kernel = bench.time_kernel();
     const auto [touch, lines] = bench.time_touch();
@@ -426,12 +426,12 @@ inline int run(Config config, int argc, char** argv) {
                     {"lines", lines},
                     {"touch_us", touch.median},
                     {"error", error}});
-    environment = sikv::environment({}, bench.device());
   }
   if (!config.json.empty()) {
     const std::vector<std::string> command(argv, argv + argc);
-    std::ofstream(config.json)
-        << nlohmann::ordered_json{{"environment", environment}, {"rows", rows}}.dump(2) << '\n';
+    const nlohmann::ordered_json result = {{"environment", environment(command, *device)},
+                                           {"rows", rows}};
+    write_atomically(config.json, [&](std::ostream& file) { file << result.dump(1) << '\n'; });
   }
   return 0;
 }

@@ -45,7 +45,11 @@ struct AttendScratch {
   alignas(
       64) float rows[kBlockRows * kMaxHeadDim];  // decoded, where one pass over them is not enough
 };
-constexpr int64_t HeadFloats(int head_dim) { return head_dim + kBlockRows; }
+// Floats per task for the sums of values, logits, maxima and sums of weights of all heads.
+constexpr int64_t HeadFloats(int group, int head_dim) {
+  const int64_t heads = PaddedHeads(group);
+  return heads * (head_dim + kBlockRows) + 2 * std::max<int64_t>(heads, kQuad);
+}
 
 struct AttendTask {
   const RowSource* keys;
@@ -55,7 +59,7 @@ struct AttendTask {
   int head_dim;
   const float* q;  // [PaddedHeads(G), D], scaled and in the keys' space; 64-byte aligned
   AttendScratch* scratch;
-  float* heads;   // [PaddedHeads(G), HeadFloats(D)], 64-byte aligned scratch
+  float* heads;   // [HeadFloats(G, D)] scratch; 64-byte aligned
   float* states;  // [G, FlashState::floats(D)], overwritten
 };
 
@@ -81,26 +85,39 @@ HWY_BEFORE_NAMESPACE();
 namespace sikv {
 namespace HWY_NAMESPACE {
 
-template <class D>
-HWY_INLINE hn::Vec<DF4> SumBlocks(D d, hn::Vec<D> v) {
+struct Sum {
+  template <class V>
+  HWY_INLINE V operator()(V a, V b) const {
+    return hn::Add(a, b);
+  }
+};
+struct Largest {
+  template <class V>
+  HWY_INLINE V operator()(V a, V b) const {
+    return hn::Max(a, b);
+  }
+};
+
+template <class Op, class D>
+HWY_INLINE hn::Vec<DF4> ReduceBlocks(Op op, D d, hn::Vec<D> v) {
   if constexpr (hn::MaxLanes(d) == 4) {
     return v;
   } else {
     const hn::Half<D> half;
-    return SumBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+    return ReduceBlocks(op, half, op(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
   }
 }
 
-// [a, b, c, d] summed over lanes.
-HWY_INLINE hn::Vec<DF4> SumLanes(VF a, VF b, VF c, VF d) {
+// [a, b, c, d], each reduced over its lanes.
+template <class Op>
+HWY_INLINE hn::Vec<DF4> ReduceLanes(Op op, VF a, VF b, VF c, VF d) {
   const DF df;
   const hn::Repartition<double, DF> dd;
-  const auto ab = hn::Add(hn::InterleaveLower(df, a, b), hn::InterleaveUpper(df, a, b));
-  const auto cd = hn::Add(hn::InterleaveLower(df, c, d), hn::InterleaveUpper(df, c, d));
-  const auto abd = hn::BitCast(dd, ab), cdd = hn::BitCast(dd, cd);
-  const VF blocks = hn::Add(hn::BitCast(df, hn::InterleaveLower(dd, abd, cdd)),
-                            hn::BitCast(df, hn::InterleaveUpper(dd, abd, cdd)));
-  return SumBlocks(df, blocks);
+  const auto ab = hn::BitCast(dd, op(hn::InterleaveLower(df, a, b), hn::InterleaveUpper(df, a, b)));
+  const auto cd = hn::BitCast(dd, op(hn::InterleaveLower(df, c, d), hn::InterleaveUpper(df, c, d)));
+  return ReduceBlocks(op, df,
+                      op(hn::BitCast(df, hn::InterleaveLower(dd, ab, cd)),
+                         hn::BitCast(df, hn::InterleaveUpper(dd, ab, cd))));
 }
 
 HWY_INLINE void PrefetchRow(const uint8_t* row, size_t bytes) {
@@ -109,7 +126,7 @@ HWY_INLINE void PrefetchRow(const uint8_t* row, size_t bytes) {
 
 // Requests what opening and decoding row t of a block will read.
 HWY_INLINE void PrefetchRow(const RowSource& source, const RowBlock& block, int t) {
-  if (source.code.token_bytes < 128) PrefetchRow(block.code[t], static_cast<size_t>(source.code.token_bytes));
+  PrefetchRow(block.code[t], static_cast<size_t>(source.code.token_bytes));
   if (source.sign.base != nullptr) {
     PrefetchRow(block.sign[t], static_cast<size_t>(source.sign.token_bytes));
   }
@@ -121,31 +138,36 @@ HWY_INLINE void PrefetchRow(const RowSource& source, const RowBlock& block, int 
 template <RowFormat kFormat, int kHeads>
 void BlockLogits(const RowSource& source, const RowBlock& block, const RowBlock& next,
                  const float* HWY_RESTRICT q, size_t head_dim, float* HWY_RESTRICT logits) {
-  constexpr int kRows = 8 / kHeads;
+  constexpr int kSums = kLanes == 16 ? 16 : 8;  // AVX2 has half the registers
+  constexpr int kRows = kSums / kHeads;
   const DF d;
   const DF4 d4;
   alignas(64) float by_row[kBlockRows * kHeads];
   for (int t = 0; t < block.count; t += kRows) {
     for (int i = t; i < HWY_MIN(t + kRows, next.count); ++i) PrefetchRow(source, next, i);
-    VF sums[8];
+    VF sums[kSums];
     for (VF& sum : sums) sum = hn::Zero(d);
-    for (size_t c = 0; c < head_dim; c += kLanes) {
-      VF rows[kRows];
-      for (int i = 0; i < kRows; ++i) rows[i] = DecodeRow<kFormat>(source, block, t + i, c);
-      for (int h = 0; h < kHeads; ++h) {
-        const VF query = hn::Load(d, q + static_cast<size_t>(h) * head_dim + c);
+    for (size_t unit = 0; unit < head_dim; unit += kUnit) {
+      for (size_t c = unit; c < unit + kUnit; c += kLanes) {
+        VF query[kHeads];
+        for (int h = 0; h < kHeads; ++h) {
+          query[h] = hn::Load(d, q + static_cast<size_t>(h) * head_dim + c);
+        }
         for (int i = 0; i < kRows; ++i) {
-          sums[i * kHeads + h] = hn::MulAdd(query, rows[i], sums[i * kHeads + h]);
+          const VF row = DecodeRow<kFormat>(source, block, t + i, c);
+          for (int h = 0; h < kHeads; ++h) {
+            sums[i * kHeads + h] = hn::MulAdd(query[h], row, sums[i * kHeads + h]);
+          }
         }
       }
     }
-    for (int i = 0; i < 8; i += 4) {
-      hn::Store(SumLanes(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]), d4,
+    for (int i = 0; i < kSums; i += 4) {
+      hn::Store(ReduceLanes(Sum(), sums[i], sums[i + 1], sums[i + 2], sums[i + 3]), d4,
                 by_row + t * kHeads + i);
     }
   }
-  for (int t = 0; t < block.count; ++t) {
-    for (int h = 0; h < kHeads; ++h) logits[h * kBlockRows + t] = by_row[t * kHeads + h];
+  for (int h = 0; h < kHeads; ++h) {
+    for (int t = 0; t < block.count; ++t) logits[h * kBlockRows + t] = by_row[t * kHeads + h];
   }
 }
 
@@ -300,26 +322,23 @@ class RowStream {
   void locate(const int32_t* slots, int count, RowBlock& block) const {
     block.count = count;
     if (source_.format == RowFormat::kUnpacked || count == 0) return;
-    const int padded = (count + 7) / 8 * 8;
-    int64_t pages[kBlockRows];
-    uint32_t tokens[kBlockRows];
-    for (int t = 0; t < padded; ++t) {
+    const bool scales = source_.scale.base != nullptr, signs = source_.sign.base != nullptr;
+    // volatile: GCC would vectorise the loop and spend thrice the time on gathering by hand.
+    const volatile int32_t* const page_table = source_.page_table;
+    for (int t = 0; t < PaddedRows(count); ++t) {
       const auto slot = static_cast<uint32_t>(slots[HWY_MIN(t, count - 1)]);
-      const uint32_t page = slot / SIKV_PAGE_TOKENS;
-      pages[t] = source_.page_table != nullptr ? source_.page_table[page] : page;
-      tokens[t] = slot % SIKV_PAGE_TOKENS;
-    }
-    const auto in = [&](const RowPlane& plane, int t, uint32_t i) {
-      return plane.base + pages[t] * plane.page_stride + i * plane.token_bytes;
-    };
-    for (int t = 0; t < padded; ++t) block.code[t] = in(source_.code, t, tokens[t]);
-    if (source_.scale.base != nullptr) {
-      for (int t = 0; t < padded; ++t) block.scale_at[t] = in(source_.scale, t, tokens[t]);
-    }
-    if (source_.sign.base != nullptr) {
-      for (int t = 0; t < count; ++t) {
-        block.sign[t] = in(source_.sign, t, tokens[t] / nibble_tile::kTileTokens);
-        block.sign_shift[t] = tokens[t] % nibble_tile::kTileTokens * nibble_tile::kGroup;
+      const uint32_t token = slot % SIKV_PAGE_TOKENS;
+      int64_t page = slot / SIKV_PAGE_TOKENS;
+      if (page_table != nullptr) page = page_table[page];
+      const auto in = [&](const RowPlane& plane, uint32_t i) {
+        return plane.base + page * plane.page_stride + i * plane.token_bytes;
+      };
+      block.code[t] = in(source_.code, token);
+      if (scales) block.scale_at[t] = in(source_.scale, token);
+      if (signs) {
+        block.sign[t] = in(source_.sign, token / nibble_tile::kTileTokens);
+        block.sign_shift[t] =
+            static_cast<int>(token % nibble_tile::kTileTokens * nibble_tile::kGroup);
       }
     }
   }
@@ -338,8 +357,7 @@ class RowStream {
       if (decodes_) ops_.decode(source_, block, next, head_dim_, rows_);
     }
     if (!decodes_) return;
-    const int padded = (block.count + 7) / 8 * 8;
-    for (int t = 0; t < padded; ++t) {
+    for (int t = 0; t < PaddedRows(block.count); ++t) {
       const auto row = static_cast<size_t>(HWY_MIN(t, block.count - 1));
       block.code[t] = reinterpret_cast<const uint8_t*>(rows_ + row * head_dim_);
     }
@@ -354,46 +372,68 @@ class RowStream {
   float* rows_;
 };
 
-// Turns a block's logits [kBlockRows] of one head into weights relative to the new maximum, in
-// place. `m` and `l` are the head's FlashState; returns what the older weights shrink by.
-HWY_INLINE float SoftmaxBlock(const float* key_scale, const float* value_scale, int count, float* m,
-                              float* l, float* logits) {
+// Turns a block's logits [kHeads, kBlockRows] into weights relative to the heads' new maxima, in
+// place. m and l [4] are the heads' running maximum and sum of weights, shrink [4] is what older
+// weights are to be multiplied with. The heads go together: reductions over lanes, one head after
+// the other, are a chain of latencies that costs as much as the rest.
+template <int kHeads>
+void SoftmaxBlock(const float* key_scale, const float* value_scale, int count,
+                  float* HWY_RESTRICT logits, float* HWY_RESTRICT m, float* HWY_RESTRICT l,
+                  float* HWY_RESTRICT shrink) {
   const DF d;
-  VF highest = hn::Set(d, *m);
+  const DF4 d4;
+  const auto n = static_cast<size_t>(count);
   const VF nothing = hn::Set(d, -std::numeric_limits<float>::infinity());
-  for (size_t t = 0; t < static_cast<size_t>(count); t += kLanes) {
-    VF logit = hn::Load(d, logits + t);
-    if (key_scale != nullptr) logit = hn::Mul(logit, hn::Load(d, key_scale + t));
-    logit = hn::IfThenElse(hn::FirstN(d, static_cast<size_t>(count) - t), logit, nothing);
-    hn::Store(logit, d, logits + t);
-    highest = hn::Max(highest, logit);
+  VF tops[kQuad], sums[kQuad];
+  for (int h = 0; h < kHeads; ++h) {
+    tops[h] = nothing;
+    for (size_t t = 0; t < n; t += kLanes) {
+      float* const at = logits + h * kBlockRows + t;
+      VF logit = hn::Load(d, at);
+      if (key_scale != nullptr) logit = hn::Mul(logit, hn::Load(d, key_scale + t));
+      if (n - t < kLanes) logit = hn::IfThenElse(hn::FirstN(d, n - t), logit, nothing);
+      hn::Store(logit, d, at);
+      tops[h] = hn::Max(tops[h], logit);
+    }
   }
-  const float largest = hn::GetLane(hn::MaxOfLanes(d, highest));
-  const VF maximum = hn::Set(d, largest);
-  VF sum = hn::Zero(d);
-  for (size_t t = 0; t < static_cast<size_t>(count); t += kLanes) {
-    VF weight = hn::Exp(d, hn::Sub(hn::Load(d, logits + t), maximum));
-    sum = hn::Add(sum, weight);
-    if (value_scale != nullptr) weight = hn::Mul(weight, hn::Load(d, value_scale + t));
-    hn::Store(weight, d, logits + t);
+  for (int h = kHeads; h < kQuad; ++h) tops[h] = tops[0];
+  const auto before = hn::Load(d4, m);
+  const auto maxima = hn::Max(before, ReduceLanes(Largest(), tops[0], tops[1], tops[2], tops[3]));
+  const auto factors = hn::Exp(d4, hn::Sub(before, maxima));
+  hn::Store(maxima, d4, m);
+  hn::Store(factors, d4, shrink);
+  for (int h = 0; h < kHeads; ++h) {
+    const VF maximum = hn::Set(d, m[h]);
+    sums[h] = hn::Zero(d);
+    for (size_t t = 0; t < n; t += kLanes) {
+      float* const at = logits + h * kBlockRows + t;
+      VF weight = hn::Exp(d, hn::Sub(hn::Load(d, at), maximum));
+      sums[h] = hn::Add(sums[h], weight);
+      if (value_scale != nullptr) weight = hn::Mul(weight, hn::Load(d, value_scale + t));
+      hn::Store(weight, d, at);
+    }
   }
-  const float shrink = largest == *m ? 1.0f : expf(*m - largest);
-  *m = largest;
-  *l = *l * shrink + hn::GetLane(hn::SumOfLanes(d, sum));
-  return shrink;
+  for (int h = kHeads; h < kQuad; ++h) sums[h] = sums[0];
+  hn::Store(
+      hn::MulAdd(hn::Load(d4, l), factors, ReduceLanes(Sum(), sums[0], sums[1], sums[2], sums[3])),
+      d4, l);
 }
 
 // Fills task.states.
 inline void AttendRows(const AttendTask& task) {
   const auto dim = static_cast<size_t>(task.head_dim);
   const int heads = PaddedHeads(task.group);
-  const int pass = HWY_MIN(heads, kQuad), ways = pass == 4 ? 2 : pass - 1;
-  float* const acc = task.heads;
-  float* const weights = acc + heads * task.head_dim;
+  const int pass = HWY_MIN(heads, kQuad), ways = pass == kQuad ? 2 : pass - 1;
+  constexpr decltype(&SoftmaxBlock<1>) kSoftmax[] = {SoftmaxBlock<1>, SoftmaxBlock<2>,
+                                                     SoftmaxBlock<kQuad>};
+  const int quads = HWY_MAX(heads, kQuad);             // reductions take four heads at a time
+  float* const acc = task.heads;                       // [heads, D]
+  float* const weights = acc + heads * task.head_dim;  // [heads, kBlockRows]
+  float* const maxima = weights + heads * kBlockRows;  // [quads]
+  float* const totals = maxima + quads;                // [quads]
   std::fill_n(acc, heads * task.head_dim, 0.0f);
-  for (int g = 0; g < task.group; ++g) {
-    FlashState(task.states + g * FlashState::floats(task.head_dim), task.head_dim).reset();
-  }
+  std::fill_n(maxima, quads, -std::numeric_limits<float>::infinity());
+  std::fill_n(totals, quads, 0.0f);
 
   const RowStream keys(*task.keys, dim, heads, task.scratch->rows);
   const RowStream values(*task.values, dim, heads, task.scratch->rows);
@@ -423,13 +463,10 @@ inline void AttendRows(const AttendTask& task) {
     }
     values.open(slots[which], task.scratch->blocks[1 - which][1], value_block);
     for (int h = 0; h < heads; h += pass) {
-      float shrink[kQuad] = {};
-      for (int g = h; g < HWY_MIN(h + pass, task.group); ++g) {
-        float* const state = task.states + g * FlashState::floats(task.head_dim);
-        shrink[g - h] = SoftmaxBlock(keys.scaled() ? key_block.scale : nullptr,
-                                     values.scaled() ? value_block.scale : nullptr, count, state,
-                                     state + 1, weights + g * kBlockRows);
-      }
+      alignas(16) float shrink[kQuad];
+      kSoftmax[ways](keys.scaled() ? key_block.scale : nullptr,
+                     values.scaled() ? value_block.scale : nullptr, count, weights + h * kBlockRows,
+                     maxima + h, totals + h, shrink);
       const bool requests = h == 0 && &values.source() == task.values;
       values.ops().values[ways](values.source(), value_block,
                                 requests ? task.scratch->blocks[1 - which][1] : none,
@@ -439,6 +476,8 @@ inline void AttendRows(const AttendTask& task) {
   }
   for (int g = 0; g < task.group; ++g) {
     float* const state = task.states + g * FlashState::floats(task.head_dim);
+    state[0] = maxima[g];
+    state[1] = totals[g];
     std::copy_n(acc + g * task.head_dim, task.head_dim, FlashState(state, task.head_dim).acc());
   }
 }

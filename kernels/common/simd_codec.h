@@ -50,9 +50,8 @@ class SimdCodec : public Codec {
       float* out = args.out + i * args.capacity * view.head_dim();
       while (!slots.empty()) {
         const int page = slots.front() / kPageTokens;
-        const auto end = std::find_if(slots.begin(), slots.end(), [page](int32_t slot) {
-          return slot / kPageTokens != page;
-        });
+        const auto end = std::find_if(slots.begin(), slots.end(),
+                                      [page](int32_t slot) { return slot / kPageTokens != page; });
         const auto here = slots.first(static_cast<size_t>(end - slots.begin()));
         decode_page(store(view), args.first_row + static_cast<int>(i), page, here, out);
         slots = slots.subspan(here.size());

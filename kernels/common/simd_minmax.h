@@ -83,10 +83,13 @@ HWY_INLINE void FindExtremes(const MinMaxFormat& format, const float* HWY_RESTRI
     }
     groups->low[j] = hn::GetLane(hn::MinOfLanes(d, low));
     groups->high[j] = hn::GetLane(hn::MaxOfLanes(d, high));
-    // Where 0 and -0 are both the smallest, their order decides which of them is stored.
+    // Among zeros of both signs their order decides which is stored.
     if (groups->low[j] == 0.0f) {
-      groups->low[j] = from[0];
-      for (size_t i = 1; i < format.group; ++i) groups->low[j] = fminf(groups->low[j], from[i]);
+      groups->low[j] = groups->high[j] = from[0];
+      for (size_t i = 1; i < format.group; ++i) {
+        groups->low[j] = fminf(groups->low[j], from[i]);
+        groups->high[j] = fmaxf(groups->high[j], from[i]);
+      }
     }
   }
 }
@@ -135,7 +138,7 @@ HWY_INLINE void LoadRanges(size_t n, const uint8_t* scales, float* scale, float*
     }
     hn::Store(Widen<Narrow::kExpBits, Narrow::kManBits>(pair), d, scale + j);
     hn::Store(Widen<Narrow::kExpBits, Narrow::kManBits>(hn::ShiftRight<Narrow::kBits>(pair)), d,
-               zero + j);
+              zero + j);
   }
 }
 
@@ -145,21 +148,20 @@ HWY_INLINE void LoadRanges(size_t n, const uint8_t* scales, float* scale, float*
 HWY_INLINE void StoreCodes2(const MinMaxFormat& format, const float* HWY_RESTRICT x,
                             const float* scales, const float* zeros, uint8_t* row) {
   const DF d;
-  ChannelBits passed[3];
-  for (size_t g = 0, i = 0; i < format.head_dim; ++g) {
-    // A scale of 0 gives code 0.
-    const float scale = scales[g] == 0.0f ? std::numeric_limits<float>::infinity() : scales[g];
-    const VF zero = hn::Set(d, zeros[g]), first = hn::Set(d, 0.5f * scale),
-             second = hn::Set(d, 1.5f * scale), third = hn::Set(d, 2.5f * scale);
-    for (const size_t end = i + format.group; i < end; i += kLanes) {
-      const VF offset = hn::Sub(hn::LoadU(d, x + i), zero);
-      StoreBits(hn::Gt(offset, first), i, passed[0].bytes);
-      StoreBits(hn::Ge(offset, second), i, passed[1].bytes);
-      StoreBits(hn::Gt(offset, third), i, passed[2].bytes);
+  for (size_t first = 0; first < format.head_dim; first += kUnit, row += 8) {
+    uint32_t passed[3] = {}, planes[2];
+    for (size_t i = 0; i < kUnit; i += kLanes) {
+      const size_t g = (first + i) / format.group;
+      const VF offset = hn::Sub(hn::LoadU(d, x + first + i), hn::Set(d, zeros[g]));
+      // A scale of 0 gives code 0.
+      const float scale = scales[g] == 0.0f ? std::numeric_limits<float>::infinity() : scales[g];
+      passed[0] |= MaskBits(hn::Gt(offset, hn::Set(d, 0.5f * scale))) << i;
+      passed[1] |= MaskBits(hn::Ge(offset, hn::Set(d, 1.5f * scale))) << i;
+      passed[2] |= MaskBits(hn::Gt(offset, hn::Set(d, 2.5f * scale))) << i;
     }
+    CountThresholds<2>(passed, planes);
+    StorePlanes<2>(planes, row);
   }
-  CountThresholds<2>(format.head_dim, passed);
-  StorePlanes<2>(passed, format.head_dim, row);
 }
 
 template <int kBits>
@@ -169,24 +171,24 @@ HWY_INLINE void StoreCodes(const MinMaxFormat& format, const float* HWY_RESTRICT
   const hn::RebindToSigned<DF> di;
   const hn::Rebind<uint8_t, DF> d8;
   const VF top = hn::Set(d, static_cast<float>((1 << kBits) - 1));
-  ChannelBits planes[kBits];
-  for (size_t g = 0, i = 0; i < format.head_dim; ++g) {
-    const VF scale = hn::Set(d, scales[g]), zero = hn::Set(d, zeros[g]);
-    const auto empty = hn::Eq(scale, hn::Zero(d));
-    for (const size_t end = i + format.group; i < end; i += kLanes) {
-      const VF position = hn::Div(hn::Sub(hn::LoadU(d, x + i), zero), scale);
+  for (size_t first = 0; first < format.head_dim; first += kUnit, row += kUnit / 8 * kBits) {
+    uint32_t planes[kBits] = {};
+    for (size_t i = 0; i < kUnit; i += kLanes) {
+      const size_t g = (first + i) / format.group;
+      const VF scale = hn::Set(d, scales[g]), zero = hn::Set(d, zeros[g]);
+      const VF position = hn::Div(hn::Sub(hn::LoadU(d, x + first + i), zero), scale);
       const VF clamped = hn::Min(hn::Max(position, hn::Zero(d)), top);
-      const auto code = hn::NearestInt(hn::IfThenZeroElse(empty, clamped));
+      const auto code = hn::NearestInt(hn::IfThenZeroElse(hn::Eq(scale, hn::Zero(d)), clamped));
       if constexpr (kBits == 8) {
         hn::StoreU(hn::DemoteTo(d8, code), d8, row + i);
       } else {
         for (int k = 0; k < kBits; ++k) {
-          StoreBits(hn::RebindMask(d, hn::TestBit(code, hn::Set(di, 1 << k))), i, planes[k].bytes);
+          planes[k] |= MaskBits(hn::RebindMask(d, hn::TestBit(code, hn::Set(di, 1 << k)))) << i;
         }
       }
     }
+    if constexpr (kBits != 8) StorePlanes<kBits>(planes, row);
   }
-  if constexpr (kBits != 8) StorePlanes<kBits>(planes, format.head_dim, row);
 }
 
 // Codes of kLanes channels from channel i on.
@@ -204,7 +206,7 @@ HWY_INLINE VF LoadCodes(const uint8_t* row, size_t i) {
 
 template <int kBits>
 HWY_INLINE void LoadGroups(const MinMaxFormat& format, const uint8_t* row, const float* scales,
-                        const float* zeros, float* x) {
+                           const float* zeros, float* x) {
   const DF d;
   for (size_t g = 0, i = 0; i < format.head_dim; ++g) {
     const VF scale = hn::Set(d, scales[g]), zero = hn::Set(d, zeros[g]);

@@ -75,34 +75,29 @@ HWY_INLINE uint64_t Spread(uint32_t bits) {
   }
 }
 
-// Planes of kBits bits of one token -> its bit stream `row` [kBits * D / 8].
+// Planes of the codes of kUnit channels -> their part of the token's bit stream, 4 * kBits bytes.
 template <int kBits>
-HWY_INLINE void StorePlanes(const ChannelBits* planes, size_t head_dim, uint8_t* row) {
+HWY_INLINE void StorePlanes(const uint32_t* planes, uint8_t* to) {
   // Channels of one store: as many as fit 8 bytes, but whole bytes of them.
   constexpr int kChannels = kBits <= 2 ? 32 : 16;
   constexpr size_t kBytes = kChannels * kBits / 8;
-  for (size_t i = 0; i < head_dim; i += kChannels, row += kBytes) {
+  for (int i = 0; i < kUnit; i += kChannels, to += kBytes) {
     uint64_t stream = 0;
     for (int k = 0; k < kBits; ++k) {
-      uint32_t bits = planes[k].unit(i / kUnit) >> (i % kUnit);
+      uint32_t bits = planes[k] >> i;
       if constexpr (kChannels == 16) bits &= 0xffffu;
       stream |= Spread<kBits>(bits) << k;
     }
-    memcpy(row, &stream, kBytes);
+    memcpy(to, &stream, kBytes);
   }
 }
 
-// The same from the thresholds that channels passed: `passed` [2^kBits - 1], bit d of plane i says
-// that channel d is beyond threshold i; the planes of the codes take its place.
+// Planes [kBits] of the codes of kUnit channels from the thresholds they passed [2^kBits - 1].
 template <int kBits>
-HWY_INLINE void CountThresholds(size_t head_dim, ChannelBits* passed) {
-  constexpr int kThresholds = (1 << kBits) - 1;
-  for (size_t u = 0; u < head_dim / kUnit; ++u) {
-    uint32_t code[kBits] = {};
-    for (int k = 0; k < kBits; ++k) {
-      for (int i = 1 << k; i <= kThresholds; i += 1 << k) code[k] ^= passed[i - 1].unit(u);
-    }
-    for (int k = 0; k < kBits; ++k) memcpy(passed[k].bytes + kUnit / 8 * u, &code[k], 4);
+HWY_INLINE void CountThresholds(const uint32_t* passed, uint32_t* planes) {
+  for (int k = 0; k < kBits; ++k) {
+    planes[k] = 0;
+    for (int i = 1 << k; i < 1 << kBits; i += 1 << k) planes[k] ^= passed[i - 1];
   }
 }
 
@@ -121,7 +116,7 @@ HWY_INLINE void StoreTileSigns(const ChannelBits* signs, int first, int count, s
       auto* words = reinterpret_cast<uint32_t*>(tile) + 8 * u + w;
       auto merged = hn::And(hn::LoadU(d, words), others);
       for (int t = 0; t < count; ++t) {
-        const auto channels = hn::Set(d, signs[t].unit(u) >> (4 * w));
+        const auto channels = hn::Set(d, signs[t].units[u] >> (4 * w));
         const auto nibbles = hn::And(hn::Shr(channels, place), nibble);
         merged = hn::Or(merged, hn::ShiftLeftSame(nibbles, 4 * (first + t)));
       }
@@ -168,8 +163,7 @@ HWY_INLINE VU NarrowMagnitude(VF x) {
   const VU normal = hn::ShiftRight<kDrop>(hn::Add(bits, hn::Add(odd, rebias)));
   const VF steps = hn::Mul(a, hn::Set(d, static_cast<float>(1 << (kBias - 1 + kManBits))));
   const VU subnormal = hn::BitCast(du, hn::NearestInt(steps));
-  const VF smallest_normal =
-      hn::BitCast(d, hn::Set(du, static_cast<uint32_t>(128 - kBias) << 23));
+  const VF smallest_normal = hn::BitCast(d, hn::Set(du, static_cast<uint32_t>(128 - kBias) << 23));
   return hn::IfThenElse(hn::RebindMask(du, hn::Lt(a, smallest_normal)), subnormal, normal);
 }
 
@@ -182,9 +176,8 @@ HWY_INLINE VF Widen(VU narrow) {
   const VU magnitude = hn::And(narrow, hn::Set(du, (1u << (kExpBits + kManBits)) - 1u));
   const VF normal = hn::BitCast(d, hn::Add(hn::ShiftLeft<kDrop>(magnitude),
                                            hn::Set(du, static_cast<uint32_t>(127 - kBias) << 23)));
-  const VF subnormal =
-      hn::Mul(hn::ConvertTo(d, hn::BitCast(hn::RebindToSigned<DU>(), magnitude)),
-              hn::Set(d, 1.0f / static_cast<float>(1 << (kBias - 1 + kManBits))));
+  const VF subnormal = hn::Mul(hn::ConvertTo(d, hn::BitCast(hn::RebindToSigned<DU>(), magnitude)),
+                               hn::Set(d, 1.0f / static_cast<float>(1 << (kBias - 1 + kManBits))));
   const auto is_subnormal = hn::Lt(magnitude, hn::Set(du, 1u << kManBits));
   const VU sign = hn::ShiftLeft<31>(hn::ShiftRight<kExpBits + kManBits>(narrow));
   return hn::Or(hn::IfThenElse(hn::RebindMask(d, is_subnormal), subnormal, normal),

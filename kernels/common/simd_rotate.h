@@ -1,5 +1,5 @@
-// The rotation of rot_lm (plugins/layouts/rotation.h) in vectors, with the same bits: every
-// butterfly adds and subtracts the same pairs in the same order.
+// Pieces of rot_lm's rotation (plugins/layouts/rotation.h) in vectors; simd_rotate_rows.h has the
+// whole.
 //
 // Include from a file that goes through hwy/foreach_target.h.
 
@@ -50,61 +50,6 @@ HWY_INLINE VF SwapLanes(VF v) {
   } else {
     return hn::SwapAdjacentBlocks(v);
   }
-}
-
-template <size_t kHalf>
-HWY_INLINE void ButterflyLanes(size_t head_dim, float* HWY_RESTRICT x) {
-  if constexpr (kHalf < kLanes) {
-    const DF d;
-    const DU du;
-    const auto upper =
-        hn::RebindMask(d, hn::TestBit(hn::Iota(du, 0), hn::Set(du, uint32_t{kHalf})));
-    for (size_t i = 0; i < head_dim; i += kLanes) {
-      const VF v = hn::LoadU(d, x + i), other = SwapLanes<kHalf>(v);
-      hn::StoreU(hn::IfThenElse(upper, hn::Sub(other, v), hn::Add(v, other)), d, x + i);
-    }
-    ButterflyLanes<2 * kHalf>(head_dim, x);
-  }
-}
-
-// x [D] <- blockdiag(H_b) x.
-inline void Hadamard(size_t head_dim, float* HWY_RESTRICT x) {
-  const DF d;
-  const int block = rotation::block(static_cast<int>(head_dim));
-  ButterflyLanes<1>(head_dim, x);
-  for (size_t half = kLanes; half < static_cast<size_t>(block); half *= 2) {
-    for (size_t first = 0; first < head_dim; first += 2 * half) {
-      for (size_t i = first; i < first + half; i += kLanes) {
-        const VF lower = hn::LoadU(d, x + i), upper = hn::LoadU(d, x + i + half);
-        hn::StoreU(hn::Add(lower, upper), d, x + i);
-        hn::StoreU(hn::Sub(lower, upper), d, x + i + half);
-      }
-    }
-  }
-  const VF norm = hn::Set(d, rotation::norm(block));
-  for (size_t i = 0; i < head_dim; i += kLanes) {
-    hn::StoreU(hn::Mul(hn::LoadU(d, x + i), norm), d, x + i);
-  }
-}
-
-// x [D] <- x * signs.
-HWY_INLINE void FlipChannels(size_t head_dim, float* HWY_RESTRICT x) {
-  const DF d;
-  for (size_t i = 0; i < head_dim; i += kLanes) {
-    hn::StoreU(hn::Mul(hn::LoadU(d, x + i), hn::Load(d, kRotationSigns.data() + i)), d, x + i);
-  }
-}
-
-// x [D] <- R x.
-inline void RotateForward(size_t head_dim, float* x) {
-  FlipChannels(head_dim, x);
-  Hadamard(head_dim, x);
-}
-
-// x [D] <- R^T x.
-inline void RotateInverse(size_t head_dim, float* x) {
-  Hadamard(head_dim, x);
-  FlipChannels(head_dim, x);
 }
 
 }  // namespace HWY_NAMESPACE

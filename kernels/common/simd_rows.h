@@ -90,7 +90,9 @@ inline constexpr int kUnit = 32;
 inline constexpr int kMaxUnits = kMaxHeadDim / kUnit;
 
 // Some rows of a source, by address, and what opening them found. Entries behind `count` repeat the
-// last row up to a multiple of 8, so that rows can be taken several at a time.
+// last row up to PaddedRows, so that rows can be taken several at a time.
+constexpr int PaddedRows(int count) { return (count + 15) / 16 * 16; }
+
 struct RowBlock {
   int count = 0;
   const uint8_t* code[kBlockRows];
@@ -295,7 +297,7 @@ template <RowFormat kFormat>
 HWY_INLINE void OpenRows(const RowSource& source, size_t head_dim, RowBlock& block) {
   if constexpr (IsScaled(kFormat)) {
     alignas(64) hwy::float16_t scales[kBlockRows];
-    const int padded = (block.count + 7) / 8 * 8;
+    const int padded = PaddedRows(block.count);
     for (int t = 0; t < padded; ++t) memcpy(&scales[t], block.scale_at[t], sizeof scales[t]);
     const DF d;
     const hn::Rebind<hwy::float16_t, DF> d16;

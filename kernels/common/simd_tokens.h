@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/common/simd_rows.h"
 #include "plugins/layouts/arithmetic.h"
 #include "plugins/layouts/nibble_tile.h"
 #include "plugins/layouts/paged_sum.h"
@@ -32,6 +33,9 @@ struct TokenRows {
 // Tokens worked on at a time: as fp32, 8 KiB at D = 128, they stay in L1 from the first step to the
 // last. Two tiles of the index plane; a multiple of every vector's lanes.
 inline constexpr int kBlockTokens = 16;
+// Tokens ahead of the one being read whose lines are requested: rows of a head are H * D apart, so
+// every one or two of them begin another 4 KiB, where the hardware prefetcher stops.
+inline constexpr int kPrefetchTokens = 16;
 
 // x [kBlockTokens, D], and what a codec needs for each token.
 struct alignas(64) TokenBlock {
@@ -47,6 +51,11 @@ struct alignas(64) CodebookSums {
   double magnitude_run[kMaxHeadDim], magnitude_total[kMaxHeadDim];
   uint32_t counts[kEntries];
   TokenBlock block;
+};
+
+// One bit per channel of a token: bit i of unit u is channel kUnit * u + i.
+struct ChannelBits {
+  uint32_t units[kMaxUnits];
 };
 
 alignas(64) inline constexpr float kNoMean[kMaxHeadDim] = {};
@@ -66,6 +75,7 @@ alignas(64) inline constexpr float kNoMean[kMaxHeadDim] = {};
 
 #include <algorithm>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/common/simd_rows.h"
 
@@ -79,6 +89,15 @@ using DD = hn::FixedTag<double, kLanes / 2>;
 
 // ---- rows as they came --------------------------------------------------------------------------
 
+// Requests the row kPrefetchTokens further on; there need not be one.
+HWY_INLINE void PrefetchAhead(const TokenRows& rows, int t, size_t row_bytes) {
+  const auto row = reinterpret_cast<uintptr_t>(rows.data) +
+                   static_cast<uintptr_t>((t + kPrefetchTokens) * rows.stride);
+  for (size_t line = 0; line < row_bytes; line += 64) {
+    hwy::Prefetch(reinterpret_cast<const uint8_t*>(row + line));
+  }
+}
+
 // Whether no token holds a number beyond `largest`, as bits without the sign (NaN and infinity
 // come last).
 template <typename T>
@@ -88,6 +107,7 @@ HWY_INLINE bool BitsUpTo(const TokenRows& rows, size_t head_dim, T magnitude, T 
   auto seen = limit;
   for (int t = 0; t < rows.count; ++t) {
     const T* row = reinterpret_cast<const T*>(rows.at(t));
+    PrefetchAhead(rows, t, head_dim * sizeof(T));
     for (size_t i = 0; i < head_dim; i += kLanes) {
       seen = hn::Max(seen, hn::And(hn::LoadU(d, row + i), mask));
     }
@@ -114,11 +134,12 @@ HWY_INLINE VF LoadChannels(const T* from) {
 }
 
 template <typename T>
-HWY_INLINE void LoadTokensAs(const TokenRows& rows, size_t head_dim,
-                             const float* HWY_RESTRICT mean, float* HWY_RESTRICT x) {
+HWY_INLINE void LoadTokensAs(const TokenRows& rows, size_t head_dim, const float* HWY_RESTRICT mean,
+                             float* HWY_RESTRICT x) {
   const DF d;
   for (int t = 0; t < rows.count; ++t, x += head_dim) {
     const T* row = reinterpret_cast<const T*>(rows.at(t));
+    PrefetchAhead(rows, t, head_dim * sizeof(T));
     for (size_t i = 0; i < head_dim; i += kLanes) {
       hn::StoreU(hn::Sub(LoadChannels(row + i), hn::LoadU(d, mean + i)), d, x + i);
     }
@@ -212,30 +233,29 @@ inline bool ChannelMeans(const TokenRows& rows, size_t head_dim, float* mean) {
 
 // ---- signs --------------------------------------------------------------------------------------
 
-// Bits of kLanes channels from channel i on go to bits [D/8]; in ascending order of i. Up to 8
-// bytes behind are overwritten.
-HWY_INLINE void StoreBits(hn::Mask<DF> mask, size_t i, uint8_t* bits) {
-  if constexpr (kLanes >= 8) {
-    hn::StoreMaskBits(DF(), mask, bits + i / 8);
-  } else {
-    uint8_t low[8];
-    hn::StoreMaskBits(DF(), mask, low);
-    bits[i / 8] = static_cast<uint8_t>(i % 8 == 0 ? low[0] : bits[i / 8] | low[0] << 4);
-  }
+// The bits of a mask, lowest lane first.
+HWY_INLINE uint32_t MaskBits(hn::Mask<DF> mask) {
+  uint8_t bytes[8];  // as many as StoreMaskBits asks for
+  hn::StoreMaskBits(DF(), mask, bytes);
+  if constexpr (kLanes == 16) return LoadBytes<uint16_t>(bytes);
+  return bytes[0];
 }
 
-// One bit per channel of a token, and room for StoreBits.
-struct alignas(8) ChannelBits {
-  uint8_t bytes[kMaxHeadDim / 8 + 8];
-  // Channels kUnit * u ...
-  uint32_t unit(size_t u) const { return LoadBytes<uint32_t>(bytes + kUnit / 8 * u); }
-};
+// Bits of the kUnit channels from `first` on; test(i) is the mask of kLanes channels from i on. In
+// registers: bits that are written a vector at a time and read back as words wait for the stores.
+template <typename Test>
+HWY_INLINE uint32_t UnitBits(size_t first, const Test& test) {
+  uint32_t bits = 0;
+  for (size_t i = 0; i < kUnit; i += kLanes) bits |= MaskBits(test(first + i)) << i;
+  return bits;
+}
 
 // Bit d: channel d is not negative (nibble_tile::sign_bit).
 HWY_INLINE void SignBits(const float* x, size_t head_dim, ChannelBits* signs) {
   const DF d;
-  for (size_t i = 0; i < head_dim; i += kLanes) {
-    StoreBits(hn::Ge(hn::LoadU(d, x + i), hn::Zero(d)), i, signs->bytes);
+  for (size_t u = 0; u < head_dim / kUnit; ++u) {
+    signs->units[u] = UnitBits(
+        kUnit * u, [&](size_t i) HWY_ATTR { return hn::Ge(hn::LoadU(d, x + i), hn::Zero(d)); });
   }
 }
 
@@ -253,7 +273,7 @@ inline void AddToCodebook(const float* x, int count, size_t head_dim, CodebookSu
   }
   for (int t = 0; t < count; ++t) {
     for (size_t u = 0; u < head_dim / kUnit; ++u) {
-      const uint32_t nibbles = signs[t].unit(u);
+      const uint32_t nibbles = signs[t].units[u];
       const float* from = x + static_cast<size_t>(t) * head_dim + kUnit * u;
       double* run = sums->run + kUnit * 16 * u;
       uint32_t* counts = sums->counts + kUnit / 4 * 16 * u;
@@ -262,9 +282,8 @@ inline void AddToCodebook(const float* x, int count, size_t head_dim, CodebookSu
         ++counts[entry];
         for (size_t i = 0; i < 4; i += kDoubles) {
           double* sum = run + 4 * entry + i;
-          hn::Store(
-              hn::Add(hn::Load(dd, sum), hn::PromoteTo(dd, hn::LoadU(df, from + 4 * g + i))), dd,
-              sum);
+          hn::Store(hn::Add(hn::Load(dd, sum), hn::PromoteTo(dd, hn::LoadU(df, from + 4 * g + i))),
+                    dd, sum);
         }
       }
     }
@@ -289,10 +308,10 @@ inline void FinishCodebook(const CodebookSums& sums, int count, size_t head_dim,
   for (size_t entry = 0; entry < 4 * head_dim; ++entry) {
     for (size_t i = 0; i < 4; ++i) {
       const double magnitude = sums.magnitude_total[entry / 16 * 4 + i] / count;
-      codebook[4 * entry + i] =
-          static_cast<float>(sums.counts[entry] != 0 ? sums.total[4 * entry + i] / sums.counts[entry]
-                             : (entry >> i & 1) != 0 ? magnitude
-                                                     : -magnitude);
+      codebook[4 * entry + i] = static_cast<float>(
+          sums.counts[entry] != 0 ? sums.total[4 * entry + i] / sums.counts[entry]
+          : (entry >> i & 1) != 0 ? magnitude
+                                  : -magnitude);
     }
   }
 }

@@ -87,8 +87,9 @@ std::array<double, kPeriods.size()> replay(const Engine& engine, const Config& c
         std::copy_n(scratch.candidates[0], found[0], scratch.candidates[j]);
         found[j] = found[0];
       }
-      dropped[j] += 1.0 - kept_mass(view, row, {scratch.candidates[j], size_t(found[j])}, budget,
-                                    always_from, position, scratch.probability, scratch.order);
+      dropped[j] +=
+          1.0 - kept_mass(view, row, {scratch.candidates[j], static_cast<size_t>(found[j])}, budget,
+                          always_from, position, scratch.probability, scratch.order);
     }
   }
   for (double& mass : dropped) mass /= std::max(queries.count(), 1);

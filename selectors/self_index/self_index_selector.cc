@@ -148,7 +148,7 @@ class SelfIndex final : public Selector {
     std::vector<std::vector<CacheLine>> lines(num_workers_);
     parallel_for(host_, view.num_rows(), [&](int64_t i, int worker) {
       const int row = static_cast<int>(i);
-      if (args.prompt_len[row / view.num_kv_heads()] == 0) return;
+      if (keys.count(row / view.num_kv_heads()) == 0) return;
       HeadState& state = states_->at(view.layer(), row);
       const PromptQueries queries(args, view, shape_.num_query_heads, row, config_.window);
       if (config_.refreshes()) learn_mean(queries, state);
@@ -201,14 +201,15 @@ class SelfIndex final : public Selector {
  private:
   void learn_mean(const PromptQueries& queries, HeadState& state) const {
     std::vector<double> sum(shape_.head_dim);
-    std::vector<float> heads(size_t(queries.group()) * shape_.head_dim);
+    std::vector<float> heads(static_cast<size_t>(queries.group()) * shape_.head_dim);
     for (int i = 0; i < queries.count(); ++i) {
       queries.load(i, heads.data());
       for (size_t j = 0; j < heads.size(); ++j) sum[j % sum.size()] += heads[j];
     }
     state.prompt_mean.clear();
-    const double n = double(std::max(queries.count(), 1)) * queries.group();
-    for (int d = 0; d < shape_.head_dim; ++d) state.prompt_mean.push_back(float(sum[d] / n));
+    const int64_t n = int64_t{std::max(queries.count(), 1)} * queries.group();
+    for (double x : sum)
+      state.prompt_mean.push_back(static_cast<float>(x / static_cast<double>(n)));
   }
 
   bool is_due(const HeadState& state, const float* mean) const {
@@ -297,7 +298,7 @@ class SelfIndex final : public Selector {
     }
     const Clock::time_point start = Clock::now();
     const RowQuery query{view, row, queries.group(), args.scale, step.heads, step.mean};
-    engine_->rerank(query, {step.candidates, size_t(found)}, budget, engine_scratch,
+    engine_->rerank(query, {step.candidates, static_cast<size_t>(found)}, budget, engine_scratch,
                     selection.storage().data());
     selection.set_count(static_cast<int32_t>(budget));
     counts.rerank_s += seconds_since(start);

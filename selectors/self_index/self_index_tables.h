@@ -4,7 +4,7 @@
 //   score[t]    = sum over g of table[g][nibble of token t in group g]
 //
 // rlm4 keeps rotated keys, so the query is rotated first. Built once per scan from D/4 * 64
-// products (1 us at D = 128), by the same code in every variant: equal tables, hence equal integer
+// products (3 us at D = 128), by the same code in every variant: equal tables, hence equal integer
 // scores.
 #ifndef SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_TABLES_H_
 #define SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_TABLES_H_

@@ -335,12 +335,12 @@ std::vector<double> at(const std::vector<double>& scores, const Slots& slots) {
 
 class SelfIndexTest : public ::testing::TestWithParam<std::string> {};
 
+// Those that run on this machine.
 std::vector<std::string> variants() {
   std::vector<std::string> names;
-  for (const Variant& variant : registry().variants()) {
-    if (variant.kind == SIKV_SELECTOR && variant.id == "self_index") {
-      names.push_back(variant.variant);
-    }
+  for (const Candidate& candidate :
+       registry().candidates(SIKV_SELECTOR, "self_index", cpu().info())) {
+    if (candidate.score > 0) names.push_back(candidate.variant->variant);
   }
   return names;
 }

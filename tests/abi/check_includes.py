@@ -9,7 +9,7 @@ import sys
 
 # Low to high: a part includes itself and what stands before it.
 FRAMEWORK = ["base", "device", "registry", "config", "trace", "cache", "pipeline", "metrics",
-             "experiment", "report"]
+             "experiment", "model", "report"]
 FAMILIES = ["codecs", "selectors", "kernels"]
 SOURCES = {".h", ".cuh", ".c", ".cc", ".cu"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"')

@@ -1,0 +1,47 @@
+#include "apps/eval/eval_file.h"
+
+#include <algorithm>
+#include <fstream>
+#include <utility>
+
+#include "framework/base/error.h"
+#include "framework/report/environment.h"
+#include "framework/report/rows.h"
+
+namespace sikv {
+
+using Json = nlohmann::ordered_json;
+
+EvalFile::EvalFile(std::filesystem::path path, Json environment)
+    : path_(std::move(path)), environment_(std::move(environment)) {
+  if (path_.empty()) return;
+  check_writable(path_);
+  if (!std::filesystem::exists(path_)) return;
+  std::ifstream stream(path_);
+  const Json file = Json::parse(stream, nullptr, false);
+  const auto is_row = [](const Json& row) {
+    return row.is_object() && row.contains("setup") && row.contains("pipeline");
+  };
+  if (!file.is_object() || !file.contains("rows") || !file["rows"].is_array() ||
+      !std::all_of(file["rows"].begin(), file["rows"].end(), is_row)) {
+    throw Error("{} is there and holds no evaluation: name another file, or remove it",
+                path_.string());
+  }
+  if (!same_environment(file.value("environment", Json::object()), environment_)) return;
+  rows_.assign(file["rows"].begin(), file["rows"].end());
+}
+
+const Json* EvalFile::find(const std::string& pipeline, const Json& setup) const {
+  const auto found = std::find_if(rows_.begin(), rows_.end(), [&](const Json& row) {
+    return row["pipeline"] == pipeline && row["setup"] == setup;
+  });
+  return found == rows_.end() ? nullptr : &*found;
+}
+
+const Json& EvalFile::add(Json row) {
+  rows_.push_back(std::move(row));
+  if (!path_.empty()) write_json(path_, {{"environment", environment_}, {"rows", rows_}});
+  return rows_.back();
+}
+
+}  // namespace sikv

