@@ -81,7 +81,9 @@ int run(int argc, char** argv) {
       add_run(root, command_line),
       add_compare(root, command_line),
       add_throughput(root, command_line),
+#ifdef SIKV_HAS_MODEL
       add_eval(root, command_line),
+#endif
       add_explain(root),
       add_plugins(root),
       add_dataset(root),
