@@ -14,6 +14,7 @@
 #include "apps/dataset/dataset.h"
 #include "apps/eval/eval.h"
 #include "apps/explain/explain.h"
+#include "apps/generate/generate.h"
 #include "apps/new_plugin/new_plugin.h"
 #include "apps/plugins/plugins.h"
 #include "apps/run/run.h"
@@ -84,6 +85,7 @@ int run(int argc, char** argv) {
 #ifdef SIKV_HAS_MODEL
       add_eval(root, command_line),
 #endif
+      add_generate(root),
       add_explain(root),
       add_plugins(root),
       add_dataset(root),

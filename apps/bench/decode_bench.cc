@@ -25,11 +25,11 @@
 #include "framework/base/error.h"
 #include "framework/base/file.h"
 #include "framework/config/pipeline_text.h"
+#include "framework/experiment/source.h"
 #include "framework/experiment/throughput.h"
 #include "framework/pipeline/pipeline.h"
 #include "framework/report/environment.h"
 #include "framework/trace/synth.h"
-#include "plugins/layouts/dtype_name.h"
 
 namespace sikv {
 namespace {
@@ -67,7 +67,7 @@ class DecodeBench {
     model.kv_heads = flags.kv_heads;
     model.head_dim = flags.head_dim;
     const int64_t new_tokens = flags.warmup + flags.steps;
-    shape_ = model_shape(model, dtype_from_name(flags.dtype), flags.context + new_tokens, 1);
+    shape_ = model_shape(model, parse_dtype(flags.dtype), flags.context + new_tokens, 1);
     for (const PipelineSpec& spec : specs) {
       contenders_.push_back(std::unique_ptr<Contender>(
           new Contender{pipeline_text(spec, registry),

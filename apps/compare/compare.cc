@@ -62,30 +62,27 @@ class Plan {
   }
 
   // The oracle with the codecs of the first pipeline and random with exact K and V, at every budget
-  // that occurs, unless a pipeline uses that selector already.
+  // that occurs, unless a pipeline uses that selector at that budget already.
   void add_bounds() {
     const PipelineSpec first = specs_.front();
-    std::vector<std::vector<std::pair<std::string, std::string>>> budgets;
+    std::vector<std::string> budgets;
+    std::set<std::pair<std::string, std::string>> there;  // selector, budget
     for (const PipelineSpec& spec : specs_) {
-      for (const auto& option : spec.selector.options) {
-        if (option.first != "budget") continue;
-        const decltype(spec.selector.options) budget = {option};
-        if (std::find(budgets.begin(), budgets.end(), budget) == budgets.end()) {
-          budgets.push_back(budget);
-        }
+      const std::string budget = budget_of(spec.selector);
+      if (budget.empty()) continue;
+      there.insert({spec.selector.id, budget});
+      if (std::find(budgets.begin(), budgets.end(), budget) == budgets.end()) {
+        budgets.push_back(budget);
       }
     }
-    if (budgets.empty()) budgets.emplace_back();  // the bounds' own default
+    if (budgets.empty()) budgets.push_back(budget_of({kUpperBound, {}}));
     for (const char* bound : {kUpperBound, kLowerBound}) {
-      if (std::any_of(specs_.begin(), specs_.end(),
-                      [&](const PipelineSpec& spec) { return spec.selector.id == bound; })) {
-        continue;
-      }
-      for (const auto& budget : budgets) {
+      for (const std::string& budget : budgets) {
+        if (there.contains({bound, budget})) continue;
         PipelineSpec spec = first;
         spec.force.clear();
         spec.device = "auto";
-        spec.selector = {bound, budget};
+        spec.selector = {bound, {{"budget", budget}}};
         spec.kernel = {"gather_attention", {}};
         if (bound == kLowerBound) spec.keys = spec.values = {"fp16", {}};
         add(spec);
@@ -96,6 +93,17 @@ class Plan {
   const std::vector<PipelineSpec>& specs() const { return specs_; }
 
  private:
+  // As written, or the default; empty for a selector without a budget.
+  std::string budget_of(const PluginSpec& selector) const {
+    for (const auto& [name, value] : selector.options) {
+      if (name == "budget") return value;
+    }
+    for (const sikv_option_spec& option : registry_.options(SIKV_SELECTOR, selector.id)) {
+      if (option.name == std::string_view("budget")) return option.default_value;
+    }
+    return {};
+  }
+
   const Registry& registry_;
   std::vector<PipelineSpec> specs_;
   std::set<std::string> seen_;
@@ -146,14 +154,17 @@ std::string comparison_table(const std::vector<Row>& rows, const TableStyle& sty
   return table.text(style);
 }
 
-void report(const CompareFlags& flags, const Source& source, const std::vector<Row>& rows,
-            const nlohmann::ordered_json& environment) {
+void report(const Source& source, const std::vector<Row>& rows) {
   print(
       fmt::format("{}\n\n{}\n"
                   "* best of its group, oracle and random aside; p99: 1 % of (layer, KV head, "
                   "step) are worse;\n"
-                  "  a step runs all layers\n",
+                  "  us/step: append, select and attend of all layers, mean over the steps\n",
                   source.text, comparison_table(rows, TableStyle::of(stdout))));
+}
+
+void write_files(const CompareFlags& flags, const Source& source, const std::vector<Row>& rows,
+                 const nlohmann::ordered_json& environment) {
   std::vector<Measured> measured;
   nlohmann::ordered_json json_rows = nlohmann::ordered_json::array();
   for (const Row& row : rows) {
@@ -211,13 +222,15 @@ void compare(const CompareFlags& flags, const std::vector<std::string>& command_
       rows.push_back({measure_pipeline(spec, registry, devices.open(spec.device), source, exact,
                                        config.measure),
                       !is_bound(spec)});
+      // After every row: whatever stops it, minutes of work are not thrown away.
+      write_files(flags, source, rows, block);
     }
-  } catch (...) {  // whatever stopped it, minutes of work are not thrown away
-    if (!rows.empty()) report(flags, source, rows, block);
+  } catch (...) {
+    if (!rows.empty()) report(source, rows);
     note(fmt::format("stopped after {} of {} rows", rows.size(), plan.specs().size()));
     throw;
   }
-  report(flags, source, rows, block);
+  report(source, rows);
 }
 
 }  // namespace

@@ -5,11 +5,12 @@
 #include "apps/common/show.h"
 #include "framework/base/error.h"
 #include "framework/base/text.h"
-#include "framework/experiment/throughput.h"
+#include "framework/experiment/source.h"
 #include "framework/report/rows.h"
 #include "framework/report/table.h"
 #include "framework/trace/synth.h"
 #include "framework/trace/trace.h"
+#include "plugins/layouts/dtype_name.h"
 
 namespace sikv {
 namespace {
@@ -21,10 +22,6 @@ struct SynthFlags {
   SyntheticSpec source;
   int64_t context = 4096, steps = 32;
 };
-
-std::string dtype_text(int32_t dtype) {
-  return dtype == SIKV_FP32 ? "fp32" : dtype == SIKV_BF16 ? "bf16" : "fp16";
-}
 
 void info(const std::filesystem::path& file) {
   const TraceReader reader(file);
@@ -48,7 +45,7 @@ void info(const std::filesystem::path& file) {
   for (const int layer : reader.layers()) {
     const TraceLayer at = reader.layer_info(layer);
     table.row({{std::to_string(layer)},
-               {dtype_text(at.dtype)},
+               {std::string(dtype_name(at.dtype))},
                {std::to_string(at.num_queries)},
                {std::to_string(at.first_query_position)}});
   }
@@ -65,7 +62,7 @@ void synth(const SynthFlags& flags) {
   spec.num_query_heads = model.query_heads;
   spec.num_kv_heads = model.kv_heads;
   spec.head_dim = model.head_dim;
-  spec.dtype = synthetic_dtype(flags.source);
+  spec.dtype = parse_dtype(flags.source.dtype);
   spec.seed = flags.source.seed;
   check_writable(flags.out);
   Synthesizer synthesizer(spec);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <numeric>
 #include <optional>
 #include <set>
 
@@ -14,6 +15,7 @@
 #include "framework/base/text.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/model/evaluate.h"
+#include "framework/model/passkey.h"
 #include "framework/model/tokenizer.h"
 #include "framework/report/environment.h"
 #include "framework/report/rows.h"
@@ -32,50 +34,52 @@ struct EvalFlags {
   int64_t first_token = 0, prompt = 4096, steps = 96;
   int queries = 128;
   std::string dtype = "fp16";
+  bool passkey = false;
+  PasskeyPlan plan{{1024, 2048, 4096}};
 };
 
-// Tokens of all texts and traces, cut to what is asked for.
-class Texts {
- public:
-  Texts(const EvalFlags& flags, const Vocabulary& vocabulary) : flags_(flags) {
-    for (const auto& file : flags.texts) {
-      std::ifstream stream(file, std::ios::binary);
-      if (!stream) throw Error("cannot read the text {}: check the path", file.string());
-      const std::string text{std::istreambuf_iterator<char>(stream), {}};
-      if (!tokenizer_) tokenizer_.emplace(vocabulary);
-      try {
-        add(file, tokenizer_->encode(text));
-      } catch (const Error& error) {
-        throw Error("{}: {}", file.string(), error.what());
-      }
-    }
-    for (const auto& file : flags.traces) add(file, TraceReader(file).tokens());
-    if (all_.empty()) throw Error("there is no text: give --text FILE or --trace-tokens FILE");
-  }
+struct Text {
+  std::string name;
+  std::vector<int32_t> tokens;  // from --first-token on
+};
 
-  const std::vector<EvalText>& all() const { return all_; }
-
- private:
-  void add(const std::filesystem::path& file, const std::vector<int32_t>& tokens) {
-    const int64_t needed = flags_.first_token + flags_.prompt + flags_.steps + 1;
-    if (std::ssize(tokens) < needed) {
-      throw Error(
-          "{} has {} tokens, but {} are needed (first token {}, prompt {}, {} steps and the "
-          "token after them): lower --prompt, --steps or --first-token",
-          file.string(), tokens.size(), needed, flags_.first_token, flags_.prompt, flags_.steps);
-    }
-    const auto from = tokens.begin() + flags_.first_token;
+// All texts and traces.
+std::vector<Text> read_texts(const EvalFlags& flags, const Tokenizer* tokenizer) {
+  std::vector<Text> texts;
+  const auto add = [&](const std::filesystem::path& file, const std::vector<int32_t>& tokens) {
     const std::string name = file.filename().string();
-    if (std::any_of(all_.begin(), all_.end(), [&](const auto& t) { return t.name == name; })) {
+    if (std::any_of(texts.begin(), texts.end(), [&](const Text& t) { return t.name == name; })) {
       throw Error("two texts are called {}: rename one, rows are told apart by it", name);
     }
-    all_.push_back({name, {from, tokens.begin() + needed}, flags_.prompt, flags_.steps});
+    const int64_t skipped = std::min(flags.first_token, std::ssize(tokens));
+    texts.push_back({name, {tokens.begin() + skipped, tokens.end()}});
+  };
+  for (const auto& file : flags.texts) {
+    std::ifstream stream(file, std::ios::binary);
+    if (!stream) throw Error("cannot read the text {}: check the path", file.string());
+    const std::string text{std::istreambuf_iterator<char>(stream), {}};
+    try {
+      add(file, tokenizer->encode(text));
+    } catch (const Error& error) {
+      throw Error("{}: {}", file.string(), error.what());
+    }
   }
+  for (const auto& file : flags.traces) add(file, TraceReader(file).tokens());
+  if (texts.empty()) throw Error("there is no text: give --text FILE or --trace-tokens FILE");
+  return texts;
+}
 
-  const EvalFlags& flags_;
-  std::optional<Tokenizer> tokenizer_;
-  std::vector<EvalText> all_;
-};
+EvalText cut(const Text& text, const EvalFlags& flags) {
+  const int64_t needed = flags.prompt + flags.steps + 1;
+  if (std::ssize(text.tokens) < needed) {
+    throw Error(
+        "{} has {} tokens from --first-token on, but {} are needed (prompt {}, {} steps and the "
+        "token after them): lower --prompt, --steps or --first-token",
+        text.name, text.tokens.size(), needed, flags.prompt, flags.steps);
+  }
+  return {
+      text.name, {text.tokens.begin(), text.tokens.begin() + needed}, flags.prompt, flags.steps};
+}
 
 Json row_of(const Evaluated& row, const Json& setup) {
   Json metrics = {{"nll", row.nll}, {"nll_added", row.nll_added}};
@@ -153,6 +157,26 @@ std::string eval_table(const std::vector<Line>& lines, const TableStyle& style) 
   return table.text(style);
 }
 
+std::string passkey_table(const PasskeyPlan& plan, const std::vector<PasskeyRow>& rows,
+                          const TableStyle& style) {
+  using enum Table::Align;
+  using enum Table::Better;
+  std::vector<Table::Column> columns = {{"all", kRight, kHigher}};
+  for (const int64_t length : plan.lengths) {
+    columns.push_back({fmt::format("{}\ntokens", length), kRight, kHigher});
+  }
+  Table table(std::move(columns), "pipeline");
+  const auto cell = [](int found) { return Table::Cell{std::to_string(found), double(found)}; };
+  for (const PasskeyRow& row : rows) {
+    std::vector<Table::Cell> cells = {cell(row.total())};
+    for (const auto& of_length : row.found) {
+      cells.push_back(cell(std::accumulate(of_length.begin(), of_length.end(), 0)));
+    }
+    table.row(std::move(cells), row.pipeline, &row != rows.data());
+  }
+  return table.text(style);
+}
+
 class Eval {
  public:
   Eval(const EvalFlags& flags, const std::vector<std::string>& command_line)
@@ -163,7 +187,8 @@ class Eval {
         host_(devices_.open("cpu")),
         file_(flags.json, environment(command_line, host_)),
         model_(read_model(flags.model), host_),
-        texts_(flags, model_.vocabulary()) {
+        tokenizer_(made_tokenizer()),
+        texts_(read_texts(flags, tokenizer_ ? &*tokenizer_ : nullptr)) {
     // Parts that do not go together are found before the prefill.
     for (const PipelineSpec& spec : specs_) {
       static_cast<void>(Composition(spec, registry_, devices_.open(spec.device),
@@ -172,8 +197,11 @@ class Eval {
   }
 
   void run() {
+    if (flags_.passkey) return run_passkeys();
+    std::vector<EvalText> texts;
+    for (const Text& text : texts_) texts.push_back(cut(text, flags_));
     try {
-      for (const EvalText& text : texts_.all()) run(text);
+      for (const EvalText& text : texts) run(text);
     } catch (const Interrupted&) {
       report();
       note(fmt::format("stopped after {} rows{}", lines_.size(),
@@ -185,6 +213,11 @@ class Eval {
 
  private:
   int32_t dtype() const { return flags_.dtype == "fp32" ? SIKV_FP32 : SIKV_FP16; }
+
+  std::optional<Tokenizer> made_tokenizer() const {
+    if (flags_.texts.empty() && !flags_.passkey) return std::nullopt;
+    return std::optional<Tokenizer>(std::in_place, model_.vocabulary());
+  }
 
   std::vector<PipelineSpec> read_configs() {
     std::vector<PipelineSpec> specs;
@@ -236,6 +269,38 @@ class Eval {
     }
   }
 
+  // In the first text; one prompt serves all pipelines, so that rows come together.
+  void run_passkeys() {
+    std::vector<PipelineSpec> specs = {
+        parse_pipeline(Evaluation::dense_pipeline(registry_), registry_)};
+    specs.insert(specs.end(), specs_.begin(), specs_.end());
+    PasskeyPlan plan = flags_.plan;
+    plan.dtype = dtype();
+    const Text& text = texts_.front();
+    const auto rows = find_passkeys(
+        model_, *tokenizer_, text.tokens, plan, specs, registry_,
+        [&](const PipelineSpec& spec) -> Device& { return devices_.open(spec.device); });
+    const Json setup = {{"task", "passkey"},
+                        {"model", model_.config().name},
+                        {"weights", model_.step_bytes()},
+                        {"text", text.name},
+                        {"first_token", flags_.first_token},
+                        {"lengths", plan.lengths},
+                        {"depths", plan.depths},
+                        {"trials", plan.trials},
+                        {"dtype", flags_.dtype}};
+    for (const PasskeyRow& row : rows) {
+      file_.add({{"pipeline", row.pipeline},
+                 {"setup", setup},
+                 {"found", row.total()},
+                 {"prompts", plan.prompts()},
+                 {"grid", row.found}});
+    }
+    print(fmt::format("{}: keys found of {} per length, {} depths x {} trials\n\n{}",
+                      model_.config().name, plan.depths * plan.trials, plan.depths, plan.trials,
+                      passkey_table(plan, rows, TableStyle::of(stdout))));
+  }
+
   void report() const {
     if (kept_ > 0) note(fmt::format("{} rows were there already and were kept", kept_));
     if (lines_.empty()) return;
@@ -265,7 +330,8 @@ class Eval {
   Device& host_;
   EvalFile file_;
   Transformer model_;
-  Texts texts_;
+  std::optional<Tokenizer> tokenizer_;
+  std::vector<Text> texts_;
   std::vector<Line> lines_;
   int kept_ = 0;
 };
@@ -300,6 +366,15 @@ Command add_eval(CLI::App& app, const std::vector<std::string>& command_line) {
       ->type_name("TYPE")
       ->capture_default_str()
       ->check(CLI::IsMember({"fp16", "fp32"}));
+  command->add_flag("--passkey", flags->passkey,
+                    "plants five digits in the text instead and asks for them at its end");
+  command->add_option("--lengths", flags->plan.lengths, "of passkey prompts, in tokens")
+      ->type_name("N,...")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t{64}, int64_t{1} << 30));
+  count("--depths", flags->plan.depths, 1, "places of the key");
+  count("--trials", flags->plan.trials, 1, "keys per length and depth");
   add_output_option(*command, "--json", flags->json,
                     "keeps every finished row there; an evaluation that was interrupted goes on "
                     "from it");
@@ -307,6 +382,7 @@ Command add_eval(CLI::App& app, const std::vector<std::string>& command_line) {
   command->footer(examples({
       "sikv eval configs/eval.yaml --model smollm2.h5 --text manual.txt --json eval.json",
       "sikv eval configs/eval.yaml --model smollm2.h5 --text a.txt --text b.txt --steps 1000",
+      "sikv eval configs/eval.yaml --model smollm2.h5 --text manual.txt --passkey --lengths 3000",
       "sikv eval configs/self_index.yaml --model smollm2.h5 --trace-tokens trace.h5 --prompt 2048",
   }));
   return {command, [flags, &command_line] { Eval(*flags, command_line).run(); }};

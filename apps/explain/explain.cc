@@ -8,6 +8,7 @@
 #include "framework/base/text.h"
 #include "framework/config/pipeline_parts.h"
 #include "framework/config/pipeline_text.h"
+#include "framework/experiment/source.h"
 #include "framework/experiment/throughput.h"
 #include "framework/pipeline/pipeline.h"
 #include "framework/report/table.h"
@@ -38,7 +39,7 @@ std::vector<Sizes> sizes_of(const Config& config) {
     for (const int64_t context : synthetic->context) {
       for (const int batch : synthetic->batch) {
         all.push_back(
-            {model_shape(*config.model, synthetic_dtype(*synthetic), context + steps, batch),
+            {model_shape(*config.model, parse_dtype(synthetic->dtype), context + steps, batch),
              steps});
       }
     }
@@ -100,20 +101,20 @@ std::string sizes_text(const PipelineSpec& spec, const Registry& registry, Devic
       static_cast<double>(layout_page_bytes(composition.key_layout()) +
                           layout_page_bytes(composition.value_layout())) /
       SIKV_PAGE_TOKENS;
-  const uint64_t free = device.free_bytes();
+  const uint64_t usable = usable_bytes(device);
   const double dense = 4.0 * shape.head_dim * shape.num_layers * shape.num_kv_heads *
                        static_cast<double>(shape.max_sequences) * shape.max_tokens;
   const auto budget = composition.budget(shape.max_tokens);
   return fmt::format(
       "  {} layers, batch {}, {} tokens each{}\n{}"
       "  dense fp16 would take {}: {:.2f}x\n"
-      "  {} are free: the largest batch at this length is {} (dense: {})\n",
+      "  {} are free for it: the largest batch at this length is {} (dense: {})\n",
       shape.num_layers, shape.max_sequences, shape.max_tokens,
       budget ? fmt::format(", budget {} tokens", *budget) : "",
       memory_table(ledger, bytes_per_token, style), bytes_text(static_cast<uint64_t>(dense)),
-      dense / static_cast<double>(ledger.total()), bytes_text(free),
-      largest_planned_batch(spec, registry, device, shape, new_tokens, free, kLargestBatch),
-      static_cast<uint64_t>(static_cast<double>(free) * shape.max_sequences / dense));
+      dense / static_cast<double>(ledger.total()), bytes_text(usable),
+      largest_planned_batch(spec, registry, device, shape, new_tokens, usable, kLargestBatch),
+      static_cast<uint64_t>(static_cast<double>(usable) * shape.max_sequences / dense));
 }
 
 void explain(const ExplainFlags& flags) {

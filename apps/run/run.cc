@@ -30,14 +30,18 @@ std::string metrics_table(const Measured& measured, const TableStyle& style) {
 }
 
 std::string latency_table(const Measured& measured, const TableStyle& style) {
-  Table table({{"latency, all layers", Table::Align::kLeft}, {"median us"}, {"p95 us"}});
+  Table table(
+      {{"latency, all layers", Table::Align::kLeft}, {"mean us"}, {"median us"}, {"p95 us"}});
   for (const auto& [stage, seconds] : measured.prefill_s) {
-    table.row({{"prefill: " + stage}, micros_cell(seconds), {""}});
+    table.row({{"prefill: " + stage}, micros_cell(seconds), {""}, {""}});
   }
   for (const auto& [stage, summary] : measured.step_s) {
-    table.row({{"step: " + stage}, micros_cell(summary.median), micros_cell(summary.p95)});
+    table.row({{"step: " + stage},
+               micros_cell(summary.mean),
+               micros_cell(summary.median),
+               micros_cell(summary.p95)});
   }
-  table.row({{"step, sum"}, micros_cell(step_seconds(measured.step_s)), {""}});
+  table.row({{"step, sum"}, micros_cell(step_seconds(measured.step_s)), {""}, {""}});
   return table.text(style);
 }
 

@@ -39,7 +39,15 @@ void SweepFile::read() {
 }
 
 const Json* SweepFile::find(const Json& key) const {
+  const Json* here = find_here(key);
+  return here != nullptr ? here : find_from(key, true);
+}
+
+const Json* SweepFile::find_here(const Json& key) const { return find_from(key, false); }
+
+const Json* SweepFile::find_from(const Json& key, bool elsewhere) const {
   const auto found = std::find_if(rows_.begin(), rows_.end(), [&](const Json& row) {
+    if (row.contains("environment") != elsewhere) return false;
     return std::all_of(key.items().begin(), key.items().end(), [&](const auto& item) {
       const auto value = row.find(item.key());
       return value != row.end() && *value == item.value();
@@ -48,17 +56,14 @@ const Json* SweepFile::find(const Json& key) const {
   return found == rows_.end() ? nullptr : &*found;
 }
 
-const Json* SweepFile::find_here(const Json& key) const {
-  const Json* row = find(key);
-  return row == nullptr || row->contains("environment") ? nullptr : row;
-}
-
-void SweepFile::add(Json row) {
+const Json& SweepFile::add(Json row) {
   rows_.push_back(std::move(row));
-  if (path_.empty()) return;
-  write_json(path_, {{"environment", environment_},
-                     {"source", "synthetic; see setup of each row"},
-                     {"rows", rows_}});
+  if (!path_.empty()) {
+    write_json(path_, {{"environment", environment_},
+                       {"source", "synthetic; see setup of each row"},
+                       {"rows", rows_}});
+  }
+  return rows_.back();
 }
 
 }  // namespace sikv

@@ -17,19 +17,20 @@ class SweepFile {
   SweepFile(std::filesystem::path path, nlohmann::ordered_json environment);
 
   // What tells rows apart: pipeline, context, batch_asked and setup of `key`, nothing of the
-  // environment. nullptr if there is no such row.
+  // environment; a row that was made in this one comes first. nullptr if there is no such row.
   const nlohmann::ordered_json* find(const nlohmann::ordered_json& key) const;
-  // The same, made in this environment.
+  // The same, made in this environment only.
   const nlohmann::ordered_json* find_here(const nlohmann::ordered_json& key) const;
 
-  // Adds a row and writes the file.
-  void add(nlohmann::ordered_json row);
+  // Adds a row and writes the file. What it and the others give is valid until the next call.
+  const nlohmann::ordered_json& add(nlohmann::ordered_json row);
 
   // Whether a row that find gave was in the file at the start.
   bool was_read(const nlohmann::ordered_json& row) const { return &row < rows_.data() + read_; }
 
  private:
   void read();
+  const nlohmann::ordered_json* find_from(const nlohmann::ordered_json& key, bool elsewhere) const;
 
   std::filesystem::path path_;
   nlohmann::ordered_json environment_;

@@ -56,12 +56,13 @@ class Sweep {
       for (const int batch : synthetic.batch) cases_.push_back({context, batch});
     }
     const ModelSpec& model = *config.model;
-    setup_ = {{"layers", model.layers},      {"query_heads", model.query_heads},
-              {"kv_heads", model.kv_heads},  {"head_dim", model.head_dim},
-              {"kind", synthetic.kind},      {"dtype", synthetic.dtype},
-              {"seed", synthetic.seed},      {"steps", bench_.steps()},
-              {"warmup", bench_.warmup()},   {"threads", device.info().num_threads},
-              {"memory_limit", flags.memory}};
+    setup_ = {
+        {"layers", model.layers},       {"query_heads", model.query_heads},
+        {"kv_heads", model.kv_heads},   {"head_dim", model.head_dim},
+        {"kind", synthetic.kind},       {"dtype", synthetic.dtype},
+        {"seed", synthetic.seed},       {"steps", bench_.steps()},
+        {"warmup", bench_.warmup()},    {"threads", device.info().num_threads},
+        {"memory_limit", flags.memory}, {"tokens_per_s", "batch / (mean select + mean attend)"}};
   }
 
   // Everything that cannot fit is refused before anything is measured.
@@ -92,9 +93,7 @@ class Sweep {
       for (size_t i = lines_.size() - specs_.size(), end = lines_.size(); i < end; ++i) {
         const Json dense = lines_[i].row["dense"];
         if (dense.is_null() || !dense_batches.insert(dense["batch"].get<int>()).second) continue;
-        const Json dense_key = key(dense_, {c.context, dense["batch"].get<int>()});
-        const Json* row = file_.find_here(dense_key);
-        if (row == nullptr) row = file_.find(dense_key);
+        const Json* row = file_.find(key(dense_, {c.context, dense["batch"].get<int>()}));
         if (row != nullptr) lines_.push_back({group, *row, false});
       }
     }
@@ -137,8 +136,7 @@ class Sweep {
       row["ratio_to_dense"] = row["attention_tokens_per_s"].get<double>() /
                               dense["attention_tokens_per_s"].get<double>();
     }
-    file_.add(std::move(row));
-    return file_.find_here(key(spec, c));
+    return &file_.add(std::move(row));
   }
 
   // Dense attention at `batch`, or at the largest batch that fits; null where not one does.
@@ -164,7 +162,7 @@ class Sweep {
     row["memory"] = memory_json(measured.ledger);
     row["memory_growth"] = measured.memory_growth;
     row["latency_us"] = latency_json(measured.prefill_s, measured.step_s);
-    row["attention_tokens_per_s"] = measured.batch / step_seconds(measured.step_s);
+    row["attention_tokens_per_s"] = measured.batch / attention_seconds(measured.step_s);
     row["variants"] = variants_json(measured.variants);
   }
 
@@ -210,7 +208,7 @@ std::string sweep_table(const std::vector<Sweep::Line>& lines, const TableStyle&
     double prefill_us = 0;
     for (const Json& stage : latency["prefill"]) prefill_us += stage.get<double>();
     const auto stage = [&](const char* name) {
-      return micros_cell(latency[name]["median"].get<double>() * 1e-6);
+      return micros_cell(latency[name]["mean"].get<double>() * 1e-6);
     };
     table.row({number_cell(row["batch"].get<double>()),
                bytes_cell(row["memory"]["total"].get<uint64_t>()),
@@ -236,8 +234,9 @@ void report(const Sweep& sweep) {
   const Json& setup = sweep.setup();
   print(fmt::format(
       "{} layers, {} query and {} KV heads of {}; {} steps timed after {}\n\n{}\n"
-      "* best of its group, dense aside; times are medians, all layers; tokens/s count attention\n"
-      "  alone, and so does the ratio to dense: fp16 K and V, all tokens attended to, same run\n",
+      "* best of its group, dense aside; times are means per step, all layers; tokens/s and the\n"
+      "  ratio count select and attend, not append; dense: fp16 K and V, all tokens attended to, "
+      "same run\n",
       setup["layers"].get<int>(), setup["query_heads"].get<int>(), setup["kv_heads"].get<int>(),
       setup["head_dim"].get<int>(), setup["steps"].get<int64_t>(), setup["warmup"].get<int64_t>(),
       sweep_table(sweep.lines(), TableStyle::of(stdout))));

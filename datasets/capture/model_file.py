@@ -20,8 +20,8 @@
     /tokenizer/merges            [merges]  UTF-8 strings "left right", by rank
     /tokenizer/types             [vocab]   int32: 1 text, 3 control, 4 user-defined, 5 unused
 
-A matrix is [out, in], row-major, y = W x; rows of wq and wk are in half-rotation order (channel i of
-a head turns with channel i + D/2). It is stored as
+A matrix is [out, in], row-major, y = W x; rows of wq and wk are in half-rotation order (channel i
+of a head turns with channel i + D/2). It is stored as
 
     fp16 | fp32    a dataset of that type
     bf16           uint16 with the attribute dtype = "bf16": the upper half of the fp32 bits
@@ -29,11 +29,11 @@ a head turns with channel i + D/2). It is stored as
                    scale = max |row| / 127
 
 rope_scaling is "" or a JSON object as in a Hugging Face configuration: rope_type is one of linear,
-llama3, yarn, or factors (this one ours: `factors`, D/2 divisors of the rotation frequencies, which is
-all that a GGUF file says of Llama 3.1). A file without the group `tokenizer` has pre_tokenizer = "":
-a model to be fed with token ids. Matrices are chunked and compressed (byte shuffle and gzip) where
-that saves a fifth or more, as it does with bf16 and fp32, else contiguous: fp16 and int8 weights
-save a tenth, and would take seconds per gigabyte to read.
+llama3, yarn, or factors (this one ours: `factors`, D/2 divisors of the rotation frequencies, which
+is all that a GGUF file says of Llama 3.1). A file without the group `tokenizer` has pre_tokenizer =
+"": a model to be fed with token ids. Matrices are chunked and compressed (byte shuffle and gzip)
+where that saves a fifth or more, as it does with bf16 and fp32, else contiguous: fp16 and int8
+weights save a tenth, and would take seconds per gigabyte to read.
 """
 
 from __future__ import annotations

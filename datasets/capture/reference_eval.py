@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """What a model says with a compressed, sparse KV cache: the reference for `sikv eval`.
 
-Protocol: a prompt of 4096 tokens (2000..6095 of the text, at positions 0..4095, no begin-of-sequence
-token) through dense prefill; all of it is encoded, the tail starts empty; 64 tokens are pinned by the
-last prompt query. Then 96 teacher-forced steps, every layer sparse: step i feeds token 6096 + i and
-is scored on the next one. Each pipeline computes its own hidden states and tail. Reported, as means
-over steps: NLL, KL = sum p_dense (log p_dense - log p_pipeline), share of steps whose most likely
-token is that of dense, and scans per step, layer and KV head.
+Protocol: a prompt of 4096 tokens (2000..6095 of the text, at positions 0..4095, without a
+begin-of-sequence token) through dense prefill; all of it is encoded, the tail starts empty; 64
+tokens are pinned by the last prompt query. Then 96 teacher-forced steps, every layer sparse: step i
+feeds token 6096 + i and is scored on the next one. Each pipeline computes its own hidden states and
+tail. Reported, as means over steps: NLL, KL = sum p_dense (log p_dense - log p_pipeline), share of
+steps whose most likely token is that of dense, and scans per step, layer and KV head.
 
-With the expected values of EXPECTED (an earlier implementation, other code) beside each row; exit code 1
-if a row is farther away than the tolerances.
+Beside each row stands EXPECTED, the values of an earlier implementation that shares no code with
+this one. Exit code 1: a row is farther away than the tolerances.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 """Compressed, sparse attention of one layer in plain numpy: the check of the toolkit's own code.
 
-Written from the method's description, not from the toolkit. Notation: E encoded tokens, Hkv KV heads,
-G query heads per KV head, D channels, and groups of 4 channels whose sign pattern (a nibble) is the
-index of a key.
+Written from the method's description, not from the toolkit. Notation: E encoded tokens, Hkv KV
+heads, G query heads per KV head, D channels, and groups of 4 channels whose sign pattern (a nibble)
+is the index of a key.
 
-Keys, sign_vq + intq (arXiv 2603.14224): centre by the prompt mean; per token and group of 32 channels
-|k'| / alpha as 2 bits min-max with fp16 scale and zero, alpha the largest |k'| of a channel; values
-the same way, not centred. Keys and values, rot_lm: centre, rotate by H diag(s) (H Walsh-Hadamard, s
-random signs), store signs and Lloyd-Max levels of |y| / rms(y) and one fp16 scale per token, the
-least-squares one.
+Keys, sign_vq + intq (arXiv 2603.14224): centre by the prompt mean; per token and group of 32
+channels |k'| / alpha as 2 bits min-max with fp16 scale and zero, alpha the largest |k'| of a
+channel; values the same way, not centred. Keys and values, rot_lm: centre, rotate by H diag(s) (H
+Walsh-Hadamard, s random signs), store signs and Lloyd-Max levels of |y| / rms(y) and one fp16 scale
+per token, the least-squares one.
 
 A scan scores every encoded token by a table per group: the dot product of the group-mean query with
-the mean sub-vector of each sign pattern, rounded to 6 bits. The best rerank * budget of them are the
-candidate pool; each step rescores the pool with its decoded keys and attends to the best `budget`,
-the pinned tokens and the tail.
+the mean sub-vector of each sign pattern, rounded to 6 bits. The best rerank * budget of them are
+the candidate pool; each step rescores the pool with its decoded keys and attends to the best
+`budget`, the pinned tokens and the tail.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _splitmix64(state: int) -> int:
 
 
 def best(scores: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the `count` largest of scores [Hkv, E], ascending; ties to the lower position."""
+    """Positions of the `count` largest of [Hkv, E], ascending; ties to the lower position."""
     order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     return np.sort(order, axis=1)
 

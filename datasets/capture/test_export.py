@@ -200,7 +200,7 @@ class TinyModelsTest(CaptureTestCase):
                     model = ModelFile(TINY / f"{name}.h5")
                     tokens = expected["tokens"][:]
                     layers: list[llama_numpy.LayerTensors] = []
-                    x = llama_numpy.forward(model, tokens, 2, lambda _, t: layers.append(t))  # noqa: B023
+                    x = llama_numpy.forward(model, tokens, 2, lambda _, t, to=layers: to.append(t))
                     for index, layer in enumerate(layers):
                         self.assert_close(layer.q, expected["q"][index], FP32_TOLERANCE)
                         self.assert_close(layer.k, expected["k"][index], FP32_TOLERANCE)
@@ -633,7 +633,7 @@ class PipelinesTest(CaptureTestCase):
         self.assertEqual(rp._splitmix64(0), 0xE220A8397B1DCDAF)  # of the published sequence
 
     def test_codec_errors(self) -> None:
-        """Of normal numbers: Lloyd-Max's distortion (Max, 1960), less a little by the token's scale."""
+        """Of normal numbers: Lloyd-Max's distortion (Max, 1960), a little less by the scale."""
         x = np.random.default_rng(4).standard_normal((1, 4000, 64)).astype(np.float32)
         for bits, distortion in ((2, 0.1175), (3, 0.03454), (4, 0.009497)):
             error = ((rp.rot_lm(x, bits) - x) ** 2).mean()

@@ -83,6 +83,15 @@ KvCache::KvCache(Device& device, const sikv_shape& shape, Store key, Store value
   }
 }
 
+uint64_t KvCache::page_table_bytes(const sikv_shape& shape, const CacheOptions& options) {
+  const uint64_t rows = static_cast<uint64_t>(shape.max_sequences * shape.num_kv_heads);
+  const uint64_t per_row = static_cast<uint64_t>(max_pages(shape)) +         // page_table
+                           static_cast<uint64_t>(options.pinned_capacity) +  // pinned_slots
+                           3;  // encoded_len, next_position, pinned_len
+  const uint64_t tails = static_cast<uint64_t>(shape.max_sequences);
+  return static_cast<uint64_t>(shape.num_layers) * (rows * per_row + tails) * sizeof(int32_t);
+}
+
 sikv_cache_view KvCache::view(int index) const {
   const Layer& layer = layers_[static_cast<size_t>(index)];
   sikv_cache_view view{};
@@ -137,7 +146,7 @@ int32_t KvCache::extend(int index, int row, int tokens) {
   Layer& layer = layers_[static_cast<size_t>(index)];
   const int32_t first = layer.encoded_len[static_cast<size_t>(row)];
   const int have = pages_of(index, row), need = pages_for(int64_t{first} + tokens);
-  if (need > max_pages_) {
+  if (int64_t{first} + tokens > shape_.max_tokens) {
     throw Error(
         "sequence {} of the batch would hold {} tokens, but the cache was planned for max_tokens "
         "{}: raise it or shorten the run",
@@ -285,8 +294,9 @@ void KvCache::evict(int index, int row, std::span<const int32_t> wanted) {
   for (int p = 0; p < num_planes(); ++p) {
     if (plane(p).organisation != SIKV_SHARED) continue;
     const int tile = static_cast<int>(plane(p).tile_tokens);
+    const size_t whole = keep.size() / static_cast<size_t>(tile) * static_cast<size_t>(tile);
     for (size_t i = 0; i < keep.size(); ++i) {
-      const bool together = keep[i] % tile == static_cast<int>(i) % tile &&
+      const bool together = i < whole && keep[i] % tile == static_cast<int>(i) % tile &&
                             (i % static_cast<size_t>(tile) == 0 || keep[i] == keep[i - 1] + 1);
       if (!together) {
         throw Error(

@@ -34,6 +34,9 @@ class KvCache {
     void* codec_self;
   };
 
+  // Host bytes of page tables, lengths and pinned slots while nothing is evicted.
+  static uint64_t page_table_bytes(const sikv_shape& shape, const CacheOptions& options);
+
   KvCache(Device& device, const sikv_shape& shape, Store key, Store value, CacheOptions options);
 
   // What plugins see of one layer. Pointers stay valid until the next call that changes the cache.

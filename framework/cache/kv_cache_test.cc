@@ -93,13 +93,13 @@ TEST_F(KvCacheTest, TailRowsReadBackWhatWasPushed) {
 
 TEST_F(KvCacheTest, GrowingPastThePlanNamesTheLimit) {
   KvCache cache = make(layout({kBytes}), 1, 1, 300);
-  cache.extend(0, 0, 512);
+  cache.extend(0, 0, 256);
   try {
-    cache.extend(0, 0, 512);
+    cache.extend(0, 0, 256);
     FAIL() << "expected an Error";
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(),
-                 "sequence 0 of the batch would hold 1024 tokens, but the cache was planned for "
+                 "sequence 0 of the batch would hold 512 tokens, but the cache was planned for "
                  "max_tokens 300: raise it or shorten the run");
   }
 }
@@ -171,6 +171,9 @@ TEST_F(KvCacheTest, SharedScalesCannotBeTornApart) {
   cache.extend(0, 0, 256);
   const std::vector<int32_t> some = {0, 1, 2, 64};
   EXPECT_THROW(cache.evict(0, 0, some), Error);
+  std::vector<int32_t> part(40);
+  std::iota(part.begin(), part.end(), 0);
+  EXPECT_THROW(cache.evict(0, 0, part), Error);
   std::vector<int32_t> groups(32);
   std::iota(groups.begin(), groups.end(), 96);
   EXPECT_NO_THROW(cache.evict(0, 0, groups));

@@ -4,10 +4,12 @@
 #include <atomic>
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <condition_variable>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <latch>
+#include <memory>
+#include <mutex>
 #include <thread>
 
 #include "framework/base/error.h"
@@ -91,22 +93,38 @@ class CpuDevice final : public Device {
       for (int64_t i = 0; i < n; ++i) body(arg, i, worker);
       return;
     }
-    std::atomic<int64_t> next{0};
-    const auto work = [&](int worker) {
+    // Helpers that have not begun when the caller runs out of work are not waited for: on a busy
+    // machine their start alone can take milliseconds.
+    struct Job {
+      std::atomic<int64_t> next{0};
+      std::mutex mutex;
+      std::condition_variable idle;
+      int running = 0;
+      bool closed = false;
+    };
+    const auto job = std::make_shared<Job>();
+    const auto work = [n, body, arg](Job& job, int worker) {
       current_worker = worker;
-      for (int64_t i = next++; i < n; i = next++) body(arg, i, worker);
+      for (int64_t i = job.next++; i < n; i = job.next++) body(arg, i, worker);
       current_worker = -1;
     };
     const int helpers = static_cast<int>(std::min<int64_t>(device.threads_, n)) - 1;
-    std::latch done(helpers);
     for (int worker = 1; worker <= helpers; ++worker) {
-      boost::asio::post(device.pool_, [&, worker] {
-        work(worker);
-        done.count_down();
+      boost::asio::post(device.pool_, [job, work, worker] {
+        {
+          const std::lock_guard lock(job->mutex);
+          if (job->closed) return;
+          ++job->running;
+        }
+        work(*job, worker);
+        const std::lock_guard lock(job->mutex);
+        if (--job->running == 0) job->idle.notify_one();
       });
     }
-    work(0);
-    done.wait();
+    work(*job, 0);
+    std::unique_lock lock(job->mutex);
+    job->closed = true;
+    job->idle.wait(lock, [&] { return job->running == 0; });
   }
 
   int threads_;

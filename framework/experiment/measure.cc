@@ -7,6 +7,7 @@
 #include "framework/base/error.h"
 #include "framework/base/progress.h"
 #include "framework/config/pipeline_text.h"
+#include "framework/device/parallel.h"
 
 namespace sikv {
 namespace {
@@ -22,14 +23,6 @@ std::vector<float> head_rows(const std::vector<std::byte>& data, int32_t dtype, 
     }
   }
   return rows;
-}
-
-template <typename Body>
-void parallel(const sikv_host& host, int64_t n, Body&& body) {
-  host.parallel_for(
-      host.context, n,
-      [](void* arg, int64_t i, int32_t) { (*static_cast<std::remove_reference_t<Body>*>(arg))(i); },
-      &body);
 }
 
 // Encoded rows of one (layer, row) as the codecs give them back; refreshed as pages are added.
@@ -66,7 +59,7 @@ class Judge {
       double output_error, kv_error;
     };
     std::vector<RowResult> results(static_cast<size_t>(rows()));
-    parallel(device_.host(), rows(), [&](int64_t i) {
+    parallel_for(device_, rows(), [&](int64_t i, int32_t) {
       const int row = static_cast<int>(i), b = row / source_.num_kv_heads;
       const ExactAttention& e = exact[static_cast<size_t>(row)];
       const auto selected = to_positions(view, row, pipeline_.selected(row));
@@ -253,7 +246,7 @@ ExactReference::ExactReference(const Source& source, Device& device, uint64_t ca
   const int H = source.num_kv_heads;
   for (const SourceLayer& layer : source.layers) {
     auto& rows = impl_->rows.emplace_back(static_cast<size_t>(source.num_sequences * H));
-    parallel(device.host(), static_cast<int64_t>(rows.size()), [&](int64_t row) {
+    parallel_for(device, static_cast<int64_t>(rows.size()), [&](int64_t row, int32_t) {
       const int b = static_cast<int>(row) / H, h = static_cast<int>(row) % H;
       auto& to = rows[static_cast<size_t>(row)];
       to.k = head_rows(layer.k, source.dtype, b, h, H, source.num_tokens, source.head_dim);
@@ -282,7 +275,7 @@ const std::vector<ExactAttention>& ExactReference::at(int layer, int64_t step) {
                       source.prompt + step - source.first_query, source.num_query_heads);
   const int group = source.num_query_heads / source.num_kv_heads;
   std::vector<ExactAttention> rows(static_cast<size_t>(source.num_sequences * source.num_kv_heads));
-  parallel(impl_->device.host(), static_cast<int64_t>(rows.size()), [&](int64_t i) {
+  parallel_for(impl_->device, static_cast<int64_t>(rows.size()), [&](int64_t i, int32_t) {
     const int row = static_cast<int>(i), b = row / source.num_kv_heads;
     const int64_t at =
         (int64_t{b} * source.num_query_heads + int64_t{row % source.num_kv_heads} * group) *

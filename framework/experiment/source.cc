@@ -71,13 +71,6 @@ Source load_trace(const SourceSpec& spec) {
   return source;
 }
 
-int32_t parse_dtype(const std::string& name) {
-  if (name == "fp32") return SIKV_FP32;
-  if (name == "fp16") return SIKV_FP16;
-  if (name == "bf16") return SIKV_BF16;
-  throw Error("source.synthetic.dtype is {}: choose fp16, bf16 or fp32", name);
-}
-
 Source synthesize(const Config& config) {
   const SyntheticSpec& synthetic = *config.source.synthetic;
   const ModelSpec model = config.model.value_or(ModelSpec{});
@@ -138,6 +131,13 @@ sikv_shape Source::shape() const {
   shape.max_tokens = static_cast<int32_t>(prompt + steps);
   shape.rope_theta = rope_theta;
   return shape;
+}
+
+int32_t parse_dtype(const std::string& name) {
+  if (name == "fp32") return SIKV_FP32;
+  if (name == "fp16") return SIKV_FP16;
+  if (name == "bf16") return SIKV_BF16;
+  throw Error("the input type is {}: choose fp16, bf16 or fp32", name);
 }
 
 Source load_source(const Config& config) {

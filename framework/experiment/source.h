@@ -41,6 +41,9 @@ struct Source {
 // trace lacks: steps without a query, a prompt longer than the trace ...
 Source load_source(const Config& config);
 
+// An input type by its name in configs: fp16, bf16 or fp32. Error otherwise.
+int32_t parse_dtype(const std::string& name);
+
 }  // namespace sikv
 
 #endif  // SIKV_FRAMEWORK_EXPERIMENT_SOURCE_H_

@@ -11,6 +11,7 @@
 #include "framework/base/progress.h"
 #include "framework/base/text.h"
 #include "framework/config/pipeline_text.h"
+#include "framework/experiment/source.h"
 #include "framework/pipeline/pipeline.h"
 #include "framework/trace/synth.h"
 
@@ -20,11 +21,9 @@ namespace {
 constexpr int64_t kDefaultSteps = 16;
 // Tokens drawn before they repeat with other signs: filling runs at the speed of memory.
 constexpr int64_t kTile = 4096;
-// A selector's state grows with the tokens; this many tell by how much.
-constexpr int64_t kProbeTokens = 2048;
-// The share of the free memory that a plan may use: tables of pages, buffers of plugins and other
-// processes take the rest.
-constexpr double kUsable = 0.9;
+// A selector's state grows with the tokens, up to a limit for some; these counts tell by how much.
+constexpr int64_t kProbeTokens[] = {4096, 8192};
+constexpr double kUsable = 0.9;  // of the free memory
 
 uint64_t resident_bytes() {
   std::ifstream statm("/proc/self/statm");
@@ -149,8 +148,8 @@ class SharedInput {
 
 }  // namespace
 
-int32_t synthetic_dtype(const SyntheticSpec& spec) {
-  return spec.dtype == "fp32" ? SIKV_FP32 : spec.dtype == "bf16" ? SIKV_BF16 : SIKV_FP16;
+uint64_t usable_bytes(const Device& device) {
+  return static_cast<uint64_t>(kUsable * static_cast<double>(device.free_bytes()));
 }
 
 sikv_shape model_shape(const ModelSpec& model, int32_t dtype, int64_t tokens, int batch) {
@@ -194,27 +193,33 @@ ThroughputBench::ThroughputBench(const Config& config, const Registry& registry,
 }
 
 sikv_shape ThroughputBench::shape(int64_t context, int batch) const {
-  return model_shape(*config_.model, synthetic_dtype(*config_.source.synthetic),
+  return model_shape(*config_.model, parse_dtype(config_.source.synthetic->dtype),
                      context + warmup() + steps_, batch);
 }
 
-double ThroughputBench::state_bytes_per_token(const PipelineSpec& spec) {
+double ThroughputBench::state_bytes(const PipelineSpec& spec, const sikv_shape& shape) {
   const std::string name = pipeline_text(spec, registry_);
-  const auto found = state_bytes_.find(name);
-  if (found != state_bytes_.end()) return found->second;
-  sikv_shape small = shape(kProbeTokens, 1);
-  small.num_layers = 1;
-  small.max_tokens = kProbeTokens + 1;
-  const double bytes = static_cast<double>(run(spec, small, 0, 1).ledger.bytes("selector_state"));
-  return state_bytes_[name] = bytes / (static_cast<double>(kProbeTokens) * small.num_kv_heads);
+  auto found = state_bytes_.find(name);
+  if (found == state_bytes_.end()) {
+    const auto probe = [&](int64_t tokens) {
+      sikv_shape small = this->shape(tokens, 1);
+      small.num_layers = 1;
+      small.max_tokens = static_cast<int32_t>(tokens + 1);
+      return static_cast<double>(run(spec, small, 0, 1).ledger.bytes("selector_state"));
+    };
+    found = state_bytes_.emplace(name, std::array{probe(kProbeTokens[0]), probe(kProbeTokens[1])})
+                .first;
+  }
+  const auto [low, high] = found->second;
+  const double slope = (high - low) / static_cast<double>(kProbeTokens[1] - kProbeTokens[0]);
+  const double one = low + slope * static_cast<double>(shape.max_tokens - kProbeTokens[0]);
+  return std::max(0.0, one) * shape.num_layers * shape.max_sequences;
 }
 
 uint64_t ThroughputBench::cache_bytes(const PipelineSpec& spec, int64_t context, int batch) {
   const sikv_shape s = shape(context, batch);
   const Ledger plan = planned(spec, registry_, device_, s, static_cast<int>(warmup() + steps_));
-  const double tokens =
-      static_cast<double>(s.num_layers) * s.max_sequences * s.num_kv_heads * s.max_tokens;
-  return plan.total() + static_cast<uint64_t>(state_bytes_per_token(spec) * tokens);
+  return plan.total() + static_cast<uint64_t>(state_bytes(spec, s));
 }
 
 bool ThroughputBench::fits(const PipelineSpec& spec, int64_t context, int batch) {
@@ -224,7 +229,7 @@ bool ThroughputBench::fits(const PipelineSpec& spec, int64_t context, int batch)
   // K and V of one layer and sequence, drawn in fp32 and then rounded.
   const auto input = static_cast<double>(s.max_tokens) * s.num_kv_heads * s.head_dim * 2 *
                      (sizeof(float) + static_cast<double>(sikv_dtype_bytes(s.dtype)));
-  return static_cast<double>(cache) + input <= kUsable * static_cast<double>(device_.free_bytes());
+  return static_cast<double>(cache) + input <= static_cast<double>(usable_bytes(device_));
 }
 
 int ThroughputBench::largest_batch(const PipelineSpec& spec, int64_t context, int most) {
@@ -236,13 +241,12 @@ void ThroughputBench::check_fits(const PipelineSpec& spec, int64_t context, int 
   if (fits(spec, context, batch)) return;
   const std::string name = pipeline_text(spec, registry_);
   const std::string needs = bytes_text(cache_bytes(spec, context, batch));
-  const std::string room = bytes_text(
-      memory_limit_ > 0 ? std::min(memory_limit_, device_.free_bytes()) : device_.free_bytes());
+  const uint64_t usable = usable_bytes(device_);
+  const std::string room = bytes_text(memory_limit_ > 0 ? std::min(memory_limit_, usable) : usable);
   if (const int largest = largest_batch(spec, context, batch - 1); largest > 0) {
     throw Error(
-        "{} at context {} and batch {} needs {} and may take {} ({:.0f} % of what is free, or "
-        "less): the largest batch that fits is {}",
-        name, context, batch, needs, room, kUsable * 100, largest);
+        "{} at context {} and batch {} needs {} and may take {}: the largest batch that fits is {}",
+        name, context, batch, needs, room, largest);
   }
   const int64_t pages = largest_fitting(
       context / SIKV_PAGE_TOKENS, [&](int64_t n) { return fits(spec, n * SIKV_PAGE_TOKENS, 1); });

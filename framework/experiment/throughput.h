@@ -7,6 +7,7 @@
 #ifndef SIKV_FRAMEWORK_EXPERIMENT_THROUGHPUT_H_
 #define SIKV_FRAMEWORK_EXPERIMENT_THROUGHPUT_H_
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -62,7 +63,8 @@ class ThroughputBench {
  private:
   sikv_shape shape(int64_t context, int batch) const;
   bool fits(const PipelineSpec& spec, int64_t context, int batch);
-  double state_bytes_per_token(const PipelineSpec& spec);
+  // What the selector keeps for a cache of `shape`: measured at two lengths, then extrapolated.
+  double state_bytes(const PipelineSpec& spec, const sikv_shape& shape);
   Throughput run(const PipelineSpec& spec, const sikv_shape& shape, int64_t warmup, int64_t steps);
 
   const Config& config_;
@@ -70,12 +72,13 @@ class ThroughputBench {
   Device& device_;
   uint64_t memory_limit_;
   int64_t steps_;
-  // By pipeline: bytes per token, layer, sequence and KV head.
-  std::map<std::string, double> state_bytes_;
+  // By pipeline: bytes of one layer and sequence at either length.
+  std::map<std::string, std::array<double, 2>> state_bytes_;
 };
 
-// The element type of a synthetic source.
-int32_t synthetic_dtype(const SyntheticSpec& spec);
+// What of the free memory a plan may use: tables of pages, buffers of plugins and other processes
+// take the rest.
+uint64_t usable_bytes(const Device& device);
 
 // A cache of `batch` sequences of at most `tokens` tokens.
 sikv_shape model_shape(const ModelSpec& model, int32_t dtype, int64_t tokens, int batch);

@@ -11,7 +11,7 @@
 #include "framework/base/error.h"
 #include "framework/base/interrupt.h"
 #include "framework/base/progress.h"
-#include "framework/model/parallel.h"
+#include "framework/device/parallel.h"
 #include "framework/model/vector_math.h"
 
 namespace sikv {
@@ -44,9 +44,16 @@ const float* bias_of(const std::vector<float>& bias) {
   return bias.empty() ? nullptr : bias.data();
 }
 
-std::vector<std::byte> narrowed(const float* x, int64_t n, int32_t dtype) {
+// x [n] in the cache's element type. `what` it is, for the message where fp16 cannot hold it.
+std::vector<std::byte> narrowed(const float* x, int64_t n, int32_t dtype, char what, int layer) {
   std::vector<std::byte> stored(static_cast<size_t>(n * sikv_dtype_bytes(dtype)));
-  for (int64_t i = 0; i < n; ++i) sikv_store(stored.data(), dtype, i, x[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    sikv_store(stored.data(), dtype, i, x[i]);
+    if (!std::isfinite(sikv_load(stored.data(), dtype, i))) {
+      throw Error("{} of layer {} holds {}, which fp16 cannot: give caches fp32", what, layer,
+                  x[i]);
+    }
+  }
   return stored;
 }
 
@@ -294,8 +301,9 @@ std::vector<float> Transformer::prefill(std::span<const int32_t> tokens, int32_t
       finish_layer(layer, attention.data(), n, x_n);
       check_hidden(l, x_n, at);
     }
-    take(l, {narrowed(k.data(), T * kv_width(), dtype), narrowed(v.data(), T * kv_width(), dtype),
-             narrowed(last_q.data(), kept * q_width(), dtype)});
+    take(l, {narrowed(k.data(), T * kv_width(), dtype, 'K', l),
+             narrowed(v.data(), T * kv_width(), dtype, 'V', l),
+             narrowed(last_q.data(), kept * q_width(), dtype, 'Q', l)});
   }
   return {x.end() - static_cast<ptrdiff_t>(hidden), x.end()};
 }
@@ -347,9 +355,9 @@ void Transformer::step(Pipeline& pipeline, std::span<const int32_t> tokens,
   for (int l = 0; l < config().num_layers; ++l) {
     const ModelLayer& layer = model_.layers[static_cast<size_t>(l)];
     project(layer, x.data(), positions, q.data(), k.data(), v.data());
-    pipeline.append(l, narrowed(k.data(), n * kv_width(), dtype).data(),
-                    narrowed(v.data(), n * kv_width(), dtype).data());
-    pipeline.attend(l, narrowed(q.data(), n * q_width(), dtype).data(), attention.data(),
+    pipeline.append(l, narrowed(k.data(), n * kv_width(), dtype, 'K', l).data(),
+                    narrowed(v.data(), n * kv_width(), dtype, 'V', l).data());
+    pipeline.attend(l, narrowed(q.data(), n * q_width(), dtype, 'Q', l).data(), attention.data(),
                     lse.data());
     finish_layer(layer, attention.data(), n, x.data());
     check_hidden(l, x.data(), positions);
@@ -366,6 +374,13 @@ void Transformer::logits(const float* hidden, int64_t n, float* logits) {
   }
   const Product out[] = {{&model_.unembedding(), nullptr, logits}};
   multiply(device_, out, normed, n);
+  if (!std::all_of(logits, logits + n * config().vocab_size,
+                   [](float logit) { return std::isfinite(logit); })) {
+    throw Error(
+        "the output layer of {} gives a NaN or infinity although every layer before it is "
+        "finite: check norm and output, or export them as fp32",
+        config().name);
+  }
 }
 
 }  // namespace sikv

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "framework/model/parallel.h"
+#include "framework/device/parallel.h"
 #include "framework/model/vector_math.h"
 
 namespace sikv {

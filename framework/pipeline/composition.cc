@@ -99,8 +99,13 @@ Ledger Composition::planned(int64_t tokens, const CacheOptions& options) const {
   }
   ledger.add("tail", 2 * rows * static_cast<uint64_t>(options.tail_capacity) * row_bytes);
   ledger.add("pinned", 2 * rows * static_cast<uint64_t>(options.pinned_capacity) * row_bytes);
-  ledger.add("selection", rows / static_cast<uint64_t>(shape_.num_layers) *
-                              (static_cast<uint64_t>(capacity_) + 1) * sizeof(int32_t));
+  ledger.add("page_tables", KvCache::page_table_bytes(shape_, options));
+  const uint64_t layer_rows = rows / static_cast<uint64_t>(shape_.num_layers);
+  ledger.add("selection", layer_rows * (static_cast<uint64_t>(capacity_) + 1) * sizeof(int32_t));
+  if (selector_->evicts()) {
+    ledger.add("selection",
+               layer_rows * (static_cast<uint64_t>(shape_.max_tokens) + 1) * sizeof(int32_t));
+  }
   ledger.add("workspace", std::max({selector_workspace_, kernel_workspace_,
                                     keys_->workspace_bytes(), values_->workspace_bytes()}));
   return ledger;

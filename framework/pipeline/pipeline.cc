@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "framework/base/error.h"
+#include "framework/base/text.h"
 #include "framework/pipeline/pin.h"
 
 namespace sikv {
@@ -16,6 +17,22 @@ double seconds(Body&& body) {
   const auto start = Clock::now();
   body();
   return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// The options of a cache that fits into the device's free memory.
+CacheOptions checked_options(const Composition& composition, const Device& device,
+                             const sikv_shape& shape, int max_new_tokens) {
+  const CacheOptions options = composition.cache_options(max_new_tokens);
+  const uint64_t needed = composition.planned(shape.max_tokens, options).total();
+  const uint64_t free = device.free_bytes();
+  if (needed > free) {
+    throw Error(
+        "the cache needs {} for batch {} at {} tokens, but {} are free: the largest batch that "
+        "fits is {}; lower the batch, the context or the number of layers",
+        bytes_text(needed), shape.max_sequences, shape.max_tokens, bytes_text(free),
+        free / (needed / static_cast<uint64_t>(shape.max_sequences)));
+  }
+  return options;
 }
 
 KvCache::Store store_of(const CodecInstance& codec) {
@@ -31,7 +48,7 @@ Pipeline::Pipeline(const PipelineSpec& spec, const Registry& registry, Device& d
       shape_(shape),
       scale_(1.0f / std::sqrt(static_cast<float>(shape.head_dim))),
       cache_(device, shape, store_of(composition_.keys()), store_of(composition_.values()),
-             composition_.cache_options(max_new_tokens)) {
+             checked_options(composition_, device, shape, max_new_tokens)) {
   const size_t rows = static_cast<size_t>(cache_.num_rows());
   workspace_ = DeviceBuffer(
       device,
@@ -122,6 +139,12 @@ void Pipeline::append(int layer, const void* k, const void* v) {
     const int64_t bytes =
         int64_t{shape_.num_kv_heads} * shape_.head_dim * sikv_dtype_bytes(shape_.dtype);
     for (int b = 0; b < shape_.max_sequences; ++b) {
+      const int length =
+          cache_.encoded_len(layer, b * shape_.num_kv_heads) + cache_.tail_len(layer, b);
+      if (length >= shape_.max_tokens) {
+        throw Error("sequence {} of the batch grows past the {} tokens it was planned for", b,
+                    shape_.max_tokens);
+      }
       if (cache_.tail_len(layer, b) == cache_.tail_capacity()) {
         throw Error(
             "sequence {} of the batch generates more tokens than its tail was planned for ({})", b,
@@ -171,6 +194,8 @@ void Pipeline::apply_evictions(int layer) {
   composition_.selector().evict(args, workspace_.as<>(), device_.stream());
   for (int row = 0; row < cache_.num_rows(); ++row) {
     if (counts[row] == SIKV_SELECT_ALL) continue;
+    check_slots("keeps", view, row, slots + int64_t{row} * view.max_encoded_len, counts[row],
+                view.max_encoded_len, true);
     cache_.evict(layer, row,
                  {slots + int64_t{row} * view.max_encoded_len, static_cast<size_t>(counts[row])});
   }
@@ -186,12 +211,38 @@ void Pipeline::attend(int layer, const void* q, float* out, float* lse) {
     composition_.selector().run(args, workspace_.as<>(), device_.stream());
     device_.synchronize();
   });
+  const bool ordered =
+      (composition_.selector().variant().selector().flags & SIKV_SELECTOR_UNORDERED) == 0;
+  for (int row = 0; row < cache_.num_rows(); ++row) {
+    if (selection_.counts[row] == SIKV_SELECT_ALL) continue;
+    check_slots("selects", view, row, selection_.slots + int64_t{row} * selection_.capacity,
+                selection_.counts[row], selection_.capacity, ordered);
+  }
   times_.steps["attend"].back() += seconds([&] {
     const sikv_attend_args args{
         sizeof args, shape_.num_query_heads, &view, q, scale_, 0, selection_, out, lse};
     composition_.kernel().run(args, workspace_.as<>(), device_.stream());
     device_.synchronize();
   });
+}
+
+void Pipeline::check_slots(const char* what, const sikv_cache_view& view, int row,
+                           const int32_t* slots, int32_t count, int32_t capacity,
+                           bool ordered) const {
+  const auto fault = [&](const std::string& text) {
+    throw InternalError(fmt::format(
+        "{} {} {} in layer {}, sequence {}, KV head {}, which holds {} encoded tokens; please "
+        "report this to its author",
+        composition_.selector().variant().name(), what, text, view.layer, row / shape_.num_kv_heads,
+        row % shape_.num_kv_heads, view.encoded_len[row]));
+  };
+  if (count < 0 || count > capacity) fault(fmt::format("{} slots", count));
+  for (int32_t i = 0; i < count; ++i) {
+    if (slots[i] < 0 || slots[i] >= view.encoded_len[row]) fault(fmt::format("slot {}", slots[i]));
+    if (ordered && i > 0 && slots[i] <= slots[i - 1]) {
+      fault(fmt::format("slot {} after slot {}", slots[i], slots[i - 1]));
+    }
+  }
 }
 
 std::vector<int32_t> Pipeline::selected(int row) const {

@@ -47,7 +47,7 @@ class Composition {
   std::optional<int64_t> budget(int64_t length) const;
 
   // Bytes the cache of `shape` takes when every sequence has `tokens` tokens, planned without
-  // allocating: planes of full pages by role, side tables, tail, pinned, page tables.
+  // allocating: all that the ledger of a pipeline shows but what the selector keeps.
   Ledger planned(int64_t tokens, const CacheOptions& options) const;
   CacheOptions cache_options(int max_new_tokens) const;
 
@@ -112,6 +112,9 @@ class Pipeline {
  private:
   void flush_full_tails(int layer);
   void apply_evictions(int layer);
+  // InternalError naming the selector if slots are out of range, out of order or repeated.
+  void check_slots(const char* what, const sikv_cache_view& view, int row, const int32_t* slots,
+                   int32_t count, int32_t capacity, bool ordered) const;
   void check_finite(const char* what, int layer, const void* data, int heads) const;
 
   Composition composition_;

@@ -72,10 +72,40 @@ std::string Instance::refusal_of(int32_t status, const sikv_message& why) const 
   fail(status, why);
 }
 
+namespace {
+
+// Empty, or why no page can be laid out like this.
+std::string layout_fault(const sikv_layout& layout) {
+  if (layout.num_planes > SIKV_MAX_PLANES || layout.num_tables > SIKV_MAX_TABLES ||
+      layout.num_params > SIKV_MAX_PARAMS) {
+    return fmt::format("{} planes, {} tables and {} parameters; at most {}, {} and {} are allowed",
+                       layout.num_planes, layout.num_tables, layout.num_params, SIKV_MAX_PLANES,
+                       SIKV_MAX_TABLES, SIKV_MAX_PARAMS);
+  }
+  if (std::memchr(layout.family, 0, sizeof layout.family) == nullptr || layout.family[0] == 0) {
+    return "its family is not a name";
+  }
+  for (uint32_t i = 0; i < layout.num_planes; ++i) {
+    const sikv_plane& plane = layout.planes[i];
+    if (plane.tile_tokens == 0 || SIKV_PAGE_TOKENS % plane.tile_tokens != 0 ||
+        plane.bytes_per_tile == 0) {
+      return fmt::format("plane {} has tiles of {} tokens and {} bytes; tiles must divide a page",
+                         i, plane.tile_tokens, plane.bytes_per_tile);
+    }
+  }
+  return "";
+}
+
+}  // namespace
+
 sikv_layout CodecInstance::describe() const {
   sikv_layout layout{};
   layout.struct_size = sizeof layout;
   checked([&](sikv_message* why) { return variant().codec().describe(self(), &layout, why); });
+  if (const std::string fault = layout_fault(layout); !fault.empty()) {
+    throw InternalError(
+        fmt::format("{} describes a layout that cannot be: {}", variant().name(), fault));
+  }
   return layout;
 }
 
@@ -114,6 +144,10 @@ SelectorInstance::Plan SelectorInstance::plan() {
   checked([&](sikv_message* why) {
     return variant().selector().plan(self(), &plan.capacity, &plan.workspace_bytes, why);
   });
+  if (plan.capacity < 0) {
+    throw InternalError(
+        fmt::format("{} plans selections of {} slots", variant().name(), plan.capacity));
+  }
   return plan;
 }
 

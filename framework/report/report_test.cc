@@ -122,7 +122,7 @@ Measured example() {
   measured.ledger.add("tail", 24);
   measured.prefill_s = {{"fit", 0.5}};
   measured.step_s["select"] = {2e-6, 1e-6, 3e-6, 4e-6, BadSide::kHigh};
-  measured.step_s["attend"] = {2e-6, 2e-6, 3e-6, 4e-6, BadSide::kHigh};
+  measured.step_s["attend"] = {2.5e-6, 2e-6, 3e-6, 4e-6, BadSide::kHigh};
   measured.counters = {{"scans", 31}};
   return measured;
 }
@@ -133,10 +133,22 @@ TEST(Rows, JsonHasThePublishedShape) {
     "metrics": {"recall": {"mean": 0.5, "p95": 0.25, "p99": 0.125}, "bytes_per_token": 256.0,
                 "compression": 1.0, "compression_total": 0.75},
     "memory": {"value_code": 1000, "tail": 24, "total": 1024},
-    "latency_us": {"prefill": {"fit": 500000.0}, "attend": {"median": 2.0, "p95": 3.0},
-                   "select": {"median": 1.0, "p95": 3.0}},
+    "latency_us": {"prefill": {"fit": 500000.0},
+                   "attend": {"mean": 2.5, "median": 2.0, "p95": 3.0},
+                   "select": {"mean": 2.0, "median": 1.0, "p95": 3.0}},
     "variants": {"keys": "ref", "selector": "cpu"}, "counters": {"scans": 31.0}})"));
-  EXPECT_DOUBLE_EQ(step_seconds(example().step_s), 3e-6);
+}
+
+TEST(Rows, SumsCountWhatIsNotDoneAtEveryStep) {
+  // A scan at every fourth step, a page encoded at every sixteenth.
+  std::vector<double> select(16, 1.0), append(16, 0.5), attend(16, 3.0);
+  for (size_t step = 0; step < 16; step += 4) select[step] = 9.0;
+  append[0] = 16.5;
+  std::map<std::string, Summary> step_s = {{"select", summarize(select, BadSide::kHigh)},
+                                           {"append", summarize(append, BadSide::kHigh)},
+                                           {"attend", summarize(attend, BadSide::kHigh)}};
+  EXPECT_DOUBLE_EQ(step_seconds(step_s), 3.0 + 1.5 + 3.0);
+  EXPECT_DOUBLE_EQ(attention_seconds(step_s), 3.0 + 3.0);
 }
 
 TEST(Rows, JsonWithoutABudgetSaysNull) {
@@ -154,11 +166,11 @@ TEST(Rows, CsvQuotesAndLeavesGaps) {
   const std::vector<Measured> rows = {example(), other};
   EXPECT_EQ(rows_csv(rows),
             "pipeline,budget,kv_error_mean,kv_error_p95,kv_error_p99,recall_mean,recall_p95,"
-            "recall_p99,bytes_per_token,compression,compression_total,memory_bytes,attend_us,"
-            "select_us\r\n"
+            "recall_p99,bytes_per_token,compression,compression_total,memory_bytes,attend_us_mean,"
+            "select_us_mean\r\n"
             "\"fp16+fp16 > quest(budget=96,page=16) > gather_attention\",96,,,,0.5,0.25,0.125,"
-            "256,1,0.75,1024,2,1\r\n"
-            "\"a \"\"quoted\"\" one\",,,,,,,,256,1,0.75,1024,2,1\r\n");
+            "256,1,0.75,1024,2.5,2\r\n"
+            "\"a \"\"quoted\"\" one\",,,,,,,,256,1,0.75,1024,2.5,2\r\n");
 }
 
 TEST(Rows, UnwritablePathsAreFoundAhead) {

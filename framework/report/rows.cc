@@ -55,7 +55,9 @@ Json latency_json(const std::map<std::string, double>& prefill_s,
   Json latency = {{"prefill", Json::object()}};
   for (const auto& [stage, seconds] : prefill_s) latency["prefill"][stage] = seconds * kMicros;
   for (const auto& [stage, summary] : step_s) {
-    latency[stage] = {{"median", summary.median * kMicros}, {"p95", summary.p95 * kMicros}};
+    latency[stage] = {{"mean", summary.mean * kMicros},
+                      {"median", summary.median * kMicros},
+                      {"p95", summary.p95 * kMicros}};
   }
   return latency;
 }
@@ -86,8 +88,12 @@ Json row_json(const Measured& measured) {
 
 double step_seconds(const std::map<std::string, Summary>& step_s) {
   double sum = 0;
-  for (const auto& [stage, summary] : step_s) sum += summary.median;
+  for (const auto& [stage, summary] : step_s) sum += summary.mean;
   return sum;
+}
+
+double attention_seconds(const std::map<std::string, Summary>& step_s) {
+  return step_s.at("select").mean + step_s.at("attend").mean;
 }
 
 std::string rows_csv(std::span<const Measured> rows) {
@@ -103,7 +109,7 @@ std::string rows_csv(std::span<const Measured> rows) {
   for (const char* name : {"bytes_per_token", "compression", "compression_total", "memory_bytes"}) {
     header.emplace_back(name);
   }
-  for (const std::string& stage : stages) header.push_back(stage + "_us");
+  for (const std::string& stage : stages) header.push_back(stage + "_us_mean");
 
   std::string text = csv_line(header);
   for (const Measured& row : rows) {
@@ -122,7 +128,7 @@ std::string rows_csv(std::span<const Measured> rows) {
     fields.push_back(std::to_string(row.ledger.total()));
     for (const std::string& stage : stages) {
       const auto found = row.step_s.find(stage);
-      fields.push_back(found == row.step_s.end() ? "" : csv_number(found->second.median * kMicros));
+      fields.push_back(found == row.step_s.end() ? "" : csv_number(found->second.mean * kMicros));
     }
     text += csv_line(fields);
   }

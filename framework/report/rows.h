@@ -6,7 +6,8 @@
 //                  "compression": 5.8, "compression_total": 4.1},
 //      "memory": {"index_code": 983040, ..., "total": ...},
 //      "latency_us": {"prefill": {"fit": ..., "encode": ..., "observe": ...},
-//                     "append": {"median": ..., "p95": ...}, "select": ..., "attend": ...},
+//                     "append": {"mean": ..., "median": ..., "p95": ...}, "select": ...,
+//                     "attend": ...},
 //      "variants": {"keys": "cpu", ...}, "counters": {...}}]}
 //
 // Tails are the bad side of each metric. Latencies are sums over all layers.
@@ -33,8 +34,11 @@ nlohmann::ordered_json latency_json(const std::map<std::string, double>& prefill
                                     const std::map<std::string, Summary>& step_s);
 nlohmann::ordered_json variants_json(std::span<const ChosenVariant> variants);
 
-// Seconds of one decode step: the sum of its stages' medians.
+// Seconds of one decode step: the sum of its stages' means. Medians would lose what is done only
+// every few steps, as scans and the encoding of full pages are.
 double step_seconds(const std::map<std::string, Summary>& step_s);
+// The same of select and attend alone.
+double attention_seconds(const std::map<std::string, Summary>& step_s);
 
 // One line per row under a header; metrics that a row lacks are empty fields.
 std::string rows_csv(std::span<const Measured> rows);

@@ -120,17 +120,25 @@ HWY_INLINE hn::Vec<DF4> ReduceLanes(Op op, VF a, VF b, VF c, VF d) {
                          hn::BitCast(df, hn::InterleaveUpper(dd, ab, cd))));
 }
 
-HWY_INLINE void PrefetchRow(const uint8_t* row, size_t bytes) {
-  for (size_t line = 0; line < bytes; line += 64) hwy::Prefetch(row + line);
+// The lines that start in bytes [begin, end) of a row.
+HWY_INLINE void PrefetchLines(const uint8_t* row, size_t begin, size_t end) {
+  for (size_t line = (begin + 63) / 64 * 64; line < end; line += 64) hwy::Prefetch(row + line);
 }
 
-// Requests what opening and decoding row t of a block will read.
-HWY_INLINE void PrefetchRow(const RowSource& source, const RowBlock& block, int t) {
-  PrefetchRow(block.code[t], static_cast<size_t>(source.code.token_bytes));
+// Requests what opening and decoding channels [begin, end) of row t of a block will read; what the
+// row has as a whole goes with channel 0.
+HWY_INLINE void PrefetchRow(const RowSource& source, const RowBlock& block, int t, size_t begin,
+                            size_t end, size_t head_dim) {
+  const auto bytes = static_cast<size_t>(source.code.token_bytes);
+  PrefetchLines(block.code[t], begin * bytes / head_dim, end * bytes / head_dim);
+  if (begin != 0) return;
   if (source.sign.base != nullptr) {
-    PrefetchRow(block.sign[t], static_cast<size_t>(source.sign.token_bytes));
+    PrefetchLines(block.sign[t], 0, static_cast<size_t>(source.sign.token_bytes));
   }
   if (source.scale.base != nullptr) hwy::Prefetch(block.scale_at[t]);
+}
+HWY_INLINE void PrefetchRow(const RowSource& source, const RowBlock& block, int t) {
+  PrefetchRow(source, block, t, 0, 1, 1);
 }
 
 // logits [kHeads, kBlockRows] = q [kHeads, D] . rows, without the rows' scales. Requests `next`'s
@@ -187,7 +195,7 @@ void SumValues(const RowSource& source, const RowBlock& block, const RowBlock& n
       }
     }
     for (int t = 0; t < block.count; ++t) {
-      if (c == 0 && t < next.count) PrefetchRow(source, next, t);
+      if (t < next.count) PrefetchRow(source, next, t, c, c + kVectors * kLanes, head_dim);
       VF weight[kHeads];
       for (int h = 0; h < kHeads; ++h) weight[h] = hn::Set(d, weights[h * kBlockRows + t]);
       for (int v = 0; v < kVectors; ++v) {

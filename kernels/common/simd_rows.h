@@ -70,7 +70,7 @@ struct RowSource {
   RowFormat format;
   const int32_t* page_table = nullptr;  // null: page i is page i, as in tail and pinned copies
   RowPlane code{}, sign{}, scale{};     // sign: token_bytes is of a tile of 8 tokens
-  // kCoded*, kSigned1..3: 16 entries, 2^bits of them repeated.
+  // kCoded*, kSigned1..3: 16 entries, 2^bits of them repeated; 64-byte aligned.
   const float* table = nullptr;
   // kMinMax2, kSignedMinMax2: channels of a group, a multiple of 32; type of scale and zero.
   int scale_group = 32;
@@ -89,10 +89,11 @@ inline constexpr int kBlockRows = 32;
 inline constexpr int kUnit = 32;
 inline constexpr int kMaxUnits = kMaxHeadDim / kUnit;
 
-// Some rows of a source, by address, and what opening them found. Entries behind `count` repeat the
-// last row up to PaddedRows, so that rows can be taken several at a time.
+// Rows are taken up to 16 at a time.
 constexpr int PaddedRows(int count) { return (count + 15) / 16 * 16; }
 
+// Some rows of a source, by address, and what opening them found. Entries behind `count` repeat the
+// last row up to PaddedRows(count).
 struct RowBlock {
   int count = 0;
   const uint8_t* code[kBlockRows];

@@ -21,6 +21,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "plugins/abi/sikv_abi.h"
+
 namespace sikv {
 
 // Where the index planes of one (layer, sequence, KV head) are: page i at
@@ -37,7 +39,7 @@ struct TableScale {
   float offset;
 };
 
-inline constexpr int64_t kPageTokens = 256;
+inline constexpr int64_t kScanPageTokens = SIKV_PAGE_TOKENS;
 inline constexpr int kTileTokens = 8;
 inline constexpr int kMaxGroups = 64;
 inline constexpr int kTableMax = 63;
@@ -123,7 +125,7 @@ class PageScorer {
 
   void Score(const uint8_t* HWY_RESTRICT plane, const uint8_t*,
              int16_t* HWY_RESTRICT scores) const {
-    for (int64_t t = 0; t < kPageTokens; ++t) {
+    for (int64_t t = 0; t < kScanPageTokens; ++t) {
       const uint8_t* byte = plane + t / kTileTokens * 4 * kGroups + t % kTileTokens / 2;
       int score = 0;
       for (int g = 0; g < kGroups; ++g) {
@@ -181,7 +183,7 @@ class PageScorer {
     const D16 d16;
     const D32 d32;
     const D64 d64;
-    for (size_t t = 0; t < kPageTokens / kTileTokens; t += 4) {
+    for (size_t t = 0; t < kScanPageTokens / kTileTokens; t += 4) {
       const uint8_t* HWY_RESTRICT tiles = plane + t * kTileBytes;
       for (size_t line = 0; line < 4 * kTileBytes; line += 64) {
         hwy::Prefetch(next + t * kTileBytes + line);
@@ -288,13 +290,13 @@ HWY_INLINE void ScanScoresGroups(const IndexPages& pages, int64_t tokens,
   uint32_t lanes[4][kBins];
   if (histogram != nullptr) memset(lanes, 0, sizeof(lanes));
   const PageScorer<kGroups> scorer(tables);
-  const int64_t num_pages = (tokens + kPageTokens - 1) / kPageTokens;
-  HWY_ALIGN int16_t block[kPageTokens];
+  const int64_t num_pages = (tokens + kScanPageTokens - 1) / kScanPageTokens;
+  HWY_ALIGN int16_t block[kScanPageTokens];
   for (int64_t p = 0; p < num_pages; ++p) {
     scorer.Score(PageAt(pages, p), PageAt(pages, HWY_MIN(p + kPrefetchPages, num_pages - 1)),
                  block);
-    const int64_t here = HWY_MIN(kPageTokens, tokens - p * kPageTokens);
-    memcpy(scores + p * kPageTokens, block, static_cast<size_t>(here) * sizeof(uint16_t));
+    const int64_t here = HWY_MIN(kScanPageTokens, tokens - p * kScanPageTokens);
+    memcpy(scores + p * kScanPageTokens, block, static_cast<size_t>(here) * sizeof(uint16_t));
     if (histogram == nullptr) continue;
     int64_t i = 0;
     for (; i + 4 <= here; i += 4) {
@@ -318,14 +320,14 @@ HWY_INLINE int64_t ScanSelectGroups(const IndexPages& pages, int64_t tokens,
                                     int32_t* HWY_RESTRICT positions) {
   const PageScorer<kGroups> scorer(tables);
   RunningSelect select(budget, kGroups * kTableMax + 1, scratch);
-  const int64_t num_pages = (tokens + kPageTokens - 1) / kPageTokens;
+  const int64_t num_pages = (tokens + kScanPageTokens - 1) / kScanPageTokens;
   int64_t next = 0;
-  HWY_ALIGN int16_t block[kPageTokens];
+  HWY_ALIGN int16_t block[kScanPageTokens];
   for (int64_t p = 0; p < num_pages; ++p) {
     scorer.Score(PageAt(pages, p), PageAt(pages, HWY_MIN(p + kPrefetchPages, num_pages - 1)),
                  block);
-    MaskBlock(p * kPageTokens, tokens, excluded, &next, block);
-    select.Add(block, p * kPageTokens);
+    MaskBlock(p * kScanPageTokens, tokens, excluded, &next, block);
+    select.Add(block, p * kScanPageTokens);
   }
   return select.Finish(positions);
 }
@@ -345,8 +347,8 @@ HWY_INLINE void ScanExactGroups(const IndexPages& pages, int64_t tokens,
   const auto nibble = hn::Set(du, 15u);
   const auto shifts = hn::ShiftLeft<2>(hn::And(hn::Iota(du, 0u), hn::Set(du, 7u)));
   const auto first_tile = hn::Lt(hn::Iota(di, 0), hn::Set(di, kTileTokens));
-  const int64_t num_pages = (tokens + kPageTokens - 1) / kPageTokens;
-  HWY_ALIGN float block[kPageTokens];
+  const int64_t num_pages = (tokens + kScanPageTokens - 1) / kScanPageTokens;
+  HWY_ALIGN float block[kScanPageTokens];
   for (int64_t p = 0; p < num_pages; ++p) {
     const uint8_t* HWY_RESTRICT plane = PageAt(pages, p);
     const uint8_t* next = PageAt(pages, HWY_MIN(p + kPrefetchPages, num_pages - 1));
@@ -376,7 +378,7 @@ HWY_INLINE void ScanExactGroups(const IndexPages& pages, int64_t tokens,
       }
       return hn::GatherIndex(df, table, index);
     };
-    for (size_t t = 0; t < kPageTokens; t += step) {
+    for (size_t t = 0; t < kScanPageTokens; t += step) {
       for (size_t line = 0; line < step / kTileTokens * kTileWords * 4; line += 64) {
         hwy::Prefetch(next + t / kTileTokens * kTileWords * 4 + line);
       }
@@ -393,8 +395,8 @@ HWY_INLINE void ScanExactGroups(const IndexPages& pages, int64_t tokens,
       hn::Store(sum2, df, block + t + 2 * n);
       hn::Store(sum3, df, block + t + 3 * n);
     }
-    const int64_t here = HWY_MIN(kPageTokens, tokens - p * kPageTokens);
-    memcpy(scores + p * kPageTokens, block, static_cast<size_t>(here) * sizeof(float));
+    const int64_t here = HWY_MIN(kScanPageTokens, tokens - p * kScanPageTokens);
+    memcpy(scores + p * kScanPageTokens, block, static_cast<size_t>(here) * sizeof(float));
   }
 }
 

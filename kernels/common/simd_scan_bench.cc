@@ -46,8 +46,8 @@ int64_t BenchExact(const IndexPages& pages, int64_t tokens, int head_dim, const 
 // The floor: every line of the planes once, pages in the order of the scan.
 uint64_t BenchRead(const IndexPages& pages, int64_t tokens, int head_dim) {
   const hn::ScalableTag<uint64_t> d;
-  const int64_t num_pages = (tokens + kPageTokens - 1) / kPageTokens;
-  const int64_t page_bytes = kPageTokens * head_dim / 8;
+  const int64_t num_pages = (tokens + kScanPageTokens - 1) / kScanPageTokens;
+  const int64_t page_bytes = kScanPageTokens * head_dim / 8;
   const int64_t step = static_cast<int64_t>(hn::Lanes(d) * sizeof(uint64_t));
   auto sum0 = hn::Zero(d), sum1 = hn::Zero(d), sum2 = hn::Zero(d), sum3 = hn::Zero(d);
   for (int64_t p = 0; p < num_pages; ++p) {
@@ -130,8 +130,8 @@ std::unique_ptr<T, decltype(&free)> Aligned(size_t count) {
 
 Plane MakePlane(int64_t codes, const Flags& flags, std::mt19937_64& rng) {
   Plane plane;
-  const int64_t num_pages = (codes + kPageTokens - 1) / kPageTokens;
-  const int64_t page_bytes = kPageTokens * flags.head_dim / 8;
+  const int64_t num_pages = (codes + kScanPageTokens - 1) / kScanPageTokens;
+  const int64_t page_bytes = kScanPageTokens * flags.head_dim / 8;
   plane.stride = flags.page_stride == 0 ? page_bytes : flags.page_stride;
   plane.bytes = Aligned<uint8_t>(static_cast<size_t>(num_pages * plane.stride));
   plane.table.resize(num_pages);
@@ -178,8 +178,8 @@ std::vector<int32_t> Reference(const Plane& plane, int64_t codes, int head_dim,
                                const uint8_t* tables, int64_t budget) {
   std::vector<int> scores(codes);
   for (int64_t t = 0; t < codes; ++t) {
-    const uint8_t* tile = plane.bytes.get() + plane.table[t / kPageTokens] * plane.stride +
-                          t % kPageTokens / kTileTokens * head_dim;
+    const uint8_t* tile = plane.bytes.get() + plane.table[t / kScanPageTokens] * plane.stride +
+                          t % kScanPageTokens / kTileTokens * head_dim;
     for (int g = 0; g < head_dim / 4; ++g) {
       scores[t] += tables[16 * g + (tile[4 * g + t % 8 / 2] >> (4 * (t % 2)) & 15)];
     }

@@ -106,8 +106,8 @@ class Guarded {
 // Pages in shuffled order with other planes between them; codes behind the last token are random.
 struct Codes {
   Codes(int64_t tokens, int head_dim, std::mt19937& rng) : tokens(tokens), head_dim(head_dim) {
-    const int64_t num_pages = (tokens + kPageTokens - 1) / kPageTokens;
-    page_bytes = kPageTokens * head_dim / 8;
+    const int64_t num_pages = (tokens + kScanPageTokens - 1) / kScanPageTokens;
+    page_bytes = kScanPageTokens * head_dim / 8;
     stride = page_bytes + 64 * (rng() % 3);
     buffer = std::make_unique<Guarded>(static_cast<size_t>(stride * num_pages));
     for (int64_t i = 0; i < stride * num_pages; ++i) buffer->As<uint8_t>()[i] = rng() & 255;
@@ -117,8 +117,8 @@ struct Codes {
   }
   IndexPages pages() const { return {buffer->As<uint8_t>(), stride, table.data()}; }
   uint8_t* Word(int64_t t, int g) const {
-    const int64_t in_page = t % kPageTokens;
-    return buffer->As<uint8_t>() + table[t / kPageTokens] * stride + in_page / 8 * head_dim + 4 * g;
+    const int64_t in_page = t % kScanPageTokens;
+    return buffer->As<uint8_t>() + table[t / kScanPageTokens] * stride + in_page / 8 * head_dim + 4 * g;
   }
   int Nibble(int64_t t, int g) const {
     const int shift = 4 * static_cast<int>(t % 8);

@@ -325,4 +325,20 @@ typedef const sikv_plugin_tables_t* (*sikv_plugin_tables_fn)(void);
   _Static_assert(offsetof(type, field) == (offset), #type "." #field " moved: the ABI is broken")
 #endif
 
+SIKV_FROZEN(sikv_device, name, 32);
+SIKV_FROZEN(sikv_host, log, 24);
+SIKV_FROZEN(sikv_option_spec, help, 48);
+SIKV_FROZEN(sikv_option_value, text, 32);
+SIKV_FROZEN(sikv_shape, rope_theta, 32);
+SIKV_FROZEN(sikv_create_args, host, 32);
+SIKV_FROZEN(sikv_layout, tables, 504);
+SIKV_FROZEN(sikv_store_view, codec_self, 112);
+SIKV_FROZEN(sikv_cache_view, pinned_len, 352);
+SIKV_FROZEN(sikv_rows, head_stride, 40);
+SIKV_FROZEN(sikv_selection, reserved, 20);
+SIKV_FROZEN(sikv_counter, value, 32);
+SIKV_FROZEN(sikv_plugin_descriptor_t, build_id, 136);
+SIKV_FROZEN(sikv_plugin_entry, table, 32);
+SIKV_FROZEN(sikv_plugin_tables_t, entries, 8);
+
 #endif

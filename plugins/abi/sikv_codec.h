@@ -36,8 +36,8 @@ typedef struct sikv_codec_table {
   int32_t (*fit)(void* self, const sikv_rows* rows, const sikv_cache_view* view, void* workspace,
                  void* stream, sikv_message* why);
   /* Encodes token t of sequence b, head h into slot first_slot[b * H + h] + t. Slots are mapped by
-   * the page table. first_slot is a multiple of 256 for layouts with SHARED planes, arbitrary
-   * otherwise; counts are multiples of 256 unless tokens were evicted. */
+   * the page table. first_slot is a multiple of the tile of every SHARED plane, arbitrary where
+   * there is none. Counts are multiples of 256. */
   int32_t (*encode)(void* self, const sikv_rows* rows, const int32_t* first_slot,
                     const sikv_cache_view* view, void* workspace, void* stream, sikv_message* why);
   /* Reads slots back as fp32, in the space K and V came in (mean added, rotation undone). Thread
@@ -45,6 +45,7 @@ typedef struct sikv_codec_table {
   int32_t (*decode)(void* self, const sikv_decode_args* args, void* stream, sikv_message* why);
 } sikv_codec_table;
 
+SIKV_FROZEN(sikv_decode_args, out, 40);
 SIKV_FROZEN(sikv_codec_table, decode, 64);
 
 #ifdef __cplusplus

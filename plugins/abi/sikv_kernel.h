@@ -43,6 +43,7 @@ typedef struct sikv_kernel_table {
                      uint32_t num_options, sikv_message* why);
 } sikv_kernel_table;
 
+SIKV_FROZEN(sikv_attend_args, lse, 64);
 SIKV_FROZEN(sikv_kernel_table, absorbs, 56);
 
 #ifdef __cplusplus

@@ -86,6 +86,10 @@ typedef struct sikv_selector_table {
   uint32_t (*counters)(void* self, sikv_counter* counters, uint32_t capacity);
 } sikv_selector_table;
 
+SIKV_FROZEN(sikv_observe_args, prompt_len, 120);
+SIKV_FROZEN(sikv_observe_page_args, first_slot, 112);
+SIKV_FROZEN(sikv_select_args, selection, 32);
+SIKV_FROZEN(sikv_evict_args, keep_counts, 24);
 SIKV_FROZEN(sikv_selector_table, counters, 104);
 
 #ifdef __cplusplus

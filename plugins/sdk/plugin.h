@@ -3,7 +3,8 @@
 //
 //   constexpr sikv_option_spec kOptions[] = {sikv::budget_option("budget", "256", "tokens to
 //   keep")}; std::unique_ptr<sikv::Selector> make(const sikv::CreateArgs& args) { return ...; }
-//   SIKV_PLUGIN("my_selector", "1.0.0", SIKV_CPU, sikv::selector<make, kOptions>("ref"))
+//   SIKV_PLUGIN("my_selector", "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR),
+//               sikv::selector<make, kOptions>("ref"))
 //
 // Exceptions become ABI codes: throw sikv::Refused for the caller's faults. plugins/template/ is
 // the smallest complete example.
@@ -236,18 +237,24 @@ struct SelectorTable {
           of(self).run(*args, CacheView(*args->view), {workspace, stream});
         });
       },
-      [](void* self) { return of(self).state_bytes(); },
+      [](void* self) {
+        uint64_t bytes = 0;
+        guarded(nullptr, [&] { bytes = of(self).state_bytes(); });
+        return bytes;
+      },
       evict_slot(),
       [](void* self, sikv_counter* counters, uint32_t capacity) {
         uint32_t n = 0;
-        of(self).counters([&](std::string_view name, double value) {
-          if (n < capacity) {
-            const size_t size = std::min(name.size(), sizeof counters[n].name - 1);
-            name.copy(counters[n].name, size);
-            counters[n].name[size] = '\0';
-            counters[n].value = value;
-          }
-          ++n;
+        guarded(nullptr, [&] {
+          of(self).counters([&](std::string_view name, double value) {
+            if (n < capacity) {
+              const size_t size = std::min(name.size(), sizeof counters[n].name - 1);
+              name.copy(counters[n].name, size);
+              counters[n].name[size] = '\0';
+              counters[n].value = value;
+            }
+            ++n;
+          });
         });
         return n;
       },

@@ -8,6 +8,9 @@
 #ifndef SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_H_
 #define SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_H_
 
+#include <algorithm>
+#include <cstdint>
+#include <limits>
 #include <memory>
 
 #include "plugins/sdk/plugin.h"
@@ -47,7 +50,9 @@ struct Config {
   bool pooled() const { return scan_every > 1 || auto_schedule; }
   bool refreshes() const { return refresh_cosine != 0.0 && pooled(); }
   // Candidates of one scan at this budget.
-  int64_t candidates(int64_t budget) const { return rerank * budget; }
+  int64_t candidates(int64_t budget) const {
+    return rerank * std::min<int64_t>(budget, std::numeric_limits<int32_t>::max());
+  }
 
   Budget budget;
   Group group;

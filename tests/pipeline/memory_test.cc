@@ -53,8 +53,11 @@ TEST(Memory, BytesPerTokenAreTheLayouts) {
     // What was planned is what is there.
     const Ledger planned =
         pipeline.composition().planned(1100, pipeline.composition().cache_options(8));
-    for (const LedgerLine& line : planned.lines()) {
-      EXPECT_EQ(pipeline.ledger().bytes(line.role), line.bytes) << c.pipeline << " " << line.role;
+    for (const Ledger& ledger : {planned, pipeline.ledger()}) {
+      for (const LedgerLine& line : ledger.lines()) {
+        EXPECT_EQ(pipeline.ledger().bytes(line.role), planned.bytes(line.role))
+            << c.pipeline << " " << line.role;
+      }
     }
   }
 }
