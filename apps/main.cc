@@ -84,8 +84,8 @@ int run(int argc, char** argv) {
       add_throughput(root, command_line),
 #ifdef SIKV_HAS_MODEL
       add_eval(root, command_line),
-#endif
       add_generate(root),
+#endif
       add_explain(root),
       add_plugins(root),
       add_dataset(root),
