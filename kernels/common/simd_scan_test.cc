@@ -118,7 +118,8 @@ struct Codes {
   IndexPages pages() const { return {buffer->As<uint8_t>(), stride, table.data()}; }
   uint8_t* Word(int64_t t, int g) const {
     const int64_t in_page = t % kScanPageTokens;
-    return buffer->As<uint8_t>() + table[t / kScanPageTokens] * stride + in_page / 8 * head_dim + 4 * g;
+    return buffer->As<uint8_t>() + table[t / kScanPageTokens] * stride + in_page / 8 * head_dim +
+           4 * g;
   }
   int Nibble(int64_t t, int g) const {
     const int shift = 4 * static_cast<int>(t % 8);
