@@ -10,7 +10,6 @@
 #include "framework/report/table.h"
 #include "framework/trace/synth.h"
 #include "framework/trace/trace.h"
-#include "plugins/layouts/dtype_name.h"
 
 namespace sikv {
 namespace {
@@ -45,7 +44,9 @@ void info(const std::filesystem::path& file) {
   for (const int layer : reader.layers()) {
     const TraceLayer at = reader.layer_info(layer);
     table.row({{std::to_string(layer)},
-               {std::string(dtype_name(at.dtype))},
+               {at.dtype == SIKV_FP32   ? "fp32"
+                : at.dtype == SIKV_FP16 ? "fp16"
+                                        : "bf16"},
                {std::to_string(at.num_queries)},
                {std::to_string(at.first_query_position)}});
   }

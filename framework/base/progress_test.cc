@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -45,11 +46,18 @@ std::string on_terminal(std::chrono::milliseconds pause) {
   ::dup2(saved, STDERR_FILENO);
   ::close(saved);
   ::fcntl(leader, F_SETFL, O_NONBLOCK);
-  char text[4096];
-  const ssize_t size = ::read(leader, text, sizeof text);
+  // A terminal hands its output on piece by piece.
+  std::string text;
+  char piece[4096];
+  pollfd ready{leader, POLLIN, 0};
+  while (::poll(&ready, 1, 200) > 0) {
+    const ssize_t size = ::read(leader, piece, sizeof piece);
+    if (size <= 0) break;
+    text.append(piece, static_cast<size_t>(size));
+  }
   ::close(follower);
   ::close(leader);
-  return size > 0 ? std::string(text, static_cast<size_t>(size)) : std::string();
+  return text;
 }
 
 TEST(Progress, PrintsAfterASecondAndErasesItself) {
