@@ -203,6 +203,29 @@ TEST_F(Cli, UnwritableOutputIsFoundBeforeTheWork) {
   EXPECT_EQ(sikv({"run", config, "--json", "/dev/full"}).out, "");
 }
 
+TEST_F(Cli, OnlyResultsAreReplacedByResults) {
+  const std::string config = tiny_quest();
+  const std::string text = read_text(path(config));
+  refused({"run", config, "--json", config}, {config, "is not a result of sikv"});
+  refused({"compare", config, "--csv", config}, {config, "is not a result of sikv"});
+  EXPECT_EQ(read_text(path(config)), text);
+  for (int time = 0; time < 2; ++time) {
+    EXPECT_EQ(sikv({"compare", config, "--json", "c.json", "--csv", "c.csv"}).code, 0);
+  }
+  refused({"run", config, "--json", "c.csv/x"}, {"c.csv/x"});
+}
+
+TEST_F(Cli, NotesWhatOneMayNotExpect) {
+  const Result short_prompt =
+      sikv({"run",
+            tiny("short.yaml", "pipeline: fp16+fp16 > full > gather_attention\n", "context: 100")});
+  EXPECT_EQ(short_prompt.code, 0) << short_prompt.err;
+  EXPECT_TRUE(contains(short_prompt.err, "fills no page of 256")) << short_prompt.err;
+  const Result large = sikv({"run", tiny_quest(), "--set", "pipeline.selector.budget=1M"});
+  EXPECT_EQ(large.code, 0) << large.err;
+  EXPECT_TRUE(contains(large.err, "everything is selected")) << large.err;
+}
+
 TEST_F(Cli, AFullDiskIsAnErrorAndLeavesNoHalfFile) {
   const std::string config = tiny_quest();
   const Result result = wait_for(start({"run", config, "--json", "x.json"}, "/dev/null", 512));

@@ -1,7 +1,10 @@
 #include "apps/common/command.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdio>
+#include <set>
 
 #include "framework/base/error.h"
 #include "framework/base/text.h"
@@ -12,8 +15,25 @@ namespace sikv {
 void print(const std::string& text) { std::fputs(text.c_str(), stdout); }
 
 void note(const std::string& text) {
+  static std::set<std::string> said;
+  if (!said.insert(text).second) return;
   std::fflush(stdout);
   std::fputs(("note: " + text + "\n").c_str(), stderr);
+}
+
+void note_surprises(const Config& config, const Source& source, const Measured& measured) {
+  if (config.model && !config.source.synthetic) {
+    note("model: is not used, the trace says what the model is");
+  }
+  if (measured.budget && *measured.budget >= source.prompt) {
+    note(fmt::format("the budget of {} covers all {} tokens of the prompt: everything is selected",
+                     *measured.budget, source.prompt));
+  }
+  if (measured.bytes_per_token == 0) {
+    note(fmt::format(
+        "a prompt of {} tokens fills no page of {}: nothing is encoded, bytes/token is 0",
+        source.prompt, SIKV_PAGE_TOKENS));
+  }
 }
 
 void PluginFlags::add_to(CLI::App& app) {

@@ -14,6 +14,7 @@
 
 #include "framework/config/config.h"
 #include "framework/device/device.h"
+#include "framework/experiment/measure.h"
 #include "framework/registry/registry.h"
 
 namespace sikv {
@@ -27,8 +28,12 @@ struct Command {
 
 // Adds `text` to stdout; a failure is found by the program at its end.
 void print(const std::string& text);
-// One line on stderr that does not stop the program.
+// One line on stderr that does not stop the program; the same one only once.
 void note(const std::string& text);
+
+// What a user may not expect of a measured pipeline and its input, as notes: a part of the config
+// that the source leaves unused, a budget that selects everything, a prompt that fills no page.
+void note_surprises(const Config& config, const Source& source, const Measured& measured);
 
 // The plugins of the install, of SIKV_PLUGIN_PATH and of --plugin-path.
 class PluginFlags {

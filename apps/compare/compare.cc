@@ -181,7 +181,7 @@ void write_files(const CompareFlags& flags, const Source& source, const std::vec
 
 void compare(const CompareFlags& flags, const std::vector<std::string>& command_line) {
   for (const auto& output : {flags.json, flags.csv}) {
-    if (!output.empty()) check_writable(output);
+    if (!output.empty()) check_result_path(output);
   }
   Registry registry = flags.config.open_registry();
   Plan plan(registry);
@@ -231,6 +231,7 @@ void compare(const CompareFlags& flags, const std::vector<std::string>& command_
     throw;
   }
   report(source, rows);
+  for (const Row& row : rows) note_surprises(config, source, row.measured);
 }
 
 }  // namespace

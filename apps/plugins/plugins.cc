@@ -30,6 +30,7 @@ constexpr int kExampleTokens = 4096;
 struct PluginsFlags {
   PluginFlags plugins;
   std::string name;
+  bool markdown = false;
 };
 
 void list(const Registry& registry) {
@@ -102,6 +103,29 @@ std::string options_table(std::span<const sikv_option_spec> options) {
               option.help);
   }
   return table.text(TableStyle::of(stdout));
+}
+
+// The options of every plugin of that id as the table of its README: | option | default | ...
+std::string options_markdown(const Registry& registry, const std::string& id) {
+  std::vector<sikv_kind> kinds;
+  for (const Kind& known : kKinds) {
+    const std::vector<std::string> ids = registry.ids(known.kind);
+    if (std::find(ids.begin(), ids.end(), id) != ids.end()) kinds.push_back(known.kind);
+  }
+  std::string text = "| option | default | values | what |\n|---|---|---|---|\n";
+  for (const sikv_kind kind : kinds) {
+    const std::string owner = kinds.size() > 1 ? fmt::format(" ({})", kind_name(kind)) : "";
+    for (const sikv_option_spec& option : registry.options(kind, id)) {
+      std::string values =
+          option.type == SIKV_OPTION_BUDGET ? "a count, or a fraction below 1" : range_text(option);
+      for (size_t at = 0; (at = values.find('|', at)) != std::string::npos;) {
+        values.replace(at, 1, ", ");
+      }
+      text += fmt::format("| `{}`{} | {} | {} | {} |\n", option.name, owner, option.default_value,
+                          values, option.help);
+    }
+  }
+  return text;
 }
 
 // Instances with default options on a small example, to ask them about layouts.
@@ -189,7 +213,8 @@ std::string show_one(const Registry& registry, sikv_kind kind, const std::string
 }
 
 // "quest" shows every plugin of that id, "selector/quest" that one.
-void show(const Registry& registry, const std::string& name) {
+void show(const Registry& registry, const PluginsFlags& flags) {
+  const std::string& name = flags.name;
   const size_t slash = name.find('/');
   const std::string id = slash == std::string::npos ? name : name.substr(slash + 1);
   if (slash != std::string::npos) {
@@ -211,6 +236,7 @@ void show(const Registry& registry, const std::string& name) {
       text += fmt::format("{} was refused: {}\n", refused.path.string(), refused.reason);
     }
   }
+  if (flags.markdown && !text.empty()) text = options_markdown(registry, id);
   if (text.empty()) {
     const std::string near = did_you_mean(id, all);
     throw Error("there is no plugin '{}'{}", id, near.empty() ? "; there are " + join(all) : near);
@@ -230,6 +256,8 @@ Command add_plugins(CLI::App& app) {
   CLI::App* show_command =
       command->add_subcommand("show", "Options, variants and layouts of a plugin");
   show_command->add_option("PLUGIN", flags->name, "an id such as quest, or KIND/ID")->required();
+  show_command->add_flag("--markdown", flags->markdown,
+                         "the options alone, as the table of the plugin's README");
   for (CLI::App* sub : command->get_subcommands({})) {
     sub->fallthrough();
     sub->footer(examples(
@@ -243,7 +271,7 @@ Command add_plugins(CLI::App& app) {
   }));
   return {command, [=] {
             const Registry registry = flags->plugins.open();
-            if (show_command->parsed()) return show(registry, flags->name);
+            if (show_command->parsed()) return show(registry, *flags);
             list(registry);
           }};
 }

@@ -70,7 +70,7 @@ std::string report(const Source& source, const Measured& measured, const TableSt
 }
 
 void run(const RunFlags& flags, const std::vector<std::string>& command_line) {
-  if (!flags.json.empty()) check_writable(flags.json);
+  if (!flags.json.empty()) check_result_path(flags.json);
   Registry registry = flags.config.open_registry();
   const Config config = flags.config.load(flags.file, registry);
   const auto pipelines = expand_budgets(config, registry);
@@ -85,6 +85,7 @@ void run(const RunFlags& flags, const std::vector<std::string>& command_line) {
   const Measured measured =
       measure_pipeline(pipelines[0], registry, device, source, exact, config.measure);
   print(report(source, measured, TableStyle::of(stdout)));
+  note_surprises(config, source, measured);
   if (flags.json.empty()) return;
   write_json(flags.json, {{"environment", environment(command_line, device)},
                           {"source", source.text},

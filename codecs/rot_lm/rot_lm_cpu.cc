@@ -100,29 +100,42 @@ HWY_INLINE float FoldLanes(VF v) {
   }
 }
 
-// Vector i of what folding leaves of `kVectors` vectors when it has come down to kLeft.
-template <size_t kVectors, size_t kLeft, typename Vector>
-HWY_INLINE VF Folded(const Vector& vector, size_t i) {
+// |a * b| [kVectors] in vectors, folded until kLeft are left; vector i of these.
+template <size_t kVectors, size_t kLeft>
+HWY_INLINE VF FoldedProducts(const float* a, const float* b, size_t i) {
   if constexpr (kLeft == kVectors) {
-    return vector(i);
+    const DF d;
+    return hn::Abs(hn::Mul(hn::Load(d, a + i * kLanes), hn::Load(d, b + i * kLanes)));
   } else {
-    return hn::Add(Folded<kVectors, 2 * kLeft>(vector, i),
-                   Folded<kVectors, 2 * kLeft>(vector, i + kLeft));
+    return hn::Add(FoldedProducts<kVectors, 2 * kLeft>(a, b, i),
+                   FoldedProducts<kVectors, 2 * kLeft>(a, b, i + kLeft));
   }
 }
 
-// sum_folded of the D numbers that vector(0), vector(1) ... are.
-template <size_t kDim, typename Vector>
-HWY_INLINE float FoldSum(const Vector& vector) {
+// sum_folded of |a * b| [kDim].
+template <size_t kDim>
+HWY_NOINLINE float SumProductsOf(const float* a, const float* b) {
   constexpr size_t kVectors = kDim / kLanes;
   if constexpr (kVectors % 3 != 0) {
-    return FoldLanes(Folded<kVectors, 1>(vector, 0));
+    return FoldLanes(FoldedProducts<kVectors, 1>(a, b, 0));
   } else {  // D = 96: three vectors are left, whose numbers fold on below a vector's lanes
     float rest[3 * kLanes];
     for (size_t i = 0; i < 3; ++i) {
-      hn::StoreU(Folded<kVectors, 3>(vector, i), DF(), rest + i * kLanes);
+      hn::StoreU(FoldedProducts<kVectors, 3>(a, b, i), DF(), rest + i * kLanes);
     }
     return sum_folded(rest, 3 * kLanes);
+  }
+}
+HWY_INLINE float SumProducts(size_t head_dim, const float* a, const float* b) {
+  switch (head_dim) {
+    case 64:
+      return SumProductsOf<64>(a, b);
+    case 96:
+      return SumProductsOf<96>(a, b);
+    case 128:
+      return SumProductsOf<128>(a, b);
+    default:
+      return SumProductsOf<256>(a, b);
   }
 }
 
@@ -161,20 +174,22 @@ HWY_INLINE void FindLimits(size_t head_dim, LevelBlock* block) {
 }
 
 // Signs and levels of token t, its sums for the scale; store(unit, signs, planes of the levels).
-template <int kBits, size_t kDim, typename Store>
-HWY_INLINE void FindLevels(int t, LevelBlock* block, const Store& store) {
+template <int kBits, typename Store>
+HWY_INLINE void FindLevels(size_t head_dim, int t, LevelBlock* block, const Store& store) {
   constexpr int kBoundaries = rlm4::num_levels(kBits) - 1;
   const DF d;
-  const float* HWY_RESTRICT y = block->rows.x + static_cast<size_t>(t) * kDim;
-  HWY_ALIGN float value[kDim];
-  for (size_t u = 0; u < kDim / kUnit; ++u) {
+  const float* HWY_RESTRICT y = block->rows.x + static_cast<size_t>(t) * head_dim;
+  HWY_ALIGN float value[kMaxHeadDim];
+  VF limits[kBoundaries];
+  for (int b = 0; b < kBoundaries; ++b) limits[b] = hn::Set(d, block->limit[b][t]);
+  for (size_t u = 0; u < head_dim / kUnit; ++u) {
     uint32_t signs = 0, passed[kBoundaries] = {}, planes[kBits - 1];
     for (size_t i = 0; i < kUnit; i += kLanes) {
       const VF v = hn::Load(d, y + kUnit * u + i), a = hn::Abs(v);
       VF level = hn::Set(d, rlm4::level_value(kBits, 0));
       signs |= MaskBits(hn::Ge(v, hn::Zero(d))) << i;
       for (int b = 0; b < kBoundaries; ++b) {
-        const auto beyond = hn::Gt(a, hn::Set(d, block->limit[b][t]));
+        const auto beyond = hn::Gt(a, limits[b]);
         level = hn::IfThenElse(beyond, hn::Set(d, rlm4::level_value(kBits, b + 1)), level);
         passed[b] |= MaskBits(beyond) << i;
       }
@@ -183,13 +198,8 @@ HWY_INLINE void FindLevels(int t, LevelBlock* block, const Store& store) {
     CountThresholds<kBits - 1>(passed, planes);
     store(u, signs, planes);
   }
-  block->dot[t] = FoldSum<kDim>([&](size_t i) HWY_ATTR {
-    return hn::Mul(hn::Abs(hn::Load(d, y + i * kLanes)), hn::Load(d, value + i * kLanes));
-  });
-  block->norm[t] = FoldSum<kDim>([&](size_t i) HWY_ATTR {
-    const VF v = hn::Load(d, value + i * kLanes);
-    return hn::Mul(v, v);
-  });
+  block->dot[t] = SumProducts(head_dim, y, value);
+  block->norm[t] = SumProducts(head_dim, value, value);
 }
 
 // The scales of `count` tokens to `scales`, fp16.
@@ -208,108 +218,93 @@ HWY_INLINE void StoreScales(const LevelBlock& block, int count, uint8_t* scales)
 
 // Signs, levels and scales of a block; store(token, unit, signs, planes of the levels). False if
 // not all rows are storable.
-template <int kBits, size_t kDim, typename Store>
-HWY_INLINE bool QuantiseBlock(const TokenRows& rows, const float* mean, uint8_t* scales,
-                              LevelBlock* block, const Store& store) {
-  const DF d;
-  const bool storable = AllStorable(rows, kDim);
-  LoadRotated(rows, kDim, mean, block->rows.x);
+template <int kBits, typename Store>
+HWY_INLINE bool QuantiseBlock(const TokenRows& rows, size_t head_dim, const float* mean,
+                              uint8_t* scales, LevelBlock* block, const Store& store) {
+  const bool storable = AllStorable(rows, head_dim);
+  LoadRotated(rows, head_dim, mean, block->rows.x);
   for (int t = 0; t < rows.count; ++t) {
-    const float* y = block->rows.x + static_cast<size_t>(t) * kDim;
-    block->square[t] = FoldSum<kDim>([&](size_t i) HWY_ATTR {
-      const VF v = hn::Load(d, y + i * kLanes);
-      return hn::Mul(v, v);
-    });
+    const float* y = block->rows.x + static_cast<size_t>(t) * head_dim;
+    block->square[t] = SumProducts(head_dim, y, y);
   }
-  FindLimits<kBits>(kDim, block);
+  FindLimits<kBits>(head_dim, block);
   for (int t = 0; t < rows.count; ++t) {
-    FindLevels<kBits, kDim>(t, block,
-                            [&](size_t u, uint32_t signs, const uint32_t* planes)
-                                HWY_ATTR { store(t, u, signs, planes); });
+    FindLevels<kBits>(head_dim, t, block,
+                      [&](size_t u, uint32_t signs, const uint32_t* planes)
+                          HWY_ATTR { store(t, u, signs, planes); });
   }
   StoreScales(*block, rows.count, scales);
   return storable;
 }
 
-template <int kBits, size_t kDim>
-bool PackKeysOf(const TokenRows& rows, const float* mean, const rlm4::KeyPage& page, int token) {
-  constexpr size_t kBytes = kDim * (kBits - 1) / 8, kUnitBytes = kUnit * (kBits - 1) / 8;
+template <int kBits>
+bool PackKeysOf(const TokenRows& rows, size_t head_dim, const float* mean,
+                const rlm4::KeyPage& page, int token) {
+  const size_t bytes = head_dim * (kBits - 1) / 8;
+  constexpr size_t kUnitBytes = kUnit * (kBits - 1) / 8;
   LevelBlock block = {};
   bool storable = true;
   for (int first = 0; first < rows.count; first += kBlockTokens) {
     const TokenRows part = rows.part(first, HWY_MIN(kBlockTokens, rows.count - first));
     const auto at = static_cast<size_t>(token + first);
-    uint8_t* levels = page.magnitude + kBytes * at;
-    storable &= QuantiseBlock<kBits, kDim>(
-        part, mean, page.scale + rlm4::kScaleBytes * at, &block,
+    uint8_t* levels = page.magnitude + bytes * at;
+    storable &= QuantiseBlock<kBits>(
+        part, head_dim, mean, page.scale + rlm4::kScaleBytes * at, &block,
         [&](int t, size_t u, uint32_t signs, const uint32_t* planes) HWY_ATTR {
           block.signs[t].units[u] = signs;
-          StorePlanes<kBits - 1>(planes, levels + kBytes * static_cast<size_t>(t) + kUnitBytes * u);
+          StorePlanes<kBits - 1>(planes, levels + bytes * static_cast<size_t>(t) + kUnitBytes * u);
         });
-    StoreSigns(block.signs, token + first, part.count, kDim, page.index);
+    StoreSigns(block.signs, token + first, part.count, head_dim, page.index);
   }
   return storable;
 }
 
-template <int kBits, size_t kDim>
-bool PackValuesOf(const TokenRows& rows, const float* mean, const rlm4::ValuePage& page,
-                  int token) {
-  constexpr size_t kBytes = kDim * kBits / 8, kUnitBytes = kUnit * kBits / 8;
+template <int kBits>
+bool PackValuesOf(const TokenRows& rows, size_t head_dim, const float* mean,
+                  const rlm4::ValuePage& page, int token) {
+  const size_t bytes = head_dim * kBits / 8;
+  constexpr size_t kUnitBytes = kUnit * kBits / 8;
   LevelBlock block = {};
   bool storable = true;
   for (int first = 0; first < rows.count; first += kBlockTokens) {
     const TokenRows part = rows.part(first, HWY_MIN(kBlockTokens, rows.count - first));
     const auto at = static_cast<size_t>(token + first);
-    uint8_t* codes = page.code + kBytes * at;
-    storable &= QuantiseBlock<kBits, kDim>(
-        part, mean, page.scale + rlm4::kScaleBytes * at, &block,
+    uint8_t* codes = page.code + bytes * at;
+    storable &= QuantiseBlock<kBits>(
+        part, head_dim, mean, page.scale + rlm4::kScaleBytes * at, &block,
         [&](int t, size_t u, uint32_t signs, const uint32_t* planes) HWY_ATTR {
           uint32_t code[kBits];
           std::copy_n(planes, kBits - 1, code);
           code[kBits - 1] = signs;
-          StorePlanes<kBits>(code, codes + kBytes * static_cast<size_t>(t) + kUnitBytes * u);
+          StorePlanes<kBits>(code, codes + bytes * static_cast<size_t>(t) + kUnitBytes * u);
         });
   }
   return storable;
 }
 
-// Returns body.operator()<kBits, kDim>().
-template <int kBits, typename Body>
-HWY_INLINE bool WithDim(int head_dim, Body&& body) {
-  switch (head_dim) {
-    case 64:
-      return body.template operator()<kBits, 64>();
-    case 96:
-      return body.template operator()<kBits, 96>();
-    case 128:
-      return body.template operator()<kBits, 128>();
-    default:
-      return body.template operator()<kBits, 256>();
-  }
-}
-template <typename Body>
-HWY_INLINE bool WithParams(const rlm4::Params& params, Body&& body) {
-  switch (params.bits) {
-    case 2:
-      return WithDim<2>(params.head_dim, body);
-    case 3:
-      return WithDim<3>(params.head_dim, body);
-    default:
-      return WithDim<4>(params.head_dim, body);
-  }
-}
-
 bool PackKeys(const TokenRows& rows, const rlm4::Params& params, const float* mean,
               const rlm4::KeyPage& page, int token) {
-  return WithParams(params, [&]<int kBits, size_t kDim>() HWY_ATTR {
-    return PackKeysOf<kBits, kDim>(rows, mean, page, token);
-  });
+  const auto head_dim = static_cast<size_t>(params.head_dim);
+  switch (params.bits) {
+    case 2:
+      return PackKeysOf<2>(rows, head_dim, mean, page, token);
+    case 3:
+      return PackKeysOf<3>(rows, head_dim, mean, page, token);
+    default:
+      return PackKeysOf<4>(rows, head_dim, mean, page, token);
+  }
 }
 bool PackValues(const TokenRows& rows, const rlm4::Params& params, const float* mean,
                 const rlm4::ValuePage& page, int token) {
-  return WithParams(params, [&]<int kBits, size_t kDim>() HWY_ATTR {
-    return PackValuesOf<kBits, kDim>(rows, mean, page, token);
-  });
+  const auto head_dim = static_cast<size_t>(params.head_dim);
+  switch (params.bits) {
+    case 2:
+      return PackValuesOf<2>(rows, head_dim, mean, page, token);
+    case 3:
+      return PackValuesOf<3>(rows, head_dim, mean, page, token);
+    default:
+      return PackValuesOf<4>(rows, head_dim, mean, page, token);
+  }
 }
 
 // ---- decode -------------------------------------------------------------------------------------

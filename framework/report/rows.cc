@@ -3,10 +3,13 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <fstream>
 #include <ostream>
 #include <set>
+#include <string_view>
 #include <vector>
 
+#include "framework/base/error.h"
 #include "framework/base/file.h"
 
 namespace sikv {
@@ -15,6 +18,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr double kMicros = 1e6;
+// How every rows_csv begins.
+constexpr std::string_view kCsvStart = "pipeline,budget";
 
 // RFC 4180: quoted where a separator, a quote or a line break is inside.
 std::string csv_field(const std::string& text) {
@@ -136,6 +141,22 @@ std::string rows_csv(std::span<const Measured> rows) {
 }
 
 void check_writable(const std::filesystem::path& path) { AtomicPath probe(path); }
+
+void check_result_path(const std::filesystem::path& path) {
+  check_writable(path);
+  std::ifstream file(path, std::ios::binary);
+  std::string text(kCsvStart.size(), '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(file.gcount()));
+  if (text.empty() || text == kCsvStart) return;
+  if (text.front() == '{') {
+    file.clear();
+    file.seekg(0);
+    if (Json::parse(file, nullptr, false).contains("environment")) return;
+  }
+  throw Error("'{}' exists and is not a result of sikv: give another name, or remove it first",
+              path.string());
+}
 
 void write_text(const std::filesystem::path& path, const std::string& text) {
   write_atomically(path, [&](std::ostream& stream) { stream << text; });

@@ -45,6 +45,9 @@ std::string rows_csv(std::span<const Measured> rows);
 
 // Error if no file can be written there. To be asked before the work whose result goes there.
 void check_writable(const std::filesystem::path& path);
+// The same for results: what is there already may only be an older result (JSON with an
+// environment, or rows_csv), so that a slip of the hand does not replace a config or a trace.
+void check_result_path(const std::filesystem::path& path);
 
 void write_text(const std::filesystem::path& path, const std::string& text);
 void write_json(const std::filesystem::path& path, const nlohmann::ordered_json& json);

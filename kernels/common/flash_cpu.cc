@@ -12,6 +12,7 @@
 #include "kernels/common/simd_attention.h"
 #include "kernels/common/simd_rotate_rows.h"
 #include "kernels/common/simd_rows.h"
+#include "kernels/common/stored_rows.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sikv {
@@ -158,10 +159,8 @@ class FlashCpu::Run {
     const sikv_cache_view& raw = view_.raw();
     const int64_t bytes = int64_t{flash_.dim_} * sikv_dtype_bytes(raw.dtype);
     const auto dense = [&](const void* data, int64_t first, int64_t step) {
-      RowSource source{exact_format(raw.dtype)};
-      source.code = {static_cast<const uint8_t*>(data) + first * bytes,
-                     step * bytes * SIKV_PAGE_TOKENS, step * bytes};
-      return source;
+      return exact_rows(static_cast<const uint8_t*>(data) + first * bytes, raw.dtype,
+                        step * flash_.dim_);
     };
     const int b = row / raw.num_kv_heads, h = row % raw.num_kv_heads;
     const int64_t pinned = int64_t{row} * raw.pinned_capacity;

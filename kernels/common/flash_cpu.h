@@ -17,12 +17,6 @@
 
 namespace sikv {
 
-constexpr RowFormat exact_format(int32_t dtype) {
-  return dtype == SIKV_FP16   ? RowFormat::kFp16
-         : dtype == SIKV_BF16 ? RowFormat::kBf16
-                              : RowFormat::kFp32;
-}
-
 // The functions of the processor's best target.
 struct FlashSimd {
   void (*attend)(const AttendTask& task);

@@ -68,11 +68,10 @@ namespace HWY_NAMESPACE {
 
 // ---- scales and zeros ---------------------------------------------------------------------------
 
-// low and high of every group of x [count, D].
-HWY_INLINE void FindExtremes(const MinMaxFormat& format, const float* HWY_RESTRICT x, int count,
+// low and high of every group of x [n, format.group].
+HWY_INLINE void FindExtremes(const MinMaxFormat& format, const float* HWY_RESTRICT x, size_t n,
                              MinMaxGroups* groups) {
   const DF d;
-  const size_t n = static_cast<size_t>(count) * format.groups();
   for (size_t j = 0; j < n; ++j) {
     const float* from = x + j * format.group;
     VF low = hn::LoadU(d, from), high = low;
@@ -83,14 +82,6 @@ HWY_INLINE void FindExtremes(const MinMaxFormat& format, const float* HWY_RESTRI
     }
     groups->low[j] = hn::GetLane(hn::MinOfLanes(d, low));
     groups->high[j] = hn::GetLane(hn::MaxOfLanes(d, high));
-    // Among zeros of both signs their order decides which is stored.
-    if (groups->low[j] == 0.0f) {
-      groups->low[j] = groups->high[j] = from[0];
-      for (size_t i = 1; i < format.group; ++i) {
-        groups->low[j] = fminf(groups->low[j], from[i]);
-        groups->high[j] = fmaxf(groups->high[j], from[i]);
-      }
-    }
   }
 }
 
@@ -102,13 +93,15 @@ HWY_INLINE void StoreRanges(const MinMaxFormat& format, size_t n, MinMaxGroups* 
   const DF d;
   const hn::Rebind<Pair, DF> dp;
   const VF top = hn::Set(d, static_cast<float>((1 << format.bits) - 1));
+  const VF plus_zero = hn::Zero(d);  // added, it turns -0 into +0
   const float largest = minmax::largest_finite(format.scale_dtype);
   alignas(64) Pair pairs[MinMaxGroups::kCount];
   for (size_t j = 0; j < n; j += kLanes) {
     const VF low = hn::Load(d, groups->low + j), high = hn::Load(d, groups->high + j);
     const VU scale = NarrowSaturated<Narrow::kExpBits, Narrow::kManBits>(
-        hn::Div(hn::Sub(high, low), top), largest);
-    const VU zero = NarrowSaturated<Narrow::kExpBits, Narrow::kManBits>(low, largest);
+        hn::Div(hn::Add(hn::Sub(high, low), plus_zero), top), largest);
+    const VU zero =
+        NarrowSaturated<Narrow::kExpBits, Narrow::kManBits>(hn::Add(low, plus_zero), largest);
     hn::Store(Widen<Narrow::kExpBits, Narrow::kManBits>(scale), d, groups->scale + j);
     hn::Store(Widen<Narrow::kExpBits, Narrow::kManBits>(zero), d, groups->zero + j);
     const VU pair = hn::Or(scale, hn::ShiftLeft<Narrow::kBits>(zero));
@@ -221,10 +214,10 @@ HWY_INLINE void LoadGroups(const MinMaxFormat& format, const uint8_t* row, const
 // minmax::pack_row of x [count, D], tokens that follow each other in both planes.
 inline void PackMinMax(const MinMaxFormat& format, const float* x, int count, uint8_t* codes,
                        uint8_t* scales, MinMaxGroups* groups) {
-  FindExtremes(format, x, count, groups);
+  const size_t n = static_cast<size_t>(count) * format.groups();
+  FindExtremes(format, x, n, groups);
   WithNarrowType(format.scale_dtype, [&](auto narrow) HWY_ATTR {
-    StoreRanges<decltype(narrow)>(format, static_cast<size_t>(count) * format.groups(), groups,
-                                  scales);
+    StoreRanges<decltype(narrow)>(format, n, groups, scales);
   });
   for (int t = 0; t < count; ++t, x += format.head_dim, codes += format.code_bytes()) {
     const float* scale = groups->scale + static_cast<size_t>(t) * format.groups();

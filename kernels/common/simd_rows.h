@@ -119,7 +119,6 @@ struct RowBlock {
 
 #include <string.h>
 
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 #if HWY_TARGET != HWY_SCALAR

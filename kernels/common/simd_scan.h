@@ -33,15 +33,8 @@ struct IndexPages {
   const int32_t* page_table;  // [ceil(tokens / 256)]
 };
 
-// score in the fp32 tables' unit ~ scale * integer score + offset.
-struct TableScale {
-  float scale;
-  float offset;
-};
-
 inline constexpr int64_t kScanPageTokens = SIKV_PAGE_TOKENS;
 inline constexpr int kTileTokens = 8;
-inline constexpr int kMaxGroups = 64;
 inline constexpr int kTableMax = 63;
 
 // Histogram bins of integer scores: 0 .. 63 * D/4.
@@ -62,7 +55,6 @@ constexpr bool ScanSupports(int head_dim) {
 #define SIKV_KERNELS_COMMON_SIMD_SCAN_TARGET_
 #endif
 
-#include <math.h>
 #include <string.h>
 
 #include "hwy/cache_control.h"
@@ -81,39 +73,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 // with the work: whole pages in bursts, or every second line only, cost 1.3 to 2.8 times. Two pages
 // side by side gain 10% where pages are shuffled and lose 20% where they follow each other.
 inline constexpr int64_t kPrefetchPages = 2;
-
-// Quantises fp32 tables [groups][16] to 0..63: each group loses its minimum, one scale makes the
-// widest group span 0..63, round to nearest, ties to even. Scalar: 16 to 64 groups per scan.
-inline TableScale QuantizeTables(const float* HWY_RESTRICT tables, int groups,
-                                 uint8_t* HWY_RESTRICT quantized) {
-  float widest = 0.0f;
-  float offset = 0.0f;
-  float lowest[kMaxGroups];
-  for (int g = 0; g < groups; ++g) {
-    float low = tables[16 * g];
-    float high = low;
-    for (int c = 1; c < 16; ++c) {
-      low = HWY_MIN(low, tables[16 * g + c]);
-      high = HWY_MAX(high, tables[16 * g + c]);
-    }
-    lowest[g] = low;
-    offset += low;
-    widest = HWY_MAX(widest, high - low);
-  }
-  // All tables constant, or so nearly that the inverse would overflow: every score is the offset.
-  const float inverse = static_cast<float>(kTableMax) / widest;
-  if (!(inverse <= 3e38f)) {
-    memset(quantized, 0, static_cast<size_t>(groups) * 16);
-    return {0.0f, offset};
-  }
-  for (int g = 0; g < groups; ++g) {
-    for (int c = 0; c < 16; ++c) {
-      const float level = nearbyintf((tables[16 * g + c] - lowest[g]) * inverse);
-      quantized[16 * g + c] = static_cast<uint8_t>(HWY_MIN(level, static_cast<float>(kTableMax)));
-    }
-  }
-  return {widest / static_cast<float>(kTableMax), offset};
-}
 
 #if HWY_TARGET == HWY_SCALAR
 

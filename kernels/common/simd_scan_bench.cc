@@ -264,7 +264,7 @@ int Run(const Flags& flags) {
     }
   }
   std::vector<uint8_t> tables(16 * groups);
-  // Quantised by the same rule as QuantizeTables, which is checked by simd_scan_test.
+  // The rule of selectors/self_index/self_index_tables.h.
   float widest = 0;
   for (int g = 0; g < groups; ++g) {
     const auto [low, high] = std::minmax_element(&exact[16 * g], &exact[16 * g] + 16);

@@ -12,9 +12,6 @@ HWY_BEFORE_NAMESPACE();
 namespace sikv {
 namespace HWY_NAMESPACE {
 
-TableScale CallQuantize(const float* tables, int groups, uint8_t* quantized) {
-  return QuantizeTables(tables, groups, quantized);
-}
 void CallScanScores(const IndexPages& pages, int64_t tokens, int head_dim, const uint8_t* tables,
                     uint16_t* scores, uint32_t* histogram) {
   ScanScores(pages, tokens, head_dim, tables, scores, histogram);
@@ -57,7 +54,6 @@ HWY_AFTER_NAMESPACE();
 
 namespace sikv {
 
-HWY_EXPORT(CallQuantize);
 HWY_EXPORT(CallScanScores);
 HWY_EXPORT(CallScanSelect);
 HWY_EXPORT(CallScanExact);
@@ -186,35 +182,6 @@ class SimdScan : public testing::TestWithParam<int64_t> {
   void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
   std::mt19937 rng_{7};
 };
-
-TEST_P(SimdScan, QuantisesTables) {
-  for (int groups : {16, 24, 32, 64}) {
-    for (int kind = 0; kind < 4; ++kind) {
-      std::vector<float> tables(16 * groups);
-      std::normal_distribution<float> normal(0.3f, kind == 1 ? 1e-3f : 40.0f);
-      for (auto& x : tables)
-        x = kind == 2 ? -2.5f : kind == 3 ? 1e-40f * (rng_() % 9) : normal(rng_);
-      std::vector<uint8_t> quantized(tables.size());
-      const TableScale scale =
-          HWY_DYNAMIC_DISPATCH(CallQuantize)(tables.data(), groups, quantized.data());
-      float offset = 0.0f;
-      int widest = 0;
-      for (int g = 0; g < groups; ++g) {
-        const float low = *std::min_element(&tables[16 * g], &tables[16 * g] + 16);
-        offset += low;
-        int top = 0;
-        for (int c = 0; c < 16; ++c) {
-          const int u = quantized[16 * g + c];
-          top = std::max(top, u);
-          ASSERT_NEAR(tables[16 * g + c], low + scale.scale * u, 0.501f * scale.scale + 1e-6f);
-        }
-        widest = std::max(widest, top);
-      }
-      EXPECT_EQ(offset, scale.offset);
-      EXPECT_EQ(widest, kind < 2 ? 63 : 0);
-    }
-  }
-}
 
 TEST_P(SimdScan, ScoresAndSelectsWithQuantisedTables) {
   for (int head_dim : kHeadDims) {

@@ -1,6 +1,6 @@
 #include "kernels/common/flash_cpu.h"
+#include "kernels/common/stored_rows.h"
 #include "kernels/dense_attention/dense_attention.h"
-#include "plugins/layouts/raw_v1.h"
 
 namespace sikv::dense_attention {
 namespace {
@@ -9,20 +9,10 @@ class Rows final : public EncodedRows {
  public:
   explicit Rows(const CacheView& view) : view_(view.raw()) {}
 
-  RowSource keys(int row) const override { return source(view_.key, row); }
-  RowSource values(int row) const override { return source(view_.value, row); }
+  RowSource keys(int row) const override { return stored_keys(view_, row); }
+  RowSource values(int row) const override { return stored_values(view_, row); }
 
  private:
-  // raw.v1 has one plane, on either side.
-  RowSource source(const sikv_store_view& store, int row) const {
-    const raw::Params params = raw::read_params(LayoutView(*store.layout));
-    RowSource source{exact_format(params.dtype)};
-    source.page_table = view_.page_table + int64_t{row} * view_.max_pages;
-    source.code = {static_cast<const uint8_t*>(store.planes[0]), store.page_stride_bytes[0],
-                   raw::row_bytes(params)};
-    return source;
-  }
-
   const sikv_cache_view& view_;
 };
 

@@ -4,7 +4,8 @@
 //   scales   | scale 0 | zero 0 | scale 1 | zero 1 | ...    one pair per group, in the scale type
 //
 // Of a group, all in fp32, every step rounded:
-//   1. scale = (max - min) / (2^bits - 1), zero = min
+//   1. scale = (max - min) / (2^bits - 1), zero = min; a zero is stored as +0, whichever signs the
+//      group's zeros have, so that the bytes do not depend on the order of comparisons
 //   2. both are rounded to the scale type, saturating at its largest finite value
 //   3. code = (x - zero) / scale, clamped to [0, 2^bits - 1], rounded to nearest, ties to even
 // A stored scale of 0 (max == min, or a range that the scale type rounds away) gives code 0. Codes
@@ -44,9 +45,9 @@ SIKV_INLINE Range load_range(const void* scales, int32_t scale_dtype, int64_t gr
 // Steps 1 and 2: stores and returns the pair of group `group`, from its extremes.
 SIKV_INLINE Range store_range(void* scales, int32_t scale_dtype, int64_t group, float min,
                               float max, int bits) {
-  const float scale = div_rn(max - min, static_cast<float>((1 << bits) - 1));
+  const float scale = div_rn(add_rn(max - min, 0.0f), static_cast<float>((1 << bits) - 1));
   return {store_saturated(scales, scale_dtype, 2 * group, scale),
-          store_saturated(scales, scale_dtype, 2 * group + 1, min)};
+          store_saturated(scales, scale_dtype, 2 * group + 1, add_rn(min, 0.0f))};
 }
 
 // Step 3.

@@ -4,7 +4,7 @@
 //   self_index_engine.h   what a variant computes for one row: scan, rerank, prompt attention
 //   self_index_schedule   how rarely a head may be scanned (replay of the prompt's last queries)
 //   self_index_selector   when a row is scanned, its candidate pool, state and counters
-//   self_index_ref, _cpu  the engines
+//   self_index_ref, _cpu  the engines; _simd, _packed the kernels of the second
 #ifndef SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_H_
 #define SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_H_
 

@@ -169,13 +169,13 @@ void run(benchmark::State& state, const Choices& choices) {
       return;
     }
   }
-  const char* parts[] = {"table_s", "scan_s", "rerank_s"};
+  const char* parts[] = {"table_s", "scan_s", "pack_s", "rerank_s"};
   const double rows_before = cpu.counter("rows"), scans_before = cpu.counter("scans");
-  double before[3];
-  for (int i = 0; i < 3; ++i) before[i] = cpu.counter(parts[i]);
+  double before[std::size(parts)];
+  for (size_t i = 0; i < std::size(parts); ++i) before[i] = cpu.counter(parts[i]);
   for (auto _ : state) cpu.next();
   const double rows = cpu.counter("rows") - rows_before;
-  for (int i = 0; i < 3; ++i) {
+  for (size_t i = 0; i < std::size(parts); ++i) {
     state.counters[parts[i]] = 1e3 * kHeads * (cpu.counter(parts[i]) - before[i]) / rows;
   }
   state.counters["scans"] = (cpu.counter("scans") - scans_before) / rows;

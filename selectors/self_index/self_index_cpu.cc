@@ -5,10 +5,10 @@
 #include <cmath>
 #include <span>
 
-#include "plugins/layouts/rlm4_v1.h"
+#include "kernels/common/stored_rows.h"
 #include "plugins/layouts/rotation.h"
-#include "plugins/layouts/sign4_v1.h"
 #include "selectors/self_index/self_index_engine.h"
+#include "selectors/self_index/self_index_packed.h"
 #include "selectors/self_index/self_index_simd.h"
 
 namespace sikv::self_index {
@@ -56,69 +56,16 @@ double dot(const float* a, const float* b, int n) {
   return sum;
 }
 
-RowFormat exact_format(int32_t dtype) {
-  return dtype == SIKV_FP16   ? RowFormat::kFp16
-         : dtype == SIKV_BF16 ? RowFormat::kBf16
-                              : RowFormat::kFp32;
-}
-
-// Rows of the input type, `stride` elements apart.
-RowSource exact_rows(const void* first, int32_t dtype, int64_t stride) {
-  RowSource source{exact_format(dtype)};
-  const int64_t bytes = stride * sikv_dtype_bytes(dtype);
-  source.code = {static_cast<const uint8_t*>(first), bytes * SIKV_PAGE_TOKENS, bytes};
-  return source;
-}
-
-// The levels of rlm4(bits), repeated: [16].
-const float* rlm4_levels(int bits) {
-  struct Tables {
-    Tables() {
-      for (int bits = 2; bits <= 4; ++bits) {
-        for (int i = 0; i < 16; ++i) {
-          level[bits - 2][i] = rlm4::level_value(bits, i % rlm4::num_levels(bits));
-        }
-      }
-    }
-    alignas(64) float level[3][16];
-  };
-  static const Tables tables;
-  return tables.level[bits - 2];
-}
-
 // Where a row's encoded keys lie and what turns q.k of their stored form into q.k.
 class StoredKeys {
  public:
   StoredKeys(const CacheView& view, int row)
-      : view_(view), row_(row), rotated_(is_rotated(view.key().layout())) {
-    const LayoutView& layout = view.key().layout();
-    source_.page_table = view.raw().page_table + int64_t{row} * view.raw().max_pages;
+      : view_(view),
+        row_(row),
+        rotated_(is_rotated(view.key().layout())),
+        source_(stored_keys(view.raw(), row)) {
     source_.unpack = decode;
     source_.context = &view;
-    source_.row = row;
-    if (rotated_) {
-      const rlm4::Params p = rlm4::read_params(layout);
-      constexpr RowFormat kFormats[] = {RowFormat::kSigned1, RowFormat::kSigned2,
-                                        RowFormat::kSigned3};
-      source_.format = kFormats[p.bits - 2];
-      source_.table = rlm4_levels(p.bits);
-      source_.code = plane(SIKV_MAGNITUDE, rlm4::magnitude_bytes(p));
-      source_.sign = plane(SIKV_INDEX_CODE, rlm4::index_tile_bytes(p));
-      source_.scale = plane(SIKV_SCALE, rlm4::kScaleBytes);
-      return;
-    }
-    const sign4::Params p = sign4::read_params(layout);
-    if (p.magnitude_bits == 16) {
-      source_.format = exact_format(p.key_dtype);
-      source_.code = plane(SIKV_MAGNITUDE, sign4::magnitude_bytes(p));
-    } else if (p.magnitude_bits == 2 && p.scale_group % 32 == 0) {
-      source_.format = RowFormat::kSignedMinMax2;
-      source_.code = plane(SIKV_MAGNITUDE, sign4::magnitude_bytes(p));
-      source_.sign = plane(SIKV_INDEX_CODE, sign4::index_tile_bytes(p));
-      source_.scale = plane(SIKV_SCALE, sign4::scale_bytes(p));
-      source_.scale_group = p.scale_group;
-      source_.scale_dtype = p.scale_dtype;
-    }
   }
 
   const RowSource& source() const { return source_; }
@@ -143,11 +90,6 @@ class StoredKeys {
   }
 
  private:
-  RowPlane plane(sikv_role role, int token_bytes) const {
-    const sikv_store_view& store = view_.raw().key;
-    const int i = view_.key().layout().plane(role);
-    return {static_cast<const uint8_t*>(store.planes[i]), store.page_stride_bytes[i], token_bytes};
-  }
   static void decode(const void* view, int row, const int32_t* slots, int count, float* out) {
     static_cast<const CacheView*>(view)->key().decode(row, {slots, static_cast<size_t>(count)},
                                                       out);
@@ -156,7 +98,7 @@ class StoredKeys {
   const CacheView& view_;
   int row_;
   bool rotated_;
-  RowSource source_{RowFormat::kUnpacked};
+  RowSource source_;
 };
 
 class CpuEngine final : public Engine {
@@ -187,8 +129,18 @@ class CpuEngine final : public Engine {
                      scratch, slots);
   }
 
-  void rerank(const RowQuery& query, std::span<const int32_t> candidates, int64_t budget,
-              std::byte* scratch, int32_t* kept) const override {
+  void pack(const CacheView& view, int row, std::span<const int32_t> slots,
+            PackedKeys& packed) const override {
+    packed.count = 0;
+    const StoredKeys stored(view, row);
+    const RowFormat format = stored.source().format;
+    if (format < RowFormat::kSigned1 || format > RowFormat::kSigned3) return;
+    simd_pack(stored.source(), slots, view.head_dim(), packed);
+  }
+
+  void rerank(const RowQuery& query, const Candidates& all, int64_t budget, std::byte* scratch,
+              int32_t* kept) const override {
+    const std::span<const int32_t> candidates = all.slots;
     const CacheView& view = query.view;
     const sikv_cache_view& raw = view.raw();
     const int head_dim = view.head_dim(), sequence = query.row / view.num_kv_heads();
@@ -200,14 +152,17 @@ class CpuEngine final : public Engine {
     const StoredKeys stored(view, query.row);
     load_scaled(query.heads, query.group, head_dim, query.scale, s.q);
     stored.prepare(query.group, s.q, s.shift);
-    int64_t n = candidates.size();
+    int64_t n = all.packed.count;
+    simd_packed_logits(all.packed, query.group, s.q, s.shift, s.logits, s.stride);
+    const auto gathered = candidates.subspan(n);
     simd_logits({stored.source(),
-                 {candidates.data(), 0, static_cast<int32_t>(n)},
+                 {gathered.data(), 0, static_cast<int32_t>(gathered.size())},
                  head_dim,
                  query.group,
                  s.q,
                  s.shift},
-                *s.blocks, s.logits, s.stride);
+                *s.blocks, s.logits + n, s.stride);
+    n = candidates.size();
 
     load_scaled(query.heads, query.group, head_dim, query.scale, s.q);
     std::fill_n(s.shift, query.group, 0.0f);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "plugins/sdk/plugin.h"
 #include "selectors/self_index/self_index.h"
@@ -41,6 +42,25 @@ struct Limits {
   int64_t candidates;  // of one scan and the pages encoded since
 };
 
+// Copies of candidates' keys, side by side, in the form of the engine that made them. Empty where
+// that engine ranks candidates where they lie.
+struct PackedKeys {
+  int bits = 0, head_dim = 0;
+  int64_t count = 0;            // candidates
+  std::vector<uint32_t> words;  // [count, words of a candidate]
+  std::vector<float> scales;    // [count]
+
+  uint64_t bytes() const {
+    return words.capacity() * sizeof(uint32_t) + scales.capacity() * sizeof(float);
+  }
+};
+
+// Slots to rank: unpinned, ascending; the first packed.count of them are also in `packed`.
+struct Candidates {
+  std::span<const int32_t> slots;
+  const PackedKeys& packed;
+};
+
 // The queries of one row at one step.
 struct RowQuery {
   const CacheView& view;
@@ -73,10 +93,17 @@ class Engine {
   virtual int64_t scan(const CacheView& view, int row, const IndexTables& tables, int64_t count,
                        std::byte* scratch, int32_t* slots) const = 0;
 
-  // Writes the `budget` most probable of more than `budget` candidates (unpinned, ascending),
-  // ascending. The probability is the mean over the G heads of a softmax over the candidates with
-  // their decoded keys and over pinned tokens and tail with their exact ones.
-  virtual void rerank(const RowQuery& query, std::span<const int32_t> candidates, int64_t budget,
+  // Packs the keys of `slots` for a pool that serves several steps.
+  virtual void pack(const CacheView& view, int row, std::span<const int32_t> slots,
+                    PackedKeys& packed) const {
+    static_cast<void>(view), static_cast<void>(row), static_cast<void>(slots);
+    packed.count = 0;
+  }
+
+  // Writes the `budget` most probable of more than `budget` candidates, ascending. The probability
+  // is the mean over the G heads of a softmax over the candidates with their decoded keys and over
+  // pinned tokens and tail with their exact ones.
+  virtual void rerank(const RowQuery& query, const Candidates& candidates, int64_t budget,
                       std::byte* scratch, int32_t* kept) const = 0;
 
   // probability [count] = mean over the G heads of the exact softmax over the prompt's first

@@ -66,8 +66,9 @@ class RefEngine final : public Engine {
     return top<float>(scores, view.pinned_slots(row), count, slots);
   }
 
-  void rerank(const RowQuery& query, std::span<const int32_t> candidates, int64_t budget,
-              std::byte*, int32_t* kept) const override {
+  void rerank(const RowQuery& query, const Candidates& all, int64_t budget, std::byte*,
+              int32_t* kept) const override {
+    const std::span<const int32_t> candidates = all.slots;
     const CacheView& view = query.view;
     const int head_dim = view.head_dim();
     const int64_t n = candidates.size();

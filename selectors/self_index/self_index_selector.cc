@@ -51,7 +51,7 @@ double seconds_since(Clock::time_point start) {
 
 // What a worker counted, on a cache line of its own.
 struct alignas(64) Counts {
-  double rows = 0, scans = 0, table_s = 0, scan_s = 0, rerank_s = 0;
+  double rows = 0, scans = 0, table_s = 0, scan_s = 0, pack_s = 0, rerank_s = 0;
 };
 
 struct alignas(64) CacheLine {
@@ -65,11 +65,12 @@ struct HeadState {
   int64_t next_scan = 0;           // step
   int32_t scanned_len = 0;         // slots there were at the last scan
   std::vector<int32_t> pool;       // what it found, ascending
+  PackedKeys packed;               // the pool's keys, where they are ranked more than once
   std::vector<float> scan_query;   // [D] its group-mean query; both only with refresh_cosine
   std::vector<float> prompt_mean;  // [D] of the window's queries over positions and heads
 
   uint64_t bytes() const {
-    return sizeof(HeadState) + pool.capacity() * sizeof(int32_t) +
+    return sizeof(HeadState) + pool.capacity() * sizeof(int32_t) + packed.bytes() +
            (scan_query.capacity() + prompt_mean.capacity()) * sizeof(float);
   }
 };
@@ -189,12 +190,14 @@ class SelfIndex final : public Selector {
       sum.scans += counts.scans;
       sum.table_s += counts.table_s;
       sum.scan_s += counts.scan_s;
+      sum.pack_s += counts.pack_s;
       sum.rerank_s += counts.rerank_s;
     }
     push("rows", sum.rows);
     push("scans", sum.scans);
     push("table_s", sum.table_s);
     push("scan_s", sum.scan_s);
+    push("pack_s", sum.pack_s);
     push("rerank_s", sum.rerank_s);
   }
 
@@ -218,10 +221,14 @@ class SelfIndex final : public Selector {
             has_turned(mean, state, shape_.head_dim, config_.refresh_cosine));
   }
 
+  int64_t period(const HeadState& state) const {
+    return state.period > 0 ? state.period : config_.scan_every;
+  }
+
   // Staggered, the first period is cut short so that head j of the model's KV heads, counted layer
   // by layer, scans where (step + j) mod period = 0; later ones keep the phase.
   int64_t next_scan(const HeadState& state, int layer, int row) const {
-    const int64_t period = state.period > 0 ? state.period : config_.scan_every;
+    const int64_t period = this->period(state);
     if (!config_.stagger || state.scanned) return step_ + period;
     const int64_t j = int64_t{layer} * shape_.num_kv_heads + row % shape_.num_kv_heads;
     return step_ + period - (step_ + j) % period;
@@ -277,6 +284,13 @@ class SelfIndex final : public Selector {
       counts.scans += 1;
       if (state != nullptr) {
         state->pool.assign(step.candidates, step.candidates + found);
+        start = Clock::now();
+        if (found > budget && period(*state) > 1) {
+          engine_->pack(view, row, state->pool, state->packed);
+        } else {
+          state->packed.count = 0;
+        }
+        counts.pack_s += seconds_since(start);
         state->scanned_len = view.encoded_len(row);
         state->next_scan = next_scan(*state, view.layer(), row);
         state->scanned = true;
@@ -298,8 +312,11 @@ class SelfIndex final : public Selector {
     }
     const Clock::time_point start = Clock::now();
     const RowQuery query{view, row, queries.group(), args.scale, step.heads, step.mean};
-    engine_->rerank(query, {step.candidates, static_cast<size_t>(found)}, budget, engine_scratch,
-                    selection.storage().data());
+    const PackedKeys none;
+    engine_->rerank(query,
+                    {.slots = {step.candidates, static_cast<size_t>(found)},
+                     .packed = state != nullptr ? state->packed : none},
+                    budget, engine_scratch, selection.storage().data());
     selection.set_count(static_cast<int32_t>(budget));
     counts.rerank_s += seconds_since(start);
   }

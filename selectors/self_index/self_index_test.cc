@@ -366,14 +366,20 @@ TEST(SelfIndexTables, WidestGroupSpans63) {
   }
 }
 
+// Subnormal spans count as none: their inverse would overflow.
 TEST(SelfIndexTables, ConstantTablesScoreTheirOffset) {
-  const std::vector<float> exact(16 * 16, -1.5f);
-  std::vector<uint8_t> quantised(exact.size(), 9);
-  const self_index::TableScale scale =
-      self_index::quantise_tables(exact.data(), 16, quantised.data());
-  EXPECT_EQ(scale.scale, 0.0f);
-  EXPECT_FLOAT_EQ(scale.offset, -24.0f);
-  EXPECT_EQ(*std::max_element(quantised.begin(), quantised.end()), 0);
+  for (const float span : {0.0f, 1e-40f}) {
+    std::vector<float> exact(16 * 16, -1.5f);
+    if (span != 0.0f) {
+      for (size_t i = 0; i < exact.size(); ++i) exact[i] = span * static_cast<float>(i % 9);
+    }
+    std::vector<uint8_t> quantised(exact.size(), 9);
+    const self_index::TableScale scale =
+        self_index::quantise_tables(exact.data(), 16, quantised.data());
+    EXPECT_EQ(scale.scale, 0.0f);
+    EXPECT_FLOAT_EQ(scale.offset, span == 0.0f ? -24.0f : 0.0f);
+    EXPECT_EQ(*std::max_element(quantised.begin(), quantised.end()), 0);
+  }
 }
 
 // Keys of +-1 make the codebook the sign patterns themselves, and the score the dot product.
@@ -514,7 +520,7 @@ TEST_P(SelfIndexTest, RerankKeepsTheMostProbableCandidates) {
   int cases = 0;
   for (int head_dim : {64, 96, 128, 256}) {
     for (const Keys& kind : keys) {
-      const int group = cases++ % 5 + 1;
+      const int group = cases++ % 9 + 1;
       CacheSpec spec{.num_kv_heads = 2,
                      .head_dim = head_dim,
                      .encoded = {700, 300},
@@ -527,13 +533,19 @@ TEST_P(SelfIndexTest, RerankKeepsTheMostProbableCandidates) {
       const std::vector<float> q = bench.random_queries(23);
       bench.select_with(GetParam(), {{"budget", "124"}});
       const std::vector<Slots> candidates = bench.step(0, q);
-      bench.select_with(GetParam(), {{"budget", "31"}, {"rerank", "4"}});
-      const std::vector<Slots> chosen = bench.step(0, q);
-      for (int row = 0; row < bench.filled().cache.num_rows(); ++row) {
-        SCOPED_TRACE("row " + std::to_string(row));
-        const std::vector<double> p = rerank_scores(bench, q, row, candidates[row]);
-        const double highest = *std::max_element(p.begin(), p.end());
-        expect_top(chosen[row], candidates[row], p, 31, 1e-4 * highest);
+      // Read where they lie, and from the pool that the scan of step 0 leaves for three more.
+      for (const char* period : {"1", "4"}) {
+        bench.select_with(GetParam(), {{"budget", "31"}, {"rerank", "4"}, {"scan_every", period}});
+        for (int step = 0; step < std::stoi(period); step += 2) {
+          const std::vector<float> asked = step == 0 ? q : bench.random_queries(24);
+          const std::vector<Slots> chosen = bench.step(step, asked);
+          for (int row = 0; row < bench.filled().cache.num_rows(); ++row) {
+            SCOPED_TRACE("row " + std::to_string(row) + " step " + std::to_string(step));
+            const std::vector<double> p = rerank_scores(bench, asked, row, candidates[row]);
+            const double highest = *std::max_element(p.begin(), p.end());
+            expect_top(chosen[row], candidates[row], p, 31, 1e-4 * highest);
+          }
+        }
       }
       EXPECT_EQ(bench.filled().cache.damage(), "");
     }
