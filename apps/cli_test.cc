@@ -221,7 +221,9 @@ TEST_F(Cli, NotesWhatOneMayNotExpect) {
             tiny("short.yaml", "pipeline: fp16+fp16 > full > gather_attention\n", "context: 100")});
   EXPECT_EQ(short_prompt.code, 0) << short_prompt.err;
   EXPECT_TRUE(contains(short_prompt.err, "fills no page of 256")) << short_prompt.err;
-  const Result large = sikv({"run", tiny_quest(), "--set", "pipeline.selector.budget=1M"});
+  const Result large = sikv({"run", tiny("large.yaml",
+                                         "pipeline: fp16+fp16 > quest(budget=1M) > "
+                                         "gather_attention\n")});
   EXPECT_EQ(large.code, 0) << large.err;
   EXPECT_TRUE(contains(large.err, "everything is selected")) << large.err;
 }

@@ -15,7 +15,7 @@ using Json = nlohmann::ordered_json;
 EvalFile::EvalFile(std::filesystem::path path, Json environment)
     : path_(std::move(path)), environment_(std::move(environment)) {
   if (path_.empty()) return;
-  check_result_path(path_);
+  check_writable(path_);
   if (!std::filesystem::exists(path_)) return;
   std::ifstream stream(path_);
   const Json file = Json::parse(stream, nullptr, false);

@@ -15,7 +15,7 @@ using Json = nlohmann::ordered_json;
 SweepFile::SweepFile(std::filesystem::path path, Json environment)
     : path_(std::move(path)), environment_(std::move(environment)) {
   if (path_.empty()) return;
-  check_result_path(path_);
+  check_writable(path_);
   if (std::filesystem::exists(path_)) read();
 }
 
