@@ -27,18 +27,26 @@ EvalFile::EvalFile(std::filesystem::path path, Json environment)
     throw Error("{} is there and holds no evaluation: name another file, or remove it",
                 path_.string());
   }
-  if (!same_environment(file.value("environment", Json::object()), environment_)) return;
-  rows_.assign(file["rows"].begin(), file["rows"].end());
+  const Json of_file = file.value("environment", Json::object());
+  for (Json row : file["rows"]) {
+    const Json made_in = row.value("environment", of_file);
+    row.erase("environment");
+    if (!same_environment(made_in, environment_)) row["environment"] = made_in;
+    rows_.push_back(std::move(row));
+  }
 }
 
 const Json* EvalFile::find(const std::string& pipeline, const Json& setup) const {
   const auto found = std::find_if(rows_.begin(), rows_.end(), [&](const Json& row) {
-    return row["pipeline"] == pipeline && row["setup"] == setup;
+    return row["pipeline"] == pipeline && row["setup"] == setup && !row.contains("environment");
   });
   return found == rows_.end() ? nullptr : &*found;
 }
 
 const Json& EvalFile::add(Json row) {
+  std::erase_if(rows_, [&](const Json& old) {
+    return old["pipeline"] == row["pipeline"] && old["setup"] == row["setup"];
+  });
   rows_.push_back(std::move(row));
   if (!path_.empty()) write_json(path_, {{"environment", environment_}, {"rows", rows_}});
   return rows_.back();

@@ -142,17 +142,55 @@ TEST_F(ModelCli, EvalRefusesBadInput) {
   refused("eval bad.yaml --text text.txt --prompt 600 --steps 4 --model " + kTiny, "self_index");
 }
 
-TEST_F(ModelCli, PasskeysAreCountedByLength) {
-  const Result result = sikv(
-      eval("--text text.txt --passkey --lengths 200,300 --depths 2 --trials 1 --json keys.json"));
+TEST_F(ModelCli, TasksGiveGridsAndGoOnFromRows) {
+  const std::string words = eval(
+      "--text text.txt --tasks passkey,variables --lengths 600,700 --depths 2 --trials 1 "
+      "--json tasks.json --svg grid.svg");
+  const Result result = sikv(words);
   ASSERT_EQ(result.code, 0) << result.text;
-  EXPECT_TRUE(contains(result.text, "200")) << result.text;
-  std::ifstream stream(path("keys.json"));
+  for (const char* part : {"passkey", "variables", "found", "scans", "700", "100 %"}) {
+    EXPECT_TRUE(contains(result.text, part)) << part << "\n" << result.text;
+  }
+  std::ifstream stream(path("tasks.json"));
   const auto json = nlohmann::json::parse(stream);
-  ASSERT_EQ(json["rows"].size(), 4u);
-  EXPECT_EQ(json["rows"][0]["prompts"], 4);
-  EXPECT_EQ(json["rows"][0]["grid"].size(), 2u);
-  refused(eval("--text text.txt --passkey --lengths 100000"), "change --lengths");
+  ASSERT_EQ(json["rows"].size(), 2u * 2 * 4);  // tasks x lengths x (dense, 2 budgets, full)
+  const auto& row = json["rows"][1];
+  EXPECT_EQ(row["setup"]["task"], "passkey");
+  EXPECT_EQ(row["setup"]["length"], 600);
+  EXPECT_EQ(row["asked"], 2);
+  EXPECT_EQ(row["shares"].size(), 2u);
+  EXPECT_EQ(row["scans_per_step"], 1);
+  EXPECT_TRUE(row["latency_us"]["token"]["median"].is_number());
+  std::ifstream svg(path("grid.svg"));
+  EXPECT_TRUE(contains(std::string{std::istreambuf_iterator<char>(svg), {}}, "</svg>"));
+
+  const Result again = sikv(words);
+  EXPECT_EQ(again.code, 0) << again.text;
+  EXPECT_TRUE(contains(again.text, "16 rows were there already")) << again.text;
+}
+
+TEST_F(ModelCli, TasksRefuseBadInput) {
+  refused(eval("--text text.txt --tasks multikey"), "did you mean 'multi_key'?");
+  refused(eval("--text text.txt --tasks passkey --lengths 100000"), "change --lengths");
+  refused(eval("--text text.txt --tasks passkey --lengths 2048"), "do not fit the context");
+  refused(eval("--text text.txt --tasks passkey --svg /no/such/folder/x.svg"), "/no/such/folder");
+}
+
+TEST_F(ModelCli, RowsOfAnotherBuildAreKeptUntilReplaced) {
+  ASSERT_EQ(sikv(eval("--text text.txt --json rows.json")).code, 0);
+  std::ifstream stream(path("rows.json"));
+  auto json = nlohmann::ordered_json::parse(stream);
+  json["environment"]["commit"] = "another";
+  json["rows"][0]["setup"]["text"] = "gone.txt";
+  write("rows.json", json.dump());
+  const Result again = sikv(eval("--text text.txt --json rows.json"));
+  ASSERT_EQ(again.code, 0) << again.text;
+  EXPECT_FALSE(contains(again.text, "were there already")) << again.text;
+  std::ifstream stream_again(path("rows.json"));
+  json = nlohmann::ordered_json::parse(stream_again);
+  ASSERT_EQ(json["rows"].size(), 5u);
+  EXPECT_EQ(json["rows"][0]["environment"]["commit"], "another");
+  for (size_t i = 1; i < 5; ++i) EXPECT_FALSE(json["rows"][i].contains("environment"));
 }
 
 TEST_F(ModelCli, GenerateStreamsAndCompares) {

@@ -12,6 +12,7 @@
 #include "framework/base/text.h"
 #include "framework/config/pipeline_parts.h"
 #include "framework/config/pipeline_text.h"
+#include "framework/model/dense_pipeline.h"
 #include "framework/model/generate.h"
 #include "framework/model/tokenizer.h"
 #include "framework/report/table.h"
@@ -19,7 +20,6 @@
 namespace sikv {
 namespace {
 
-constexpr const char* kDense = "fp16+fp16 > full(pinned=0) > dense_attention";
 constexpr const char* kRecommended =
     "rot_lm(bits=3)+rot_lm(bits=2) > "
     "self_index(budget=192,tables=6bit,rerank=4,schedule=auto,refresh_cosine=0.45) > sparse_flash";
@@ -108,7 +108,7 @@ void generate(const GenerateFlags& flags) {
   print("\n");
   if (flags.compare) {
     results.push_back(
-        generator.run(parse_pipeline(kDense, registry), registry, host, [](int32_t) {}));
+        generator.run(parse_pipeline(kDensePipeline, registry), registry, host, [](int32_t) {}));
     print("\n" + parting(tokenizer, results[0], results[1]));
   }
   print(fmt::format(

@@ -5,6 +5,9 @@
 #include <set>
 
 #include "apps/common/show.h"
+#ifdef SIKV_HAS_MODEL
+#include "apps/throughput/model_sweep.h"
+#endif
 #include "apps/throughput/sweep_file.h"
 #include "framework/base/error.h"
 #include "framework/base/text.h"
@@ -28,6 +31,7 @@ struct ThroughputFlags {
   ConfigFlags config;
   std::filesystem::path file, json;
   uint64_t memory = 0;
+  std::string model, weights = "fp16";  // whole-model sweep
 };
 
 // One cell of the sweep; no batch = the largest that fits.
@@ -253,6 +257,12 @@ void throughput(const ThroughputFlags& flags, const std::vector<std::string>& co
                   flags.file.string());
     }
   }
+#ifdef SIKV_HAS_MODEL
+  if (!flags.model.empty()) {
+    const ModelSweepFlags model{flags.model, flags.weights, flags.json, flags.memory};
+    return run_model_sweep(model, config, registry, device, command_line);
+  }
+#endif
   Sweep sweep(flags, config, registry, device, environment(command_line, device));
   sweep.check();
   try {
@@ -278,12 +288,28 @@ Command add_throughput(CLI::App& app, const std::vector<std::string>& command_li
   command->add_option("--memory", flags->memory, "bounds the cache, as in 8GiB; 0 = what is free")
       ->type_name("SIZE")
       ->transform(CLI::AsSizeValue(false));
+#ifdef SIKV_HAS_MODEL
+  command
+      ->add_option("--model", flags->model,
+                   "a whole model around the cache: a model file, or random weights of the "
+                   "config's model")
+      ->type_name("FILE|random");
+  command->add_option("--weights", flags->weights, "of random ones")
+      ->type_name("TYPE")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"fp32", "fp16", "bf16", "int8"}));
+#endif
   flags->config.add_to(*command);
   command->footer(examples({
       "sikv throughput configs/throughput.yaml --json sweep.json",
       "sikv throughput configs/throughput.yaml --set source.synthetic.batch=max --memory 4GiB",
       "sikv throughput configs/throughput.yaml --set model.preset=llama-3.1-8b "
       "--set 'source.synthetic.context=[32768, 131072]'",
+#ifdef SIKV_HAS_MODEL
+      "sikv throughput configs/throughput_model.yaml --model smollm2.h5",
+      "sikv throughput configs/throughput_model.yaml --model random --weights int8 "
+      "--set model.layers=4",
+#endif
   }));
   return {command, [flags, &command_line] { throughput(*flags, command_line); }};
 }

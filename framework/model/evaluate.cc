@@ -8,13 +8,13 @@
 #include "framework/base/error.h"
 #include "framework/base/progress.h"
 #include "framework/config/pipeline_text.h"
+#include "framework/model/dense_pipeline.h"
+#include "framework/model/scan_count.h"
 
 namespace sikv {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-constexpr const char* kDense = "fp16+fp16 > full(pinned=0) > dense_attention";
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -42,12 +42,6 @@ int64_t most_likely(const float* log_p, int64_t n) {
   return std::max_element(log_p, log_p + n) - log_p;
 }
 
-std::optional<double> scans_per_row(const std::map<std::string, double>& counters) {
-  const auto scans = counters.find("scans"), rows = counters.find("rows");
-  if (scans == counters.end() || rows == counters.end() || rows->second == 0) return std::nullopt;
-  return scans->second / rows->second;
-}
-
 }  // namespace
 
 Evaluation::Evaluation(Transformer& model, EvalText text, int32_t dtype, int num_queries,
@@ -68,18 +62,19 @@ Evaluation::Evaluation(Transformer& model, EvalText text, int32_t dtype, int num
   const int64_t vocab = model.config().vocab_size;
   log_p_.resize(static_cast<size_t>(text_.steps * vocab));
   double nll = 0;
-  dense_ = replay(parse_pipeline(kDense, registry), device, [&](int64_t step, const float* logits) {
-    float* const log_p = log_p_.data() + step * vocab;
-    std::copy_n(logits, vocab, log_p);
-    to_log_probabilities(log_p, vocab);
-    nll -= log_p[text_.tokens[static_cast<size_t>(text_.prompt + step + 1)]];
-  });
+  dense_ = replay(parse_pipeline(kDensePipeline, registry), device,
+                  [&](int64_t step, const float* logits) {
+                    float* const log_p = log_p_.data() + step * vocab;
+                    std::copy_n(logits, vocab, log_p);
+                    to_log_probabilities(log_p, vocab);
+                    nll -= log_p[text_.tokens[static_cast<size_t>(text_.prompt + step + 1)]];
+                  });
   dense_.nll = nll / static_cast<double>(text_.steps);
   dense_.top1_same = 1;
 }
 
 std::string Evaluation::dense_pipeline(const Registry& registry) {
-  return pipeline_text(parse_pipeline(kDense, registry), registry);
+  return pipeline_text(parse_pipeline(kDensePipeline, registry), registry);
 }
 
 Evaluated Evaluation::run(const PipelineSpec& spec, Device& device) {
@@ -142,9 +137,10 @@ Evaluated Evaluation::replay(const PipelineSpec& spec, Device& device, Judge&& j
   for (const auto& [stage, samples] : times.steps) {
     row.step_s[stage] = summarize(samples, BadSide::kHigh);
   }
-  for (const sikv_counter& counter : pipeline.counters())
+  for (const sikv_counter& counter : pipeline.counters()) {
     row.counters[counter.name] = counter.value;
-  row.scans_per_step = scans_per_row(row.counters);
+  }
+  row.scans_per_step = scans_per_step(pipeline);
   return row;
 }
 

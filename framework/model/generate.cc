@@ -7,6 +7,7 @@
 #include "framework/base/interrupt.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/metrics/summary.h"
+#include "framework/model/scan_count.h"
 
 namespace sikv {
 namespace {
@@ -75,6 +76,8 @@ Generated Generator::run(const PipelineSpec& spec, const Registry& registry, Dev
   }
   if (!steps.empty()) result.token_s = summarize(steps, BadSide::kHigh).median;
   result.ledger = pipeline.ledger();
+  result.scans_per_step = scans_per_step(pipeline);
+  result.bytes_per_token = pipeline.cache().bytes_per_token();
   const ModelConfig& config = model_.config();
   result.dense_bytes = static_cast<uint64_t>(position) * static_cast<uint64_t>(config.num_layers) *
                        static_cast<uint64_t>(config.num_kv_heads) *

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -28,6 +29,9 @@ struct Generated {
   double first_s = 0;           // from the start of the prefill to the first token
   double second_s = 0;          // to the second: filling the pipeline is in it; 0 without a second
   double token_s = 0;           // median of the steps after that; 0 without any
+  // Scans per (layer, KV head) and step; nothing for selectors that do not count them.
+  std::optional<double> scans_per_step;
+  double bytes_per_token = 0;  // encoded pages, per token and KV head
   Ledger ledger;
   uint64_t dense_bytes = 0;  // fp16 K and V of as many tokens
 };

@@ -44,11 +44,17 @@ const float* bias_of(const std::vector<float>& bias) {
   return bias.empty() ? nullptr : bias.data();
 }
 
-// x [n] in the cache's element type. `what` it is, for the message where fp16 cannot hold it.
+// x [n] in the cache's element type. `what` it is, for the message where that cannot hold it.
 std::vector<std::byte> narrowed(const float* x, int64_t n, int32_t dtype, char what, int layer) {
   std::vector<std::byte> stored(static_cast<size_t>(n * sikv_dtype_bytes(dtype)));
   for (int64_t i = 0; i < n; ++i) {
     sikv_store(stored.data(), dtype, i, x[i]);
+    if (!std::isfinite(x[i])) {
+      throw Error(
+          "{} of layer {} holds a NaN or infinity, the first in the model: check the weights, or "
+          "export them as fp32",
+          what, layer);
+    }
     if (!std::isfinite(sikv_load(stored.data(), dtype, i))) {
       throw Error("{} of layer {} holds {}, which fp16 cannot: give caches fp32", what, layer,
                   x[i]);
@@ -319,14 +325,24 @@ Prompt Transformer::prefill(std::span<const int32_t> tokens, int32_t dtype, int 
 }
 
 void Transformer::fill(Pipeline& pipeline, int layer, const PromptLayer& prompt) const {
-  const int32_t dtype = pipeline.cache().view(layer).dtype;
-  const int64_t bytes = sikv_dtype_bytes(dtype);
-  const int32_t first = 0;
-  const int32_t count = static_cast<int32_t>(std::ssize(prompt.k) / (kv_width() * bytes));
-  sikv_rows keys{prompt.k.data(), dtype, count, &first, &count, kv_width(), config().head_dim};
+  const sikv_cache_view& view = pipeline.cache().view(layer);
+  const int64_t bytes = sikv_dtype_bytes(view.dtype);
+  const auto sequences = static_cast<size_t>(view.num_sequences);
+  const auto tokens = static_cast<int32_t>(std::ssize(prompt.k) / (kv_width() * bytes));
+  const std::vector<int32_t> first(sequences, 0), count(sequences, tokens);
+  const sikv_rows keys{prompt.k.data(), view.dtype, tokens,           first.data(),
+                       count.data(),    kv_width(), config().head_dim};
   sikv_rows values = keys;
   values.data = prompt.v.data();
-  pipeline.prefill(layer, keys, values, prompt.q.data(),
+  const std::vector<std::byte>* queries = &prompt.q;
+  std::vector<std::byte> repeated;
+  if (sequences > 1) {
+    for (size_t b = 0; b < sequences; ++b) {
+      repeated.insert(repeated.end(), prompt.q.begin(), prompt.q.end());
+    }
+    queries = &repeated;
+  }
+  pipeline.prefill(layer, keys, values, queries->data(),
                    static_cast<int>(std::ssize(prompt.q) / (q_width() * bytes)));
 }
 
@@ -338,6 +354,33 @@ void Transformer::fill(Pipeline& pipeline, const Prompt& prompt) const {
 
 void Transformer::step(Pipeline& pipeline, std::span<const int32_t> tokens,
                        std::span<const int64_t> positions, float* logits) {
+  const int32_t dtype = pipeline.cache().view(0).dtype;
+  std::vector<float> lse(tokens.size() * static_cast<size_t>(config().num_query_heads));
+  pipeline.begin_step();
+  const auto narrow = [&](const std::vector<float>& x, char what, int layer) {
+    return narrowed(x.data(), std::ssize(x), dtype, what, layer);
+  };
+  decode(
+      tokens, positions,
+      [&](int l, const std::vector<float>& q, const std::vector<float>& k,
+          const std::vector<float>& v, std::vector<float>& out) {
+        pipeline.append(l, narrow(k, 'K', l).data(), narrow(v, 'V', l).data());
+        pipeline.attend(l, narrow(q, 'Q', l).data(), out.data(), lse.data());
+      },
+      logits);
+}
+
+void Transformer::step_without_cache(std::span<const int32_t> tokens,
+                                     std::span<const int64_t> positions, float* logits) {
+  decode(
+      tokens, positions,
+      [](int, const std::vector<float>&, const std::vector<float>&, const std::vector<float>&,
+         std::vector<float>& out) { std::fill(out.begin(), out.end(), 0.0f); },
+      logits);
+}
+
+void Transformer::decode(std::span<const int32_t> tokens, std::span<const int64_t> positions,
+                         const Attend& attend, float* logits) {
   const int64_t n = static_cast<int64_t>(tokens.size()), hidden = config().hidden_size;
   for (const int64_t position : positions) {
     if (position >= config().max_positions) {
@@ -345,20 +388,14 @@ void Transformer::step(Pipeline& pipeline, std::span<const int32_t> tokens,
                   config().max_positions);
     }
   }
-  const int32_t dtype = pipeline.cache().view(0).dtype;
   std::vector<float> x(static_cast<size_t>(n * hidden));
   std::vector<float> q(static_cast<size_t>(n * q_width())), attention(q.size());
   std::vector<float> k(static_cast<size_t>(n * kv_width())), v(k.size());
-  std::vector<float> lse(static_cast<size_t>(n * config().num_query_heads));
   embed(tokens, x.data());
-  pipeline.begin_step();
   for (int l = 0; l < config().num_layers; ++l) {
     const ModelLayer& layer = model_.layers[static_cast<size_t>(l)];
     project(layer, x.data(), positions, q.data(), k.data(), v.data());
-    pipeline.append(l, narrowed(k.data(), n * kv_width(), dtype, 'K', l).data(),
-                    narrowed(v.data(), n * kv_width(), dtype, 'V', l).data());
-    pipeline.attend(l, narrowed(q.data(), n * q_width(), dtype, 'Q', l).data(), attention.data(),
-                    lse.data());
+    attend(l, q, k, v, attention);
     finish_layer(layer, attention.data(), n, x.data());
     check_hidden(l, x.data(), positions);
   }

@@ -60,7 +60,7 @@ class Transformer {
   // The same, all kept. Shows progress.
   Prompt prefill(std::span<const int32_t> tokens, int32_t dtype, int num_queries);
 
-  // Hands one layer of a prompt to a pipeline of one sequence.
+  // Hands one layer of a prompt to a pipeline: each of its sequences begins with it.
   void fill(Pipeline& pipeline, int layer, const PromptLayer& prompt) const;
   void fill(Pipeline& pipeline, const Prompt& prompt) const;
 
@@ -69,12 +69,23 @@ class Transformer {
   void step(Pipeline& pipeline, std::span<const int32_t> tokens, std::span<const int64_t> positions,
             float* logits);
 
+  // The same without attention and cache: the time that no pipeline can go below.
+  void step_without_cache(std::span<const int32_t> tokens, std::span<const int64_t> positions,
+                          float* logits);
+
   // logits [n, vocab] from hidden states [n, hidden] behind the last layer.
   void logits(const float* hidden, int64_t n, float* logits);
 
  private:
   int64_t q_width() const { return int64_t{config().num_query_heads} * config().head_dim; }
   int64_t kv_width() const { return int64_t{config().num_kv_heads} * config().head_dim; }
+
+  // q [n, Hq, D], k and v [n, Hkv, D] -> out [n, Hq, D]
+  using Attend =
+      std::function<void(int layer, const std::vector<float>& q, const std::vector<float>& k,
+                         const std::vector<float>& v, std::vector<float>& out)>;
+  void decode(std::span<const int32_t> tokens, std::span<const int64_t> positions,
+              const Attend& attend, float* logits);
 
   void check_token(int32_t token) const;
   void check_hidden(int layer, const float* x, std::span<const int64_t> positions) const;

@@ -1,0 +1,157 @@
+#include "framework/model/model_throughput.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "framework/base/error.h"
+#include "framework/base/progress.h"
+#include "framework/base/random.h"
+#include "framework/base/text.h"
+#include "framework/config/pipeline_text.h"
+#include "framework/experiment/throughput.h"
+#include "framework/pipeline/pipeline.h"
+
+namespace sikv {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Last prompt queries that selectors see: more than any of them learns from.
+constexpr int kPromptQueries = 128;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::vector<int32_t> random_tokens(int64_t count, int64_t vocab, uint64_t seed) {
+  Random random(seed);
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  for (int32_t& token : tokens) {
+    token = static_cast<int32_t>(random.below(static_cast<uint64_t>(vocab)));
+  }
+  return tokens;
+}
+
+}  // namespace
+
+ModelThroughputBench::ModelThroughputBench(Transformer& model, const Registry& registry,
+                                           Device& device, const ModelThroughputOptions& options)
+    : model_(model), registry_(registry), device_(device), options_(options) {
+  SIKV_ASSERT(options.steps > 0 && options.warmup > 0);  // the first is part of TT2T
+}
+
+sikv_shape ModelThroughputBench::shape(int64_t context, int batch) const {
+  return model_.shape(options_.dtype, context + options_.warmup + options_.steps, batch);
+}
+
+// For the cache, beside the prompt that is kept.
+uint64_t ModelThroughputBench::room(int64_t context) const {
+  const ModelConfig& config = model_.config();
+  const uint64_t kept =
+      static_cast<uint64_t>(2 * context * config.num_layers * config.num_kv_heads *
+                            config.head_dim * sikv_dtype_bytes(options_.dtype));
+  const uint64_t usable = usable_bytes(device_) + (prompt_tokens_ == context ? kept : 0);
+  const uint64_t free = usable > kept ? usable - kept : 0;
+  return options_.memory_limit > 0 ? std::min(options_.memory_limit, free) : free;
+}
+
+int ModelThroughputBench::largest_batch(const PipelineSpec& spec, int64_t context, int most) {
+  return largest_planned_batch(spec, registry_, device_, shape(context, 1),
+                               static_cast<int>(options_.warmup + options_.steps), room(context),
+                               most);
+}
+
+void ModelThroughputBench::check_fits(const PipelineSpec& spec, int64_t context, int batch) {
+  const ModelConfig& config = model_.config();
+  if (const int64_t last = context + options_.warmup + options_.steps;
+      last > config.max_positions) {
+    throw Error(
+        "a context of {} tokens and {} steps do not fit the context of {}, which is {}: lower "
+        "source.synthetic.context",
+        context, options_.warmup + options_.steps, config.name, config.max_positions);
+  }
+  const int largest = largest_batch(spec, context, batch);
+  if (largest >= batch) return;
+  throw Error("{} at context {} and batch {} does not fit {}: {}", pipeline_text(spec, registry_),
+              context, batch, bytes_text(room(context)),
+              largest > 0 ? fmt::format("the largest batch that does is {}", largest)
+                          : "not one sequence does, lower the context");
+}
+
+const Prompt& ModelThroughputBench::prompt(int64_t context) {
+  if (prompt_tokens_ == context) return prompt_;
+  prompt_ = {};
+  prompt_tokens_ = 0;
+  const auto tokens = random_tokens(context, model_.config().vocab_size, options_.seed);
+  const auto start = Clock::now();
+  prompt_ = model_.prefill(tokens, options_.dtype, kPromptQueries);
+  std::vector<float> logits(static_cast<size_t>(model_.config().vocab_size));
+  model_.logits(prompt_.hidden.data(), 1, logits.data());
+  prompt_s_ = seconds_since(start);
+  prompt_tokens_ = context;
+  return prompt_;
+}
+
+template <typename Step>
+std::vector<double> ModelThroughputBench::timed_steps(int64_t context, int batch, Step&& step) {
+  const int64_t vocab = model_.config().vocab_size, count = options_.warmup + options_.steps;
+  const auto tokens = random_tokens(batch * count, vocab, derive_seed(options_.seed, 1));
+  std::vector<float> logits(static_cast<size_t>(batch * vocab));
+  std::vector<double> seconds;
+  Progress progress(fmt::format("{} x {}: decode steps", batch, context), count);
+  for (int64_t i = 0; i < count; ++i) {
+    const std::vector<int64_t> positions(static_cast<size_t>(batch), context + i);
+    const auto start = Clock::now();
+    step(std::span(tokens).subspan(static_cast<size_t>(i * batch), static_cast<size_t>(batch)),
+         positions, logits.data(), i);
+    seconds.push_back(seconds_since(start));
+    progress.add();
+  }
+  return seconds;
+}
+
+Summary ModelThroughputBench::weights_only(int batch) {
+  auto seconds =
+      timed_steps(0, batch, [&](auto tokens, const auto& positions, float* logits, int64_t) {
+        model_.step_without_cache(tokens, positions, logits);
+      });
+  seconds.erase(seconds.begin(), seconds.begin() + options_.warmup);
+  return summarize(seconds, BadSide::kHigh);
+}
+
+ModelThroughput ModelThroughputBench::measure(const PipelineSpec& spec, int64_t context,
+                                              int batch) {
+  const Prompt& prompt = this->prompt(context);
+  ModelThroughput row;
+  row.pipeline = pipeline_text(spec, registry_);
+  row.context = context;
+  row.batch = batch;
+  row.first_s = prompt_s_;
+  const auto start = Clock::now();
+  Pipeline pipeline(spec, registry_, device_, shape(context, batch),
+                    static_cast<int>(options_.warmup + options_.steps));
+  model_.fill(pipeline, prompt);
+  const double filled_s = seconds_since(start) / batch;
+  auto seconds = timed_steps(context, batch,
+                             [&](auto tokens, const auto& positions, float* logits, int64_t i) {
+                               if (i == options_.warmup) pipeline.reset_step_times();
+                               model_.step(pipeline, tokens, positions, logits);
+                             });
+  row.second_s = row.first_s + filled_s + seconds.front();
+  seconds.erase(seconds.begin(), seconds.begin() + options_.warmup);
+  row.token_s = summarize(seconds, BadSide::kHigh);
+  row.tokens_per_s = batch / row.token_s.mean;
+  for (const auto& [stage, samples] : pipeline.times().steps) {
+    row.step_s[stage] = summarize(samples, BadSide::kHigh);
+  }
+  row.budget = pipeline.composition().budget(context + options_.warmup + 1);
+  for (const ChosenPart& part : pipeline.composition().parts()) {
+    row.variants.push_back({part.role, part.variant->id, part.variant->variant});
+  }
+  row.bytes_per_token = pipeline.cache().bytes_per_token();
+  row.ledger = pipeline.ledger();
+  return row;
+}
+
+}  // namespace sikv
