@@ -30,14 +30,26 @@ fetch_smollm2() {
   check_sha256 "$smollm2_gguf" b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 }
 
-# The Debian Developer's Reference 12.18 as plain text, at TEXT unless that is there already.
-fetch_text() { # TEXT
+# A text of a Debian 12 package, at TEXT unless that is there already.
+fetch_manual() { # TEXT PACKAGE VERSION PATH-IN-PACKAGE SHA-256
   if [[ ! -f $1 ]]; then
     # `download` needs no root and installs nothing.
-    apt-get --quiet=2 download developers-reference=12.18 ||
-      fail "apt does not offer developers-reference 12.18 (run apt-get update, or use --text)"
-    dpkg-deb --extract developers-reference_12.18_all.deb developers-reference
-    gunzip --stdout developers-reference/usr/share/developers-reference/developers-reference.txt.gz >"$1"
+    apt-get --quiet=2 download "$2=$3" ||
+      fail "apt does not offer $2 $3 (run apt-get update, or put the text at $1)"
+    dpkg-deb --fsys-tarfile "$2_$3_all.deb" | tar --extract --to-stdout "./$4" | gunzip >"$1"
   fi
-  check_sha256 "$1" 6e16d3fba905b0ac7636d34bd703512087a24063ab8e778abbdf8a76363bc95e
+  check_sha256 "$1" "$5"
+}
+
+# The Debian Developer's Reference 12.18 as plain text.
+fetch_text() { # TEXT
+  fetch_manual "$1" developers-reference 12.18 \
+    usr/share/developers-reference/developers-reference.txt.gz \
+    6e16d3fba905b0ac7636d34bd703512087a24063ab8e778abbdf8a76363bc95e
+}
+
+# The Debian Policy Manual 4.6.2.0 as plain text.
+fetch_policy() { # TEXT
+  fetch_manual "$1" debian-policy 4.6.2.0 usr/share/doc/debian-policy/policy.txt.gz \
+    89dba06600463ed858b4ccd3bdf4e72452c512589f1029548346e5284eb71374
 }
