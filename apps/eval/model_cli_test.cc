@@ -1,4 +1,5 @@
-// sikv eval and sikv generate as their users meet them, on the tiny models of datasets/tiny.
+// sikv eval, sikv generate and sikv throughput --model as their users meet them, on the tiny models
+// of datasets/tiny.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -201,6 +202,55 @@ TEST_F(ModelCli, GenerateStreamsAndCompares) {
                            "second", "tokens/s", "KV", "rot_lm", "dense_attention"}) {
     EXPECT_TRUE(contains(result.text, part)) << part << "\n" << result.text;
   }
+}
+
+TEST_F(ModelCli, ThroughputOfAWholeModel) {
+  write("speed.yaml",
+        "model: {layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64}\n"
+        "source: {synthetic: {context: 512, batch: [1, 2]}}\n"
+        "pipelines: [rot_lm+rot_lm > self_index(budget=64,pinned=8) > sparse_flash]\n"
+        "measure: {steps: 3, warmup: 1}\n");
+  const std::string words = "throughput speed.yaml --json speed.json --model " + kTiny;
+  const Result result = sikv(words);
+  ASSERT_EQ(result.code, 0) << result.text;
+  for (const char* part : {"tokens/s", "weights", "first", "second", "dense_attention", "rot_lm",
+                           "context 512, batch 2"}) {
+    EXPECT_TRUE(contains(result.text, part)) << part << "\n" << result.text;
+  }
+  std::ifstream stream(path("speed.json"));
+  const auto json = nlohmann::json::parse(stream);
+  ASSERT_EQ(json["rows"].size(), 4u);
+  for (const auto& row : json["rows"]) {
+    EXPECT_GT(row["tokens_per_s"], 0);
+    EXPECT_GT(row["weights_only_tokens_per_s"], 0);
+    EXPECT_GT(row["second_token_s"], row["first_token_s"]);
+    EXPECT_GT(row["memory"]["total"], 0);
+  }
+  EXPECT_EQ(json["rows"][0]["ratio_to_dense"], 1);
+  EXPECT_EQ(json["rows"][3]["batch"], 2);
+  const Result again = sikv(words);
+  EXPECT_TRUE(contains(again.text, "4 rows were there already")) << again.text;
+
+  const Result random = sikv(
+      "throughput speed.yaml --model random --weights int8 --set source.synthetic.batch=max "
+      "--memory 2MiB");
+  EXPECT_EQ(random.code, 0) << random.text;
+  EXPECT_TRUE(contains(random.text, "random weights")) << random.text;
+}
+
+TEST_F(ModelCli, ThroughputRefusesBadInput) {
+  write("speed.yaml",
+        "model: llama-3.1-8b\n"
+        "source: {synthetic: {context: 512, batch: 4}}\n"
+        "pipelines: [fp16+fp16 > full > dense_attention]\n");
+  const std::string throughput = "throughput speed.yaml ";
+  refused(throughput + "--model none.h5", "there is no model file none.h5");
+  refused(throughput + "--model " + kTiny + " --memory 300KiB", "the largest batch that does is");
+  refused(throughput + "--model " + kTiny + " --set source.synthetic.context=2048",
+          "do not fit the context of tiny-llama");
+  refused(throughput + "--model random --set model.layers=60000", "fewer layers");
+  refused(throughput + "--model random --weights int4", "--weights");
+  refused("throughput eval.yaml --model " + kTiny, "source.synthetic");
 }
 
 TEST_F(ModelCli, GenerateRefusesBadInput) {

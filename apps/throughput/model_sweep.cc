@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <map>
 #include <optional>
 
 #include "apps/common/command.h"
@@ -130,7 +132,8 @@ class ModelSweep {
       const Json* known = file_.find_here(key);
       kept_ += known != nullptr;
       if (known == nullptr) {
-        const int count = batch ? *batch : bench_.largest_batch(spec, context, kLargestBatch);
+        const int count =
+            batch ? *batch : std::max(1, bench_.largest_batch(spec, context, kLargestBatch));
         known = &file_.add(measure(key, spec, context, count, dense));
       }
       rows_.push_back(*known);

@@ -215,6 +215,45 @@ TEST(Transformer, SequencesOfABatchDoNotTouchEachOther) {
   EXPECT_LT(error(logits.data() + vocab, alone[1].data(), vocab), 1e-5);
 }
 
+// Every sequence of a batch begins with the prompt it is filled with.
+TEST(Transformer, OnePromptFillsABatch) {
+  Transformer model = load("llama");
+  const size_t vocab = static_cast<size_t>(model.config().vocab_size);
+  const auto tokens = random_tokens(300, model.config().vocab_size);
+  const Prompt prompt = model.prefill(tokens, SIKV_FP16, 16);
+  const char* const sparse = "rot_lm+rot_lm > self_index(budget=32,pinned=8) > gather_attention";
+  std::vector<float> alone(vocab), both(2 * vocab);
+  for (const int batch : {1, 2}) {
+    Pipeline pipeline(parse_pipeline(sparse, registry()), registry(), cpu(3),
+                      model.shape(SIKV_FP16, 310, batch), 8);
+    model.fill(pipeline, prompt);
+    const std::vector<int32_t> next(static_cast<size_t>(batch), tokens[10]);
+    const std::vector<int64_t> positions(static_cast<size_t>(batch), 300);
+    model.step(pipeline, next, positions, batch == 1 ? alone.data() : both.data());
+  }
+  EXPECT_LT(error(both.data(), alone.data(), vocab), 1e-5);
+  EXPECT_LT(error(both.data() + vocab, alone.data(), vocab), 1e-5);
+}
+
+TEST(Transformer, NamesTheNanOfAStep) {
+  ModelFile file = read_model(tiny("qwen3"));
+  auto* const wk = reinterpret_cast<float*>(file.layers[1].wk.data.data());
+  const auto tokens = random_tokens(3, 300);
+  Transformer good(read_model(tiny("qwen3")), cpu());
+  const Prompt prompt = good.prefill(tokens, SIKV_FP32, 1);
+  std::fill_n(wk, file.layers[1].wk.columns, std::numeric_limits<float>::max());
+  Transformer model(std::move(file), cpu());
+  Pipeline pipeline(parse_pipeline(kDense, registry()), registry(), cpu(),
+                    model.shape(SIKV_FP32, 64), 8);
+  model.fill(pipeline, prompt);
+  std::vector<float> logits(300);
+  const int64_t position = 3;
+  const std::string said = refusal([&] {
+    model.step(pipeline, {tokens.data(), 1}, {&position, 1}, logits.data());
+  });
+  EXPECT_NE(said.find("K of layer 1 holds a NaN or infinity"), std::string::npos) << said;
+}
+
 TEST(Transformer, RefusesWhatItCannotRun) {
   Transformer model = load("llama");
   EXPECT_EQ(refusal([&] { model.prefill(std::vector<int32_t>(), SIKV_FP16, 1); }),
