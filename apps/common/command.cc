@@ -22,14 +22,20 @@ void note(const std::string& text) {
 }
 
 void note_surprises(const Config& config, const Source& source, const Measured& measured) {
-  if (config.model && !config.source.synthetic) {
-    note("model: is not used, the trace says what the model is");
+  if (config.model && !config.source.synthetic &&
+      (config.model->query_heads != source.num_query_heads ||
+       config.model->kv_heads != source.num_kv_heads ||
+       config.model->head_dim != source.head_dim)) {
+    note(
+        "measured on the trace's own model, which is not the config's: that one only serves "
+        "`sikv explain`");
   }
-  if (measured.budget && *measured.budget >= source.prompt) {
-    note(fmt::format("the budget of {} covers all {} tokens of the prompt: everything is selected",
-                     *measured.budget, source.prompt));
+  const int64_t encoded = source.prompt / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS;
+  if (measured.budget && encoded > 0 && *measured.budget >= encoded) {
+    note(fmt::format("the budget of {} covers all {} encoded tokens: everything is selected",
+                     *measured.budget, encoded));
   }
-  if (measured.bytes_per_token == 0) {
+  if (encoded == 0) {
     note(fmt::format(
         "a prompt of {} tokens fills no page of {}: nothing is encoded, bytes/token is 0",
         source.prompt, SIKV_PAGE_TOKENS));

@@ -5,8 +5,8 @@
  *     The framework allocates everything a `run` touches (cache, selection, output, workspace).
  *  2. Every struct that may grow starts with `struct_size`, set by its writer to the size it was
  *     compiled with. Fields and slots are only ever appended; a reader ignores what lies beyond
- *     struct_size. See plugins/ABI.md for the rules and the frozen offsets at the end of each
- * header.
+ *     struct_size. See plugins/ABI.md for the rules and the frozen offsets at the end of
+ *     each header.
  *  3. Calls return a sikv_status. Text about a failure goes to the host's sikv_message: one
  *     sentence that names the offending value and the remedy.
  *  4. Pointers named "device" hold addresses of the device the plugin was created for; everything
@@ -104,8 +104,7 @@ typedef struct sikv_option_value {
   const char* text; /* as written, also for numbers */
 } sikv_option_value;
 
-/* ---- shape of the model and the run -----------------------------------------------------------
- */
+/* ---- shape of the model and the run --------------------------------------------------------- */
 
 typedef struct sikv_shape {
   uint32_t struct_size;

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
@@ -169,9 +170,15 @@ class SelfIndex final : public Selector {
 
   void run(const sikv_select_args& args, const CacheView& view, Launch launch) override {
     const QueryView queries(args.q, view, args.num_query_heads);
-    parallel_for(host_, view.num_rows(), [&](int64_t row, int worker) {
+    // Rows whose scan is due cost several times the others: begun last, one would be waited for.
+    order_.resize(static_cast<size_t>(view.num_rows()));
+    std::iota(order_.begin(), order_.end(), 0);
+    std::stable_partition(order_.begin(), order_.end(), [&](int row) {
+      return !states_ || step_ >= states_->at(view.layer(), row).next_scan;
+    });
+    parallel_for(host_, view.num_rows(), [&](int64_t i, int worker) {
       std::byte* scratch = static_cast<std::byte*>(launch.workspace) + worker * worker_bytes_;
-      select_row(args, view, queries, static_cast<int>(row), scratch, counts_[worker]);
+      select_row(args, view, queries, order_[static_cast<size_t>(i)], scratch, counts_[worker]);
     });
   }
 
@@ -332,6 +339,7 @@ class SelfIndex final : public Selector {
   int64_t step_ = 0;
   std::optional<RowState<HeadState>> states_;  // where pooled
   std::vector<Counts> counts_;
+  std::vector<int> order_;  // rows of one run
 };
 
 }  // namespace
