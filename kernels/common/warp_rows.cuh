@@ -443,7 +443,8 @@ __device__ inline void build_tile_query(const float* q, int heads, TileQuery& ti
     // Below 2^-100 the inverse would overflow; such a head counts as zero.
     const float inverse = largest > 7.9e-31f ? kRange / largest : 0.0f;
     if (lane == 0) {
-      tile.unit[n] = largest / kRange * (kKeys == TileKeys::kLevels3 ? 1e-4f : 1.0f);
+// Of rlm4's sums the lowest digit stands for 2^8: a level has two.
+      tile.unit[n] = largest / kRange * (kKeys == TileKeys::kLevels3 ? 256e-4f : 1.0f);
     }
     uint32_t digit[kTileDigits][4];
 #pragma unroll
