@@ -51,10 +51,24 @@ int64_t largest_fitting(int64_t most, Fits&& fits) {
   return low;
 }
 
-Ledger planned(const PipelineSpec& spec, const Registry& registry, Device& device,
-               const sikv_shape& shape, int max_new_tokens) {
-  const Composition composition(spec, registry, device, shape);
-  return composition.planned(shape.max_tokens, composition.cache_options(max_new_tokens));
+// Bytes that a pipeline of `shape` plans for.
+uint64_t planned_bytes(const PipelineSpec& spec, const Registry& registry, Device& device,
+                       const sikv_shape& shape, int max_new_tokens) {
+  const auto planned = [&](const sikv_shape& shape) {
+    const Composition composition(spec, registry, device, shape);
+    return composition.planned(shape.max_tokens, composition.cache_options(max_new_tokens));
+  };
+  if (device.is_cuda()) {
+    // Plugins allocate their state when they are made: none is made for what could never fit.
+    sikv_shape one = shape;
+    one.max_sequences = 1;
+    const Ledger ledger = planned(one);
+    const uint64_t cache =
+        (ledger.total() - ledger.bytes("workspace") - ledger.bytes("selection")) *
+        static_cast<uint64_t>(shape.max_sequences);
+    if (cache > device.info().memory_bytes) return cache;
+  }
+  return planned(shape).total();
 }
 
 }  // namespace
@@ -179,7 +193,7 @@ int largest_planned_batch(const PipelineSpec& spec, const Registry& registry, De
                           sikv_shape shape, int max_new_tokens, uint64_t bytes, int most) {
   return static_cast<int>(largest_fitting(most, [&](int64_t batch) {
     shape.max_sequences = static_cast<int32_t>(batch);
-    return planned(spec, registry, device, shape, max_new_tokens).total() <= bytes;
+    return planned_bytes(spec, registry, device, shape, max_new_tokens) <= bytes;
   }));
 }
 
@@ -218,9 +232,8 @@ double ThroughputBench::state_bytes(const PipelineSpec& spec, const sikv_shape& 
 }
 
 uint64_t ThroughputBench::plan_bytes(const PipelineSpec& spec, int64_t context, int batch) {
-  return planned(spec, registry_, device_, shape(context, batch),
-                 static_cast<int>(warmup() + steps_))
-      .total();
+  return planned_bytes(spec, registry_, device_, shape(context, batch),
+                       static_cast<int>(warmup() + steps_));
 }
 
 uint64_t ThroughputBench::cache_bytes(const PipelineSpec& spec, int64_t context, int batch) {
