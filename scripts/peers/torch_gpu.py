@@ -12,6 +12,7 @@ uses of a layer's tokens; a time is a replay's divided by its layers.
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 
 import torch
@@ -116,7 +117,22 @@ def check(attend, args):
     return ((out - expected).norm() / expected.norm()).item()
 
 
-def replay_times(run_layers, replays, warmup=3):
+def event_times(work, runs, warmup=3):
+    """Milliseconds of each call of work()."""
+    for _ in range(warmup):
+        work()
+    times = []
+    for _ in range(runs):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        times.append((begin, end))
+    torch.cuda.synchronize()
+    return [begin.elapsed_time(end) for begin, end in times]
+
+
+def replay_times(run_layers, replays):
     """Milliseconds of each replay of what run_layers() launches, as one CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -126,17 +142,7 @@ def replay_times(run_layers, replays, warmup=3):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run_layers()
-    for _ in range(warmup):
-        graph.replay()
-    times = []
-    for _ in range(replays):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        times.append((begin, end))
-    torch.cuda.synchronize()
-    return [begin.elapsed_time(end) for begin, end in times]
+    return event_times(graph.replay, replays)
 
 
 def summary(times_ms, layers, bytes_per_layer):
@@ -150,11 +156,20 @@ def summary(times_ms, layers, bytes_per_layer):
     }
 
 
-def measure_copy(replays):
-    """A device-to-device copy of 1 GiB, bytes read and written."""
+def driver_version():
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
+
+
+def measure_copy(runs):
+    """A device-to-device copy of 1 GiB, bytes read and written; not recorded, as that slows it."""
     source = torch.randint(0, 255, (1 << 30,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return summary(replay_times(lambda: target.copy_(source), replays), 1, 2 * source.numel())
+    times = event_times(lambda: target.copy_(source), runs)
+    return summary(times, 1, 2 * source.numel())
 
 
 def measure_shape(batch, context, args):
@@ -215,6 +230,7 @@ def main():
         "versions": {
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
+            "driver": driver_version(),
             "cudnn": torch.backends.cudnn.version(),
         },
         "what": f"fp16, {args.kv_heads} KV heads, {args.group} query heads each, D = {args.head_dim}",
