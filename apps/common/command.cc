@@ -9,6 +9,7 @@
 #include "framework/base/error.h"
 #include "framework/base/text.h"
 #include "framework/config/pipeline_parts.h"
+#include "framework/device/cuda_device.h"
 
 namespace sikv {
 
@@ -48,7 +49,7 @@ void PluginFlags::add_to(CLI::App& app) {
       ->allow_extra_args(false);
 }
 
-Registry PluginFlags::open() const { return Registry::standard(folders_); }
+Registry PluginFlags::open() const { return Registry::standard(folders_, served_devices); }
 
 void ConfigFlags::add_to(CLI::App& app) {
   app.add_option("--set", sets_,
@@ -118,17 +119,34 @@ void ConfigFlags::force(Config& config, const std::string& assignment,
   }
 }
 
+namespace {
+
+bool runs_on_gpu(const PipelineSpec& spec, const Registry& registry) {
+  const auto on_gpu = [&](const PipelinePart& part) {
+    const std::string* forced = forced_variant(spec, part);
+    return std::any_of(registry.variants().begin(), registry.variants().end(),
+                       [&](const Variant& variant) {
+                         return variant.device == SIKV_CUDA && variant.kind == part.kind &&
+                                variant.id == (spec.*part.plugin).id &&
+                                (forced == nullptr || variant.variant == *forced);
+                       });
+  };
+  return std::all_of(kPipelineParts.begin(), kPipelineParts.end(), on_gpu);
+}
+
+}  // namespace
+
 Device& Devices::open(const std::string& name) {
-  std::unique_ptr<Device>& device = open_[name == "auto" ? "cpu" : name];
+  std::unique_ptr<Device>& device = open_[name];
   if (device == nullptr) {
-    if (name == "cuda") {
-      throw Error(
-          "device cuda: this build has no CUDA support; configure it with -DSIKV_CUDA=ON, or use "
-          "--device cpu");
-    }
-    device = open_cpu_device(threads_);
+    device = name == "cuda" ? open_cuda_device(0, threads_) : open_cpu_device(threads_);
   }
   return *device;
+}
+
+Device& Devices::open(const PipelineSpec& spec, const Registry& registry) {
+  if (spec.device != "auto") return open(spec.device);
+  return open(runs_on_gpu(spec, registry) ? "cuda" : "cpu");
 }
 
 std::string examples(const std::vector<std::string>& lines) {

@@ -191,7 +191,7 @@ class Eval {
         texts_(read_texts(flags, tokenizer_ ? &*tokenizer_ : nullptr)) {
     // Parts that do not go together are found before the prefill.
     for (const PipelineSpec& spec : specs_) {
-      static_cast<void>(Composition(spec, registry_, devices_.open(spec.device),
+      static_cast<void>(Composition(spec, registry_, devices_.open(spec, registry_),
                                     model_.shape(dtype(), flags.prompt + flags.steps)));
     }
   }
@@ -264,8 +264,8 @@ class Eval {
       const std::string pipeline = pipeline_text(spec, registry_);
       if (pipeline == dense) continue;
       lines_.push_back(
-          {text.name, row(pipeline, [&] { return ready().run(spec, devices_.open(spec.device)); }),
-           true});
+          {text.name,
+           row(pipeline, [&] { return ready().run(spec, devices_.open(spec, registry_)); }), true});
     }
   }
 
@@ -279,7 +279,7 @@ class Eval {
     const Text& text = texts_.front();
     const auto rows = find_passkeys(
         model_, *tokenizer_, text.tokens, plan, specs, registry_,
-        [&](const PipelineSpec& spec) -> Device& { return devices_.open(spec.device); });
+        [&](const PipelineSpec& spec) -> Device& { return devices_.open(spec, registry_); });
     const Json setup = {{"task", "passkey"},
                         {"model", model_.config().name},
                         {"weights", model_.step_bytes()},
