@@ -2,11 +2,15 @@
 #
 # One plugin library, libsikv-<family>-<id>-<device>.so, with everything hidden but its two
 # exported symbols. SIMD files need Highway and are left out, with SIKV_HAS_SIMD undefined, where
-# it is missing. Serves this tree and, through find_package(sikv), plugins built out of tree.
+# it is missing. Of DEVICE cuda nothing is built without SIKV_CUDA. Serves this tree and, through
+# find_package(sikv), plugins built out of tree.
 function(sikv_add_plugin FAMILY ID)
   cmake_parse_arguments(ARG "" "DEVICE" "SOURCES;SIMD" ${ARGN})
   if(NOT ARG_DEVICE)
     set(ARG_DEVICE cpu)
+  endif()
+  if(ARG_DEVICE STREQUAL "cuda" AND NOT SIKV_CUDA)
+    return()
   endif()
   set(target sikv-${FAMILY}-${ID}-${ARG_DEVICE})
   add_library(${target} MODULE ${ARG_SOURCES})
@@ -19,6 +23,17 @@ function(sikv_add_plugin FAMILY ID)
     target_sources(${target} PRIVATE ${ARG_SIMD})
     target_compile_definitions(${target} PRIVATE SIKV_HAS_SIMD=1)
     target_link_libraries(${target} PRIVATE hwy::hwy)
+  endif()
+  if(ARG_DEVICE STREQUAL "cuda")
+    # One runtime for all plugins of a process; device code of a library is its own.
+    set_target_properties(${target} PROPERTIES CUDA_RUNTIME_LIBRARY Shared)
+    target_compile_options(${target} PRIVATE
+      $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --extended-lambda -lineinfo>)
+    list(TRANSFORM CMAKE_CUDA_ARCHITECTURES PREPEND "sm_" OUTPUT_VARIABLE architectures)
+    list(TRANSFORM architectures REPLACE "-(real|virtual)$" "")
+    list(JOIN architectures "," architectures)
+    target_compile_definitions(${target} PRIVATE SIKV_PLUGIN_ARCHITECTURES="${architectures}")
+    add_dependencies(sikv_cuda ${target})
   endif()
   set_target_properties(${target} PROPERTIES
     CXX_VISIBILITY_PRESET hidden CUDA_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON

@@ -9,6 +9,7 @@
 #include "framework/base/error.h"
 #include "framework/base/text.h"
 #include "framework/config/pipeline_parts.h"
+#include "framework/device/cuda_device.h"
 
 namespace sikv {
 
@@ -22,14 +23,20 @@ void note(const std::string& text) {
 }
 
 void note_surprises(const Config& config, const Source& source, const Measured& measured) {
-  if (config.model && !config.source.synthetic) {
-    note("model: is not used, the trace says what the model is");
+  if (config.model && !config.source.synthetic &&
+      (config.model->query_heads != source.num_query_heads ||
+       config.model->kv_heads != source.num_kv_heads ||
+       config.model->head_dim != source.head_dim)) {
+    note(
+        "measured on the trace's own model, which is not the config's: that one only serves "
+        "`sikv explain`");
   }
-  if (measured.budget && *measured.budget >= source.prompt) {
-    note(fmt::format("the budget of {} covers all {} tokens of the prompt: everything is selected",
-                     *measured.budget, source.prompt));
+  const int64_t encoded = source.prompt / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS;
+  if (measured.budget && encoded > 0 && *measured.budget >= encoded) {
+    note(fmt::format("the budget of {} covers all {} encoded tokens: everything is selected",
+                     *measured.budget, encoded));
   }
-  if (measured.bytes_per_token == 0) {
+  if (encoded == 0) {
     note(fmt::format(
         "a prompt of {} tokens fills no page of {}: nothing is encoded, bytes/token is 0",
         source.prompt, SIKV_PAGE_TOKENS));
@@ -42,7 +49,7 @@ void PluginFlags::add_to(CLI::App& app) {
       ->allow_extra_args(false);
 }
 
-Registry PluginFlags::open() const { return Registry::standard(folders_); }
+Registry PluginFlags::open() const { return Registry::standard(folders_, served_devices); }
 
 void ConfigFlags::add_to(CLI::App& app) {
   app.add_option("--set", sets_,
@@ -112,17 +119,34 @@ void ConfigFlags::force(Config& config, const std::string& assignment,
   }
 }
 
+namespace {
+
+bool runs_on_gpu(const PipelineSpec& spec, const Registry& registry) {
+  const auto on_gpu = [&](const PipelinePart& part) {
+    const std::string* forced = forced_variant(spec, part);
+    return std::any_of(registry.variants().begin(), registry.variants().end(),
+                       [&](const Variant& variant) {
+                         return variant.device == SIKV_CUDA && variant.kind == part.kind &&
+                                variant.id == (spec.*part.plugin).id &&
+                                (forced == nullptr || variant.variant == *forced);
+                       });
+  };
+  return std::all_of(kPipelineParts.begin(), kPipelineParts.end(), on_gpu);
+}
+
+}  // namespace
+
 Device& Devices::open(const std::string& name) {
-  std::unique_ptr<Device>& device = open_[name == "auto" ? "cpu" : name];
+  std::unique_ptr<Device>& device = open_[name];
   if (device == nullptr) {
-    if (name == "cuda") {
-      throw Error(
-          "device cuda: this build has no CUDA support; configure it with -DSIKV_CUDA=ON, or use "
-          "--device cpu");
-    }
-    device = open_cpu_device(threads_);
+    device = name == "cuda" ? open_cuda_device(0, threads_) : open_cpu_device(threads_);
   }
   return *device;
+}
+
+Device& Devices::open(const PipelineSpec& spec, const Registry& registry) {
+  if (spec.device != "auto") return open(spec.device);
+  return open(runs_on_gpu(spec, registry) ? "cuda" : "cpu");
 }
 
 std::string examples(const std::vector<std::string>& lines) {

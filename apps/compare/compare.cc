@@ -213,13 +213,13 @@ void compare(const CompareFlags& flags, const std::vector<std::string>& command_
   ExactReference exact(source, host);
   // Parts that do not go together are found before the first row is measured.
   for (const PipelineSpec& spec : plan.specs()) {
-    static_cast<void>(Composition(spec, registry, devices.open(spec.device), source.shape()));
+    static_cast<void>(Composition(spec, registry, devices.open(spec, registry), source.shape()));
   }
-  const auto block = environment(command_line, devices.open(plan.specs().front().device));
+  const auto block = environment(command_line, devices.open(plan.specs().front(), registry));
   std::vector<Row> rows;
   try {
     for (const PipelineSpec& spec : plan.specs()) {
-      rows.push_back({measure_pipeline(spec, registry, devices.open(spec.device), source, exact,
+      rows.push_back({measure_pipeline(spec, registry, devices.open(spec, registry), source, exact,
                                        config.measure),
                       !is_bound(spec)});
       // After every row: whatever stops it, minutes of work are not thrown away.

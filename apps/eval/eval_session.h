@@ -45,7 +45,7 @@ class EvalSession {
   const std::vector<PipelineSpec>& pipelines() const { return pipelines_; }
   const PipelineSpec& dense() const { return dense_; }
   Device& host() { return host_; }
-  Device& device_of(const PipelineSpec& spec) { return devices_.open(spec.device); }
+  Device& device_of(const PipelineSpec& spec) { return devices_.open(spec, registry_); }
   EvalFile& file() { return file_; }
   Transformer& model() { return model_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }

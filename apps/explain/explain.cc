@@ -125,7 +125,7 @@ void explain(const ExplainFlags& flags) {
   const TableStyle style = TableStyle::of(stdout);
   std::string text;
   for (const PipelineSpec& spec : expand_budgets(config, registry)) {
-    Device& device = devices.open(spec.device);
+    Device& device = devices.open(spec, registry);
     const Composition composition(spec, registry, device, all_sizes.front().shape);
     text += fmt::format("{}{}\n", text.empty() ? "" : "\n", pipeline_text(spec, registry));
     text += fmt::format("  keys in {}, values in {}\n\n", layout_text(composition.key_layout()),

@@ -97,11 +97,11 @@ void generate(const GenerateFlags& flags) {
   if (!flags.ignore_stop) options.stop_token = vocabulary.eos_token;
   // Parts that do not go together are found before the prefill.
   const sikv_shape shape = model.shape(options.dtype, std::ssize(tokens) + options.max_tokens);
-  static_cast<void>(Composition(spec, registry, devices.open(spec.device), shape));
+  static_cast<void>(Composition(spec, registry, devices.open(spec, registry), shape));
   const size_t prompt_tokens = tokens.size();
   Generator generator(model, std::move(tokens), options);
   std::vector<Generated> results;
-  results.push_back(generator.run(spec, registry, devices.open(spec.device), [&](int32_t token) {
+  results.push_back(generator.run(spec, registry, devices.open(spec, registry), [&](int32_t token) {
     print(tokenizer.decode({&token, 1}));
     std::fflush(stdout);
   }));

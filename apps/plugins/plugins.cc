@@ -105,13 +105,9 @@ std::string options_table(std::span<const sikv_option_spec> options) {
   return table.text(TableStyle::of(stdout));
 }
 
-// The options of every plugin of that id as the table of its README: | option | default | ...
-std::string options_markdown(const Registry& registry, const std::string& id) {
-  std::vector<sikv_kind> kinds;
-  for (const Kind& known : kKinds) {
-    const std::vector<std::string> ids = registry.ids(known.kind);
-    if (std::find(ids.begin(), ids.end(), id) != ids.end()) kinds.push_back(known.kind);
-  }
+// The options of the plugins of one id as the table of its README: | option | default | ...
+std::string options_markdown(const Registry& registry, const std::vector<sikv_kind>& kinds,
+                             const std::string& id) {
   std::string text = "| option | default | values | what |\n|---|---|---|---|\n";
   for (const sikv_kind kind : kinds) {
     const std::string owner = kinds.size() > 1 ? fmt::format(" ({})", kind_name(kind)) : "";
@@ -220,14 +216,18 @@ void show(const Registry& registry, const PluginsFlags& flags) {
   if (slash != std::string::npos) {
     const sikv_kind kind = parse_kind(name.substr(0, slash));
     static_cast<void>(registry.options(kind, id));  // refuses an unknown id
-    print(show_one(registry, kind, id));
+    print(flags.markdown ? options_markdown(registry, {kind}, id) : show_one(registry, kind, id));
     return;
   }
   std::string text;
   std::vector<std::string> all;
+  std::vector<sikv_kind> kinds;
   for (const Kind& known : kKinds) {
     for (const std::string& other : registry.ids(known.kind)) {
-      if (other == id) text += (text.empty() ? "" : "\n") + show_one(registry, known.kind, id);
+      if (other == id) {
+        kinds.push_back(known.kind);
+        text += (text.empty() ? "" : "\n") + show_one(registry, known.kind, id);
+      }
       if (std::find(all.begin(), all.end(), other) == all.end()) all.push_back(other);
     }
   }
@@ -236,7 +236,7 @@ void show(const Registry& registry, const PluginsFlags& flags) {
       text += fmt::format("{} was refused: {}\n", refused.path.string(), refused.reason);
     }
   }
-  if (flags.markdown && !text.empty()) text = options_markdown(registry, id);
+  if (flags.markdown && !kinds.empty()) text = options_markdown(registry, kinds, id);
   if (text.empty()) {
     const std::string near = did_you_mean(id, all);
     throw Error("there is no plugin '{}'{}", id, near.empty() ? "; there are " + join(all) : near);

@@ -79,7 +79,7 @@ void run(const RunFlags& flags, const std::vector<std::string>& command_line) {
                 flags.file.string(), pipelines.size());
   }
   Devices devices(config.threads);
-  Device& device = devices.open(pipelines[0].device);
+  Device& device = devices.open(pipelines[0], registry);
   const Source source = load_source(config);
   ExactReference exact(source, device);
   const Measured measured =

@@ -66,13 +66,13 @@ ModelThroughputOptions options_of(const ModelSweepFlags& flags, const Config& co
 class ModelSweep {
  public:
   ModelSweep(const ModelSweepFlags& flags, const Config& config, const Registry& registry,
-             Device& device, const std::vector<std::string>& command_line)
+             Device& host, Device& device, const std::vector<std::string>& command_line)
       : flags_(flags),
         config_(config),
         registry_(registry),
         options_(options_of(flags, config)),
         file_(flags.json, environment(command_line, device)),
-        model_(open_model(flags, config, device), device),
+        model_(open_model(flags, config, host), host),
         bench_(model_, registry, device, options_),
         specs_({parse_pipeline(kDensePipeline, registry)}) {
     const std::string dense = pipeline_text(specs_.front(), registry);
@@ -85,7 +85,7 @@ class ModelSweep {
               {"seed", options_.seed},
               {"steps", options_.steps},
               {"warmup", options_.warmup},
-              {"threads", device.info().num_threads},
+              {"threads", host.info().num_threads},
               {"memory_limit", flags.memory},
               {"tokens_per_s", "batch / mean step of the whole model"}};
   }
@@ -234,8 +234,8 @@ class ModelSweep {
 }  // namespace
 
 void run_model_sweep(const ModelSweepFlags& flags, const Config& config, const Registry& registry,
-                     Device& device, const std::vector<std::string>& command_line) {
-  ModelSweep(flags, config, registry, device, command_line).run();
+                     Device& host, Device& device, const std::vector<std::string>& command_line) {
+  ModelSweep(flags, config, registry, host, device, command_line).run();
 }
 
 }  // namespace sikv

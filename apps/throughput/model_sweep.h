@@ -19,9 +19,10 @@ struct ModelSweepFlags {
   uint64_t memory = 0;
 };
 
-// Prints a table; after Ctrl-C what is finished, and throws Interrupted.
+// The model runs on `host`, the caches on `device`. Prints a table; after Ctrl-C what is finished,
+// and throws Interrupted.
 void run_model_sweep(const ModelSweepFlags& flags, const Config& config, const Registry& registry,
-                     Device& device, const std::vector<std::string>& command_line);
+                     Device& host, Device& device, const std::vector<std::string>& command_line);
 
 }  // namespace sikv
 

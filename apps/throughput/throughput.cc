@@ -26,6 +26,8 @@ using Json = nlohmann::ordered_json;
 constexpr const char* kDense = "fp16+fp16 > full(pinned=0) > dense_attention";
 // More sequences than this are not tried for `batch: max`.
 constexpr int kLargestBatch = 1 << 16;
+// Of rows whose steps read the model's weights, too.
+constexpr const char* kWholeRate = "whole_step_tokens_per_s";
 
 struct ThroughputFlags {
   ConfigFlags config;
@@ -50,7 +52,9 @@ class Sweep {
         bench_(config, registry, device, flags.memory),
         file_(flags.json, std::move(environment)),
         specs_(expand_budgets(config, registry)),
-        dense_(parse_pipeline(kDense, registry)) {
+        dense_(parse_pipeline(kDense, registry)),
+        on_gpu_(device.is_cuda()) {
+    dense_.device = config.pipelines.front().device;
     const SyntheticSpec& synthetic = *config.source.synthetic;
     for (const int64_t context : synthetic.context) {
       if (synthetic.batch_max) {
@@ -60,13 +64,20 @@ class Sweep {
       for (const int batch : synthetic.batch) cases_.push_back({context, batch});
     }
     const ModelSpec& model = *config.model;
-    setup_ = {
-        {"layers", model.layers},       {"query_heads", model.query_heads},
-        {"kv_heads", model.kv_heads},   {"head_dim", model.head_dim},
-        {"kind", synthetic.kind},       {"dtype", synthetic.dtype},
-        {"seed", synthetic.seed},       {"steps", bench_.steps()},
-        {"warmup", bench_.warmup()},    {"threads", device.info().num_threads},
-        {"memory_limit", flags.memory}, {"tokens_per_s", "batch / (mean select + mean attend)"}};
+    setup_ = {{"layers", model.layers},
+              {"query_heads", model.query_heads},
+              {"kv_heads", model.kv_heads},
+              {"head_dim", model.head_dim},
+              {"kind", synthetic.kind},
+              {"dtype", synthetic.dtype},
+              {"seed", synthetic.seed},
+              {"steps", bench_.steps()},
+              {"warmup", bench_.warmup()},
+              {"threads", device.info().num_threads},
+              {"memory_limit", flags.memory},
+              {"tokens_per_s", on_gpu_ ? "batch / mean step, append included"
+                                       : "batch / (mean select + mean attend)"}};
+    if (on_gpu_) setup_["weight_bytes"] = bench_.weight_bytes();
   }
 
   // Everything that cannot fit is refused before anything is measured.
@@ -114,6 +125,7 @@ class Sweep {
   size_t kept() const { return kept_; }
   size_t finished() const { return finished_; }
   const Json& setup() const { return setup_; }
+  bool on_gpu() const { return on_gpu_; }
 
  private:
   Json key(const PipelineSpec& spec, const Case& c) const {
@@ -137,8 +149,11 @@ class Sweep {
     row["ratio_to_dense"] = nullptr;
     if (is_dense(spec)) row["ratio_to_dense"] = 1.0;
     if (!dense.is_null()) {
-      row["ratio_to_dense"] = row["attention_tokens_per_s"].get<double>() /
-                              dense["attention_tokens_per_s"].get<double>();
+      const auto ratio = [&](const char* rate) {
+        return row[rate].get<double>() / dense[rate].get<double>();
+      };
+      row["ratio_to_dense"] = ratio("attention_tokens_per_s");
+      if (row.contains(kWholeRate)) row["whole_step_ratio_to_dense"] = ratio(kWholeRate);
     }
     return &file_.add(std::move(row));
   }
@@ -150,10 +165,12 @@ class Sweep {
     const Case c{context, fitting};
     const Json* row = file_.find_here(key(dense_, c));
     if (row == nullptr) row = measure(dense_, c);
-    return {{"batch", fitting},
-            {"same_batch", fitting == batch},
-            {"memory_bytes", (*row)["memory"]["total"]},
-            {"attention_tokens_per_s", (*row)["attention_tokens_per_s"]}};
+    Json dense = {{"batch", fitting},
+                  {"same_batch", fitting == batch},
+                  {"memory_bytes", (*row)["memory"]["total"]},
+                  {"attention_tokens_per_s", (*row)["attention_tokens_per_s"]}};
+    if (row->contains(kWholeRate)) dense[kWholeRate] = (*row)[kWholeRate];
+    return dense;
   }
 
   static void fill(Json& row, const Throughput& measured) {
@@ -167,6 +184,10 @@ class Sweep {
     row["memory_growth"] = measured.memory_growth;
     row["latency_us"] = latency_json(measured.prefill_s, measured.step_s);
     row["attention_tokens_per_s"] = measured.batch / attention_seconds(measured.step_s);
+    if (measured.whole_step_s) {
+      row["whole_step_us"] = measured.whole_step_s->mean * 1e6;
+      row[kWholeRate] = measured.batch / measured.whole_step_s->mean;
+    }
     row["variants"] = variants_json(measured.variants);
   }
 
@@ -175,6 +196,7 @@ class Sweep {
   SweepFile file_;
   std::vector<PipelineSpec> specs_;
   PipelineSpec dense_;
+  bool on_gpu_;
   std::vector<Case> cases_;
   Json setup_;
   std::vector<Line> lines_;
@@ -191,40 +213,49 @@ std::string ratio_text(const Json& row) {
   return text;
 }
 
-std::string sweep_table(const std::vector<Sweep::Line>& lines, const TableStyle& style) {
+std::string sweep_table(const Sweep& sweep, const TableStyle& style) {
   using enum Table::Align;
   using enum Table::Better;
-  Table table({{"batch", kRight, kHigher},
-               {"KV\nmemory"},
-               {"process\ngrowth"},
-               {"bytes\n/token", kRight, kLower},
-               {"prefill\nms", kRight, kLower},
-               {"append\nus", kRight, kLower},
-               {"select\nus", kRight, kLower},
-               {"attend\nus", kRight, kLower},
-               {"attention\ntokens/s", kRight, kHigher},
-               {"to\ndense"}},
-              "pipeline");
+  const std::vector<const char*> stages =
+      sweep.on_gpu() ? std::vector{"step"} : std::vector{"append", "select", "attend"};
+  const bool weights = sweep.on_gpu() && sweep.setup()["weight_bytes"].get<uint64_t>() > 0;
+  std::vector<Table::Column> columns = {{"batch", kRight, kHigher},
+                                        {"KV\nmemory"},
+                                        {sweep.on_gpu() ? "GPU\ngrowth" : "process\ngrowth"},
+                                        {"bytes\n/token", kRight, kLower},
+                                        {"prefill\nms", kRight, kLower}};
+  for (const char* stage : stages) {
+    columns.push_back({std::string(stage) + "\nus", kRight, kLower});
+  }
+  columns.push_back({"attention\ntokens/s", kRight, kHigher});
+  columns.push_back({"to\ndense"});
+  if (weights) {
+    columns.push_back({"whole step\ntokens/s", kRight, kHigher});
+    columns.push_back({"to\ndense"});
+  }
+  Table table(std::move(columns), "pipeline");
   std::string group;
-  for (const auto& [title, row, competes] : lines) {
+  for (const auto& [title, row, competes] : sweep.lines()) {
     if (title != group) table.group(group = title);
     const Json& latency = row["latency_us"];
     double prefill_us = 0;
     for (const Json& stage : latency["prefill"]) prefill_us += stage.get<double>();
-    const auto stage = [&](const char* name) {
-      return micros_cell(latency[name]["mean"].get<double>() * 1e-6);
-    };
-    table.row({number_cell(row["batch"].get<double>()),
-               bytes_cell(row["memory"]["total"].get<uint64_t>()),
-               bytes_cell(row["memory_growth"].get<uint64_t>()),
-               number_cell(row["metrics"]["bytes_per_token"].get<double>()),
-               number_cell(prefill_us * 1e-3),
-               stage("append"),
-               stage("select"),
-               stage("attend"),
-               number_cell(row["attention_tokens_per_s"].get<double>()),
-               {ratio_text(row)}},
-              row["pipeline"].get<std::string>(), competes);
+    std::vector<Table::Cell> cells = {number_cell(row["batch"].get<double>()),
+                                      bytes_cell(row["memory"]["total"].get<uint64_t>()),
+                                      bytes_cell(row["memory_growth"].get<uint64_t>()),
+                                      number_cell(row["metrics"]["bytes_per_token"].get<double>()),
+                                      number_cell(prefill_us * 1e-3)};
+    for (const char* stage : stages) {
+      cells.push_back(micros_cell(latency[stage]["mean"].get<double>() * 1e-6));
+    }
+    cells.push_back(number_cell(row["attention_tokens_per_s"].get<double>()));
+    cells.push_back({ratio_text(row)});
+    if (weights) {
+      const Json ratio = row.value("whole_step_ratio_to_dense", Json());
+      cells.push_back(number_cell(row[kWholeRate].get<double>()));
+      cells.push_back({ratio.is_null() ? "" : fmt::format("{:.2f}x", ratio.get<double>())});
+    }
+    table.row(std::move(cells), row["pipeline"].get<std::string>(), competes);
   }
   return table.text(style);
 }
@@ -236,23 +267,28 @@ void report(const Sweep& sweep) {
   }
   if (sweep.lines().empty()) return;
   const Json& setup = sweep.setup();
+  const char* const legend =
+      sweep.on_gpu()
+          ? "times are means per step, all layers, append included; whole step: the model's "
+            "weights\n  read once, too; "
+          : "times are means per step, all layers; tokens/s and the\n"
+            "  ratio count select and attend, not append; ";
   print(fmt::format(
       "{} layers, {} query and {} KV heads of {}; {} steps timed after {}\n\n{}\n"
-      "* best of its group, dense aside; times are means per step, all layers; tokens/s and the\n"
-      "  ratio count select and attend, not append; dense: fp16 K and V, all tokens attended to, "
+      "* best of its group, dense aside; {}dense: fp16 K and V, all tokens attended to, "
       "same run\n",
       setup["layers"].get<int>(), setup["query_heads"].get<int>(), setup["kv_heads"].get<int>(),
       setup["head_dim"].get<int>(), setup["steps"].get<int64_t>(), setup["warmup"].get<int64_t>(),
-      sweep_table(sweep.lines(), TableStyle::of(stdout))));
+      sweep_table(sweep, TableStyle::of(stdout)), legend));
 }
 
 void throughput(const ThroughputFlags& flags, const std::vector<std::string>& command_line) {
   Registry registry = flags.config.open_registry();
   const Config config = flags.config.load(flags.file, registry);
   Devices devices(config.threads);
-  Device& device = devices.open(config.pipelines.front().device);
+  Device& device = devices.open(config.pipelines.front(), registry);
   for (const PipelineSpec& spec : config.pipelines) {
-    if (&devices.open(spec.device) != &device) {
+    if (&devices.open(spec, registry) != &device) {
       throw Error("{}: the pipelines run on different devices: sweep one device at a time",
                   flags.file.string());
     }
@@ -260,7 +296,7 @@ void throughput(const ThroughputFlags& flags, const std::vector<std::string>& co
 #ifdef SIKV_HAS_MODEL
   if (!flags.model.empty()) {
     const ModelSweepFlags model{flags.model, flags.weights, flags.json, flags.memory};
-    return run_model_sweep(model, config, registry, device, command_line);
+    return run_model_sweep(model, config, registry, devices.open("cpu"), device, command_line);
   }
 #endif
   Sweep sweep(flags, config, registry, device, environment(command_line, device));

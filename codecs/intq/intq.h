@@ -12,7 +12,7 @@ namespace sikv {
 inline constexpr sikv_option_spec kIntqOptions[] = {
     int_choice_option("bits", "2", "2|4|8|16", "bits per channel; 16: values as they came"),
     int_choice_option("scale_group", "32", "16|32|64|128",
-                      "channels that share a scale and a zero"),
+                      "channels that share a scale and a zero; must divide D"),
     choice_option("scale_type", "fp16", "fp16|fp8_e4m3|fp8_e5m2", "type of scales and zeros"),
 };
 

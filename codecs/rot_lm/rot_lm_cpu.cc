@@ -11,6 +11,7 @@
 #include "hwy/highway.h"
 
 #include "codecs/rot_lm/rot_lm.h"
+#include "kernels/common/level_tables.h"
 #include "kernels/common/simd_pack.h"
 #include "kernels/common/simd_rotate_rows.h"
 #include "kernels/common/simd_rows.h"
@@ -36,26 +37,6 @@ struct RotLmSimd {
   void (*unpack_value)(const rlm4::Params& params, const float* mean, const rlm4::ValuePage& page,
                        int token, float* x);
 };
-
-// For Lookup: what a code of `bits` bits stands for, repeated to 16 entries.
-template <int kBits>
-alignas(64) inline constexpr std::array<float, 16> kLevelsByCode = [] {
-  std::array<float, 16> levels{};
-  for (size_t i = 0; i < 16; ++i) {
-    levels[i] = rlm4::level_value(kBits, static_cast<int>(i) % rlm4::num_levels(kBits));
-  }
-  return levels;
-}();
-// The same with the sign above the level; 1 is positive.
-template <int kBits>
-alignas(64) inline constexpr std::array<float, 16> kValuesByCode = [] {
-  std::array<float, 16> values{};
-  for (size_t i = 0; i < 16; ++i) {
-    const bool positive = (i >> (kBits - 1) & 1) != 0;
-    values[i] = positive ? kLevelsByCode<kBits>[i] : -kLevelsByCode<kBits>[i];
-  }
-  return values;
-}();
 
 }  // namespace sikv
 
@@ -339,13 +320,13 @@ void UnpackKey(const rlm4::Params& params, const float* mean, const rlm4::KeyPag
   UnpackTokenSigns(page.index, token, head_dim, negative);
   switch (params.bits) {
     case 2:
-      LookUpCodes<1>(row, kLevelsByCode<2>.data(), scale, head_dim, x);
+      LookUpCodes<1>(row, level_tables::kLevels[2 - 2].data(), scale, head_dim, x);
       break;
     case 3:
-      LookUpCodes<2>(row, kLevelsByCode<3>.data(), scale, head_dim, x);
+      LookUpCodes<2>(row, level_tables::kLevels[3 - 2].data(), scale, head_dim, x);
       break;
     default:
-      LookUpCodes<3>(row, kLevelsByCode<4>.data(), scale, head_dim, x);
+      LookUpCodes<3>(row, level_tables::kLevels[4 - 2].data(), scale, head_dim, x);
       break;
   }
   for (size_t i = 0; i < head_dim; i += kLanes) {
@@ -361,13 +342,13 @@ void UnpackValue(const rlm4::Params& params, const float* mean, const rlm4::Valu
   const float scale = rlm4::token_scale(page.scale, token);
   switch (params.bits) {
     case 2:
-      LookUpCodes<2>(row, kValuesByCode<2>.data(), scale, head_dim, x);
+      LookUpCodes<2>(row, level_tables::kSignedLevels[2 - 2].data(), scale, head_dim, x);
       break;
     case 3:
-      LookUpCodes<3>(row, kValuesByCode<3>.data(), scale, head_dim, x);
+      LookUpCodes<3>(row, level_tables::kSignedLevels[3 - 2].data(), scale, head_dim, x);
       break;
     default:
-      LookUpCodes<4>(row, kValuesByCode<4>.data(), scale, head_dim, x);
+      LookUpCodes<4>(row, level_tables::kSignedLevels[4 - 2].data(), scale, head_dim, x);
       break;
   }
   Unrotate(head_dim, mean, x);

@@ -13,7 +13,7 @@ inline constexpr sikv_option_spec kSignVqOptions[] = {
     int_choice_option("magnitude_bits", "2", "0|2|3|4|8|16",
                       "bits per channel besides the sign; 0: codebook only, 16: keys as they came"),
     int_choice_option("scale_group", "32", "16|32|64|128",
-                      "channels that share a scale and a zero"),
+                      "channels that share a scale and a zero; must divide D"),
     choice_option("scale_type", "fp16", "fp16|fp8_e4m3|fp8_e5m2", "type of scales and zeros"),
     choice_option("center", "mean", "mean|median|none",
                   "what is subtracted from the keys, per channel over the prompt"),

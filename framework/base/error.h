@@ -1,8 +1,7 @@
 // Two families of failure, told apart by type.
 //
-//   Error          the caller's fault: bad config, missing file, wrong shape, out of memory. what()
-//   is
-//                  one sentence that names the offending value and the remedy.
+//   Error          the caller's fault: bad config, missing file, wrong shape, out of memory.
+//                  what() is one sentence that names the offending value and the remedy.
 //   InternalError  a bug in this library, thrown by SIKV_ASSERT with the expression and its place.
 //
 // Interrupted is neither: the user asked to stop. A library never prints and never exits; the

@@ -1,7 +1,6 @@
 #include "framework/cache/kv_cache.h"
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 #include "framework/base/error.h"
@@ -26,21 +25,9 @@ std::vector<uint64_t> plane_sizes(const sikv_layout& key, const sikv_layout& val
 // One page more than the length needs: an eviction may leave a part-filled page behind.
 int max_pages(const sikv_shape& shape) { return pages_for(shape.max_tokens) + 1; }
 
-const char* row_address(const sikv_rows& rows, int sequence, int token, int head) {
-  const int64_t element =
-      (rows.first[sequence] + int64_t{token}) * rows.token_stride + head * rows.head_stride;
-  return static_cast<const char*>(rows.data) + element * sikv_dtype_bytes(rows.dtype);
-}
-
-uint32_t nibble(const uint8_t* tile, int group, int token) {
-  return tile[group * 4 + token / 2] >> (token % 2 * 4) & 0xf;
-}
-
-void set_nibble(uint8_t* tile, int group, int token, uint32_t code) {
-  uint8_t& byte = tile[group * 4 + token / 2];
-  const int shift = token % 2 * 4;
-  byte = static_cast<uint8_t>((byte & ~(0xf << shift)) | (code << shift));
-}
+// Bounds of encoded lengths step by an eighth of the length, and at least by this: a recorded step
+// then serves thousands of tokens and few of its blocks find nothing to do.
+constexpr int kLeastBoundStep = 4096;
 
 }  // namespace
 
@@ -53,7 +40,8 @@ KvCache::KvCache(Device& device, const sikv_shape& shape, Store key, Store value
       options_(options),
       max_pages_(max_pages(shape)),
       pool_(device, plane_sizes(key.layout, value.layout),
-            int64_t{max_pages_} * shape.num_layers * shape.max_sequences * shape.num_kv_heads) {
+            int64_t{max_pages_} * shape.num_layers * shape.max_sequences * shape.num_kv_heads),
+      ops_(make_cache_ops(device)) {
   const size_t rows = static_cast<size_t>(num_rows());
   const size_t row_bytes =
       static_cast<size_t>(shape.head_dim) * static_cast<size_t>(sikv_dtype_bytes(shape.dtype));
@@ -68,12 +56,13 @@ KvCache::KvCache(Device& device, const sikv_shape& shape, Store key, Store value
   };
   for (int l = 0; l < shape.num_layers; ++l) {
     Layer& layer = layers_.emplace_back();
-    layer.page_table.assign(rows * static_cast<size_t>(max_pages_), -1);
-    layer.encoded_len.assign(rows, 0);
-    layer.next_position.assign(rows, 0);
-    layer.tail_len.assign(static_cast<size_t>(shape.max_sequences), 0);
-    layer.pinned_slots.assign(rows * static_cast<size_t>(options.pinned_capacity), 0);
-    layer.pinned_len.assign(rows, 0);
+    layer.page_table = MirroredArray(device, rows * static_cast<size_t>(max_pages_), -1);
+    layer.encoded_len = MirroredArray(device, rows, 0);
+    layer.next_position = MirroredArray(device, rows, 0);
+    layer.tail_len = MirroredArray(device, static_cast<size_t>(shape.max_sequences), 0);
+    layer.pinned_slots =
+        MirroredArray(device, rows * static_cast<size_t>(options.pinned_capacity), 0);
+    layer.pinned_len = MirroredArray(device, rows, 0);
     layer.tail_k = DeviceBuffer(device, tail_bytes);
     layer.tail_v = DeviceBuffer(device, tail_bytes);
     layer.pinned_k = DeviceBuffer(device, pinned_bytes);
@@ -81,6 +70,13 @@ KvCache::KvCache(Device& device, const sikv_shape& shape, Store key, Store value
     layer.key_tables = tables(key.layout);
     layer.value_tables = tables(value.layout);
   }
+  flush_first_ = MirroredArray(device, static_cast<size_t>(shape.max_sequences), 0);
+  for (int b = 0; b < shape.max_sequences; ++b) {
+    flush_first_.edit(static_cast<size_t>(b)) = b * options.tail_capacity;
+  }
+  flush_count_ = MirroredArray(device, static_cast<size_t>(shape.max_sequences), 0);
+  flush_slots_ = MirroredArray(device, rows, 0);
+  if (device.is_cuda()) fault_ = DeviceBuffer(device, sizeof(sikv_fault));
 }
 
 uint64_t KvCache::page_table_bytes(const sikv_shape& shape, const CacheOptions& options) {
@@ -93,7 +89,24 @@ uint64_t KvCache::page_table_bytes(const sikv_shape& shape, const CacheOptions& 
 }
 
 sikv_cache_view KvCache::view(int index) const {
-  const Layer& layer = layers_[static_cast<size_t>(index)];
+  const Layer& layer = at(index);
+  sikv_cache_view view = host_view(index);
+  if (recording_) {
+    view.max_encoded_len = recording_bounds_[static_cast<size_t>(index)];
+  } else if (device_.is_cuda()) {
+    view.max_encoded_len = encoded_bound(index, false);
+  }
+  view.page_table = layer.page_table.device();
+  view.encoded_len = layer.encoded_len.device();
+  view.positions = layer.positions.empty() ? nullptr : layer.positions.device();
+  view.tail_len = layer.tail_len.device();
+  view.pinned_slots = layer.pinned_slots.device();
+  view.pinned_len = layer.pinned_len.device();
+  return view;
+}
+
+sikv_cache_view KvCache::host_view(int index) const {
+  const Layer& layer = at(index);
   sikv_cache_view view{};
   view.struct_size = sizeof view;
   view.layer = index;
@@ -102,10 +115,10 @@ sikv_cache_view KvCache::view(int index) const {
   view.head_dim = shape_.head_dim;
   view.dtype = shape_.dtype;
   view.max_pages = max_pages_;
-  view.max_encoded_len = *std::max_element(layer.encoded_len.begin(), layer.encoded_len.end());
-  view.page_table = layer.page_table.data();
-  view.encoded_len = layer.encoded_len.data();
-  view.positions = layer.positions.empty() ? nullptr : layer.positions.data();
+  view.max_encoded_len = longest(index, false);
+  view.page_table = layer.page_table.host();
+  view.encoded_len = layer.encoded_len.host();
+  view.positions = layer.positions.empty() ? nullptr : layer.positions.host();
   int plane = 0;
   const auto fill = [&](sikv_store_view& to, const Store& from,
                         const std::vector<DeviceBuffer>& tables) {
@@ -124,116 +137,216 @@ sikv_cache_view KvCache::view(int index) const {
   view.pinned_capacity = options_.pinned_capacity;
   view.tail_k = layer.tail_k.as<>();
   view.tail_v = layer.tail_v.as<>();
-  view.tail_len = layer.tail_len.data();
+  view.tail_len = layer.tail_len.host();
   view.pinned_k = layer.pinned_k.as<>();
   view.pinned_v = layer.pinned_v.as<>();
-  view.pinned_slots = layer.pinned_slots.data();
-  view.pinned_len = layer.pinned_len.data();
+  view.pinned_slots = layer.pinned_slots.host();
+  view.pinned_len = layer.pinned_len.host();
+  view.fault = fault_.as<sikv_fault>();
   return view;
 }
 
+LayerArrays KvCache::arrays(int index) {
+  const Layer& layer = at(index);
+  return {view(index), layer.encoded_len.device(), layer.next_position.device(),
+          layer.positions.empty() ? nullptr : layer.positions.device(), layer.tail_len.device()};
+}
+
+// The most encoded tokens of a row; where `flush`, with the page that its tail is about to become.
+int KvCache::longest(int index, bool flush) const {
+  const Layer& layer = at(index);
+  int most = 0;
+  for (int row = 0; row < num_rows(); ++row) {
+    const bool due = flush && tail_len(index, row / shape_.num_kv_heads) == kPageTokens;
+    most = std::max(most, layer.encoded_len[static_cast<size_t>(row)] + (due ? kPageTokens : 0));
+  }
+  return most;
+}
+
+int KvCache::encoded_bound(int layer, bool flush) const {
+  const int64_t length = longest(layer, flush);
+  int64_t step = kLeastBoundStep;
+  while (step * 16 <= length) step *= 2;
+  const int64_t bound = (length + step - 1) / step * step;
+  return static_cast<int>(std::min<int64_t>(bound, shape_.max_tokens));
+}
+
 int KvCache::encoded_len(int layer, int row) const {
-  return layers_[static_cast<size_t>(layer)].encoded_len[static_cast<size_t>(row)];
+  return at(layer).encoded_len[static_cast<size_t>(row)];
 }
 
 int KvCache::tail_len(int layer, int sequence) const {
-  return layers_[static_cast<size_t>(layer)].tail_len[static_cast<size_t>(sequence)];
+  return at(layer).tail_len[static_cast<size_t>(sequence)];
 }
 
 int KvCache::pages_of(int layer, int row) const { return pages_for(encoded_len(layer, row)); }
 
-int32_t KvCache::extend(int index, int row, int tokens) {
-  Layer& layer = layers_[static_cast<size_t>(index)];
-  const int32_t first = layer.encoded_len[static_cast<size_t>(row)];
-  const int have = pages_of(index, row), need = pages_for(int64_t{first} + tokens);
-  if (int64_t{first} + tokens > shape_.max_tokens) {
+void KvCache::take_pages(int index, int row, int tokens) {
+  const int64_t length = int64_t{encoded_len(index, row)} + tokens;
+  if (length > shape_.max_tokens) {
     throw Error(
         "sequence {} of the batch would hold {} tokens, but the cache was planned for max_tokens "
         "{}: raise it or shorten the run",
-        row / shape_.num_kv_heads, first + tokens, shape_.max_tokens);
+        row / shape_.num_kv_heads, length, shape_.max_tokens);
   }
-  for (int p = have; p < need; ++p) {
-    layer.page_table[static_cast<size_t>(row) * static_cast<size_t>(max_pages_) +
-                     static_cast<size_t>(p)] = pool_.take();
+  for (int p = pages_of(index, row); p < pages_for(length); ++p) {
+    at(index).page_table.edit(static_cast<size_t>(row) * static_cast<size_t>(max_pages_) +
+                              static_cast<size_t>(p)) = pool_.take();
   }
-  int32_t& next = layer.next_position[static_cast<size_t>(row)];
+}
+
+int32_t KvCache::extend(int index, int row, int tokens) {
+  Layer& layer = at(index);
+  const size_t r = static_cast<size_t>(row);
+  const int32_t first = layer.encoded_len[r];
+  take_pages(index, row, tokens);
   if (!layer.positions.empty()) {
-    int32_t* positions = layer.positions.data() + int64_t{row} * max_pages_ * kPageTokens;
-    std::iota(positions + first, positions + first + tokens, next);
+    const size_t at = r * static_cast<size_t>(max_pages_ * kPageTokens);
+    const auto count = static_cast<size_t>(tokens);
+    int32_t* positions = layer.positions.edit(at + static_cast<size_t>(first), count);
+    std::iota(positions, positions + tokens, layer.next_position[r]);
   }
-  next += tokens;
-  layer.encoded_len[static_cast<size_t>(row)] = first + tokens;
+  layer.next_position.edit(r) += tokens;
+  layer.encoded_len.edit(r) = first + tokens;
   return first;
 }
 
-void KvCache::push_tail(int index, int sequence, const void* k, const void* v) {
-  Layer& layer = layers_[static_cast<size_t>(index)];
-  int32_t& len = layer.tail_len[static_cast<size_t>(sequence)];
-  SIKV_ASSERT(len < options_.tail_capacity);
-  const size_t bytes = static_cast<size_t>(shape_.num_kv_heads) *
-                       static_cast<size_t>(shape_.head_dim) *
-                       static_cast<size_t>(sikv_dtype_bytes(shape_.dtype));
-  const size_t at = (static_cast<size_t>(sequence) * static_cast<size_t>(options_.tail_capacity) +
-                     static_cast<size_t>(len)) *
-                    bytes;
-  device_.copy_in(layer.tail_k.as<char>() + at, k, bytes);
-  device_.copy_in(layer.tail_v.as<char>() + at, v, bytes);
-  ++len;
-}
-
-void KvCache::fill_tail(int layer, int sequence, const sikv_rows& k, const sikv_rows& v, int from,
-                        int count) {
-  const size_t row_bytes =
-      static_cast<size_t>(shape_.head_dim) * static_cast<size_t>(sikv_dtype_bytes(shape_.dtype));
-  std::vector<char> token_k(row_bytes * static_cast<size_t>(shape_.num_kv_heads)), token_v(token_k);
-  for (int t = from; t < from + count; ++t) {
-    for (int h = 0; h < shape_.num_kv_heads; ++h) {
-      const size_t at = static_cast<size_t>(h) * row_bytes;
-      std::memcpy(token_k.data() + at, row_address(k, sequence, t, h), row_bytes);
-      std::memcpy(token_v.data() + at, row_address(v, sequence, t, h), row_bytes);
+void KvCache::append(int layer, const void* k, const void* v) {
+  if (!recording_) {
+    for (int b = 0; b < shape_.max_sequences; ++b) {
+      SIKV_ASSERT(tail_len(layer, b) < options_.tail_capacity);
     }
-    push_tail(layer, sequence, token_k.data(), token_v.data());
   }
+  for (const void* data : {k, v}) {
+    if (!device_.is_cuda() || reinterpret_cast<uintptr_t>(data) % 16 == 0) continue;
+    throw Error("K or V of a decode step lies at {}, which is no multiple of 16 bytes: align it",
+                data);
+  }
+  ops_->append(arrays(layer), k, v);
+  if (!recording_) note_append(layer);
 }
 
-void KvCache::clear_tail(int layer, int sequence) {
-  layers_[static_cast<size_t>(layer)].tail_len[static_cast<size_t>(sequence)] = 0;
+void KvCache::note_append(int layer) {
+  int32_t* const tail_len = at(layer).tail_len.follow();
+  for (int b = 0; b < shape_.max_sequences; ++b) ++tail_len[b];
 }
 
-KvCache::TailRows KvCache::tail_rows(int index, const std::vector<bool>& due, int count) const {
-  const Layer& layer = layers_[static_cast<size_t>(index)];
-  TailRows rows;
+void KvCache::fill_tails(int layer, const sikv_rows& k, const sikv_rows& v, const int32_t* counts) {
+  ops_->fill_tails(arrays(layer), k, v);
   for (int b = 0; b < shape_.max_sequences; ++b) {
-    rows.first.push_back(b * options_.tail_capacity);
-    rows.count.push_back(due[static_cast<size_t>(b)] ? count : 0);
+    at(layer).tail_len.edit(static_cast<size_t>(b)) = counts[b] % kPageTokens;
   }
-  const auto make = [&](const DeviceBuffer& data) {
-    return sikv_rows{
-        data.as<>(),       shape_.dtype,      count,
-        rows.first.data(), rows.count.data(), int64_t{shape_.num_kv_heads} * shape_.head_dim,
-        shape_.head_dim};
-  };
-  rows.k = make(layer.tail_k);
-  rows.v = make(layer.tail_v);
-  return rows;
 }
 
-void KvCache::pin(int index, int row, std::span<const int32_t> slots, const sikv_rows& k,
-                  const sikv_rows& v) {
-  Layer& layer = layers_[static_cast<size_t>(index)];
-  SIKV_ASSERT(static_cast<int>(slots.size()) <= options_.pinned_capacity);
-  const size_t row_bytes =
-      static_cast<size_t>(shape_.head_dim) * static_cast<size_t>(sikv_dtype_bytes(shape_.dtype));
-  const int b = row / shape_.num_kv_heads, h = row % shape_.num_kv_heads;
-  const size_t base = static_cast<size_t>(row) * static_cast<size_t>(options_.pinned_capacity);
-  for (size_t i = 0; i < slots.size(); ++i) {
-    layer.pinned_slots[base + i] = slots[i];
-    device_.copy_in(layer.pinned_k.as<char>() + (base + i) * row_bytes,
-                    row_address(k, b, slots[i], h), row_bytes);
-    device_.copy_in(layer.pinned_v.as<char>() + (base + i) * row_bytes,
-                    row_address(v, b, slots[i], h), row_bytes);
+bool KvCache::flush_due(int layer) const {
+  for (int b = 0; b < shape_.max_sequences; ++b) {
+    if (tail_len(layer, b) == kPageTokens) return true;
   }
-  layer.pinned_len[static_cast<size_t>(row)] = static_cast<int32_t>(slots.size());
+  return false;
+}
+
+void KvCache::reserve_flush(int layer) {
+  for (int row = 0; row < num_rows(); ++row) {
+    if (tail_len(layer, row / shape_.num_kv_heads) == kPageTokens) {
+      take_pages(layer, row, kPageTokens);
+    }
+  }
+}
+
+KvCache::Flush KvCache::begin_flush(int index) {
+  const FlushArrays arrays{flush_count_.device(), flush_slots_.device()};
+  ops_->begin_flush(this->arrays(index), arrays);
+  if (!recording_) note_begin_flush(index);
+  const auto rows = [&](const DeviceBuffer& data) {
+    return sikv_rows{data.as<>(),    shape_.dtype,
+                     kPageTokens,    flush_first_.device(),
+                     arrays.count,   int64_t{shape_.num_kv_heads} * shape_.head_dim,
+                     shape_.head_dim};
+  };
+  return {rows(at(index).tail_k), rows(at(index).tail_v), arrays.first_slot};
+}
+
+void KvCache::note_begin_flush(int index) {
+  Layer& layer = at(index);
+  for (int row = 0; row < num_rows(); ++row) {
+    const int b = row / shape_.num_kv_heads;
+    const int count = tail_len(index, b) == kPageTokens ? kPageTokens : 0;
+    flush_count_.follow()[b] = count;
+    const int32_t first = layer.encoded_len[static_cast<size_t>(row)];
+    flush_slots_.follow()[row] = first;
+    int32_t& next = layer.next_position.follow()[row];
+    if (!layer.positions.empty()) {
+      int32_t* const positions =
+          layer.positions.follow() + int64_t{row} * max_pages_ * kPageTokens + first;
+      std::iota(positions, positions + count, next);
+    }
+    next += count;
+    layer.encoded_len.follow()[row] = first + count;
+  }
+}
+
+void KvCache::end_flush(int layer) {
+  ops_->end_flush(arrays(layer), {flush_count_.device(), flush_slots_.device()});
+  if (!recording_) note_end_flush(layer);
+}
+
+void KvCache::note_end_flush(int layer) {
+  int32_t* const tail_len = at(layer).tail_len.follow();
+  for (int b = 0; b < shape_.max_sequences; ++b) {
+    if (tail_len[b] == kPageTokens) tail_len[b] = 0;
+  }
+}
+
+void KvCache::begin_recording(std::span<const int> bounds) {
+  recording_ = true;
+  recording_bounds_.assign(bounds.begin(), bounds.end());
+}
+
+void KvCache::end_recording() { recording_ = false; }
+
+void KvCache::replayed(int layer, bool flush) {
+  if (flush) {
+    note_begin_flush(layer);
+    note_end_flush(layer);
+  }
+  note_append(layer);
+}
+
+void KvCache::upload() const {
+  for (int l = 0; l < shape_.num_layers; ++l) {
+    static_cast<void>(view(l));
+    static_cast<void>(at(l).next_position.device());
+  }
+  for (const MirroredArray* array : {&flush_first_, &flush_count_, &flush_slots_}) {
+    static_cast<void>(array->device());
+  }
+}
+
+sikv_fault KvCache::fault() const {
+  sikv_fault fault{};
+  if (fault_.bytes() > 0) device_.copy_out(&fault, fault_.as<>(), sizeof fault);
+  return fault;
+}
+
+void KvCache::pin(int index, int row, std::span<const int32_t> slots) {
+  Layer& layer = at(index);
+  SIKV_ASSERT(static_cast<int>(slots.size()) <= options_.pinned_capacity);
+  const size_t base = static_cast<size_t>(row) * static_cast<size_t>(options_.pinned_capacity);
+  std::copy(slots.begin(), slots.end(), layer.pinned_slots.edit(base, slots.size()));
+  layer.pinned_len.edit(static_cast<size_t>(row)) = static_cast<int32_t>(slots.size());
+}
+
+void KvCache::copy_pins(int layer, const sikv_rows& k, const sikv_rows& v) {
+  ops_->copy_pins(arrays(layer), k, v);
+}
+
+KvCache::PinArrays KvCache::pin_arrays(int layer) {
+  return {at(layer).pinned_slots.device(), at(layer).pinned_len.device()};
+}
+
+void KvCache::pins_chosen(int layer) {
+  at(layer).pinned_slots.pull();
+  at(layer).pinned_len.pull();
 }
 
 int KvCache::num_planes() const {
@@ -245,47 +358,12 @@ const sikv_plane& KvCache::plane(int i) const {
   return i < keys ? key_.layout.planes[i] : value_.layout.planes[i - keys];
 }
 
-uint8_t* KvCache::page(int layer, int row, int slot, int plane) const {
-  const int64_t entry = int64_t{row} * max_pages_ + slot / kPageTokens;
-  const int32_t number = layers_[static_cast<size_t>(layer)].page_table[static_cast<size_t>(entry)];
-  return static_cast<uint8_t*>(pool_.plane(plane)) +
-         static_cast<uint64_t>(number) * pool_.page_bytes(plane);
-}
-
-void KvCache::move_tokens(int layer, int row, std::span<const int32_t> keep) {
-  for (int p = 0; p < num_planes(); ++p) {
-    const sikv_plane& plane = this->plane(p);
-    const int tile = static_cast<int>(plane.tile_tokens);
-    const size_t bytes = plane.bytes_per_tile;
-    // A tile's bytes in its page; ascending keep-lists never overwrite what is still to be read.
-    const auto tile_of = [&](int slot) {
-      return page(layer, row, slot, p) + static_cast<size_t>(slot % kPageTokens / tile) * bytes;
-    };
-    for (int to = 0; to < static_cast<int>(keep.size()); ++to) {
-      const int from = keep[static_cast<size_t>(to)];
-      if (from == to) continue;
-      switch (plane.organisation) {
-        case SIKV_PER_TOKEN:
-          std::memmove(tile_of(to), tile_of(from), bytes);
-          break;
-        case SIKV_NIBBLE_TILES:
-          for (int g = 0; g < static_cast<int>(bytes / 4); ++g) {
-            set_nibble(tile_of(to), g, to % 8, nibble(tile_of(from), g, from % 8));
-          }
-          break;
-        default:
-          if (to % tile == 0) std::memmove(tile_of(to), tile_of(from), bytes);
-      }
-    }
-  }
-}
-
 void KvCache::evict(int index, int row, std::span<const int32_t> wanted) {
-  Layer& layer = layers_[static_cast<size_t>(index)];
+  Layer& layer = at(index);
   const size_t pinned_base =
       static_cast<size_t>(row) * static_cast<size_t>(options_.pinned_capacity);
-  const std::span<int32_t> pinned(layer.pinned_slots.data() + pinned_base,
-                                  static_cast<size_t>(layer.pinned_len[static_cast<size_t>(row)]));
+  const auto num_pinned = static_cast<size_t>(layer.pinned_len[static_cast<size_t>(row)]);
+  const std::span pinned(layer.pinned_slots.host() + pinned_base, num_pinned);
   std::vector<int32_t> keep;
   std::set_union(wanted.begin(), wanted.end(), pinned.begin(), pinned.end(),
                  std::back_inserter(keep));
@@ -309,24 +387,26 @@ void KvCache::evict(int index, int row, std::span<const int32_t> wanted) {
   }
 
   const size_t table_size = static_cast<size_t>(num_rows()) * static_cast<size_t>(max_pages_);
+  const size_t row_slots = static_cast<size_t>(max_pages_) * kPageTokens;
   if (layer.positions.empty()) {
-    layer.positions.resize(table_size * kPageTokens);
-    for (int r = 0; r < num_rows(); ++r) {
-      int32_t* row_positions = layer.positions.data() + int64_t{r} * max_pages_ * kPageTokens;
-      std::iota(row_positions, row_positions + int64_t{max_pages_} * kPageTokens, 0);
+    layer.positions = MirroredArray(device_, table_size * kPageTokens, 0);
+    for (size_t r = 0; r < static_cast<size_t>(num_rows()); ++r) {
+      int32_t* const row_positions = layer.positions.edit(r * row_slots, row_slots);
+      std::iota(row_positions, row_positions + row_slots, 0);
     }
   }
-  move_tokens(index, row, keep);
-  int32_t* positions = layer.positions.data() + int64_t{row} * max_pages_ * kPageTokens;
+  ops_->move_tokens(arrays(index), row, keep);
+  const size_t first_position = static_cast<size_t>(row) * row_slots;
+  int32_t* positions = layer.positions.edit(first_position, static_cast<size_t>(encoded));
   for (size_t i = 0; i < keep.size(); ++i) positions[i] = positions[keep[i]];
-  for (int32_t& slot : pinned) {
+  for (int32_t& slot : std::span(layer.pinned_slots.edit(pinned_base, num_pinned), num_pinned)) {
     slot = static_cast<int32_t>(std::lower_bound(keep.begin(), keep.end(), slot) - keep.begin());
   }
   const int before = pages_of(index, row);
-  layer.encoded_len[static_cast<size_t>(row)] = static_cast<int32_t>(keep.size());
+  layer.encoded_len.edit(static_cast<size_t>(row)) = static_cast<int32_t>(keep.size());
   for (int p = pages_of(index, row); p < before; ++p) {
-    int32_t& number = layer.page_table[static_cast<size_t>(row) * static_cast<size_t>(max_pages_) +
-                                       static_cast<size_t>(p)];
+    int32_t& number = layer.page_table.edit(
+        static_cast<size_t>(row) * static_cast<size_t>(max_pages_) + static_cast<size_t>(p));
     pool_.give_back(number);
     number = -1;
   }
@@ -337,14 +417,14 @@ void KvCache::clear(int sequence) {
     for (int h = 0; h < shape_.num_kv_heads; ++h) {
       const size_t row = static_cast<size_t>(sequence * shape_.num_kv_heads + h);
       for (size_t p = 0; p < static_cast<size_t>(max_pages_); ++p) {
-        int32_t& number = layer.page_table[row * static_cast<size_t>(max_pages_) + p];
+        int32_t& number = layer.page_table.edit(row * static_cast<size_t>(max_pages_) + p);
         if (number >= 0) pool_.give_back(number);
         number = -1;
       }
-      layer.encoded_len[row] = layer.next_position[row] = 0;
-      layer.pinned_len[row] = 0;
+      layer.encoded_len.edit(row) = layer.next_position.edit(row) = 0;
+      layer.pinned_len.edit(row) = 0;
     }
-    layer.tail_len[static_cast<size_t>(sequence)] = 0;
+    layer.tail_len.edit(static_cast<size_t>(sequence)) = 0;
   }
 }
 
@@ -372,7 +452,8 @@ Ledger KvCache::ledger() const {
 double KvCache::bytes_per_token() const {
   uint64_t tokens = 0, bytes = 0;
   for (const Layer& layer : layers_) {
-    tokens = std::accumulate(layer.encoded_len.begin(), layer.encoded_len.end(), tokens);
+    tokens = std::accumulate(layer.encoded_len.host(),
+                             layer.encoded_len.host() + layer.encoded_len.size(), tokens);
   }
   for (int p = 0; p < num_planes(); ++p) {
     bytes += pool_.page_bytes(p) * static_cast<uint64_t>(pool_.in_use());

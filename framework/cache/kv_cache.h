@@ -10,10 +10,13 @@
 #define SIKV_FRAMEWORK_CACHE_KV_CACHE_H_
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
+#include "framework/cache/cache_ops.h"
 #include "framework/cache/ledger.h"
+#include "framework/cache/mirrored_array.h"
 #include "framework/cache/page_pool.h"
 #include "framework/device/device.h"
 #include "plugins/abi/sikv_codec.h"
@@ -40,7 +43,11 @@ class KvCache {
   KvCache(Device& device, const sikv_shape& shape, Store key, Store value, CacheOptions options);
 
   // What plugins see of one layer. Pointers stay valid until the next call that changes the cache.
+  // On a GPU max_encoded_len is encoded_bound.
   sikv_cache_view view(int layer) const;
+  // The same with host addresses of page table, lengths, positions and pinned slots. On the CPU
+  // there is no difference.
+  sikv_cache_view host_view(int layer) const;
 
   const sikv_shape& shape() const { return shape_; }
   int num_rows() const { return shape_.max_sequences * shape_.num_kv_heads; }
@@ -52,26 +59,55 @@ class KvCache {
   // the tokens count as encoded from here on.
   int32_t extend(int layer, int row, int tokens);
 
-  // Copies rows [H, D] of one token to the end of a sequence's tail. The tail must have room.
-  void push_tail(int layer, int sequence, const void* k, const void* v);
-  // Fills the tail from rows t in [from, from + count) of sequence b.
-  void fill_tail(int layer, int sequence, const sikv_rows& k, const sikv_rows& v, int from,
-                 int count);
-  void clear_tail(int layer, int sequence);
-  // The tail as rows to encode; a sequence's count is `count` where `due[b]`, else 0.
-  struct TailRows {
-    sikv_rows k, v;
-    std::vector<int32_t> first, count;
-  };
-  TailRows tail_rows(int layer, const std::vector<bool>& due, int count) const;
+  // k, v [B, H, D] on the device: one token to the end of every sequence's tail, which must have
+  // room.
+  void append(int layer, const void* k, const void* v);
+  // The tails begin with what of the prompts fills no page. Rows are the device's, `counts` [B] are
+  // the prompts' lengths once more, on the host.
+  void fill_tails(int layer, const sikv_rows& k, const sikv_rows& v, const int32_t* counts);
 
-  // Keeps exact copies of `slots` (ascending) of a row; slot s was prompt row `s` of k and v.
-  void pin(int layer, int row, std::span<const int32_t> slots, const sikv_rows& k,
-           const sikv_rows& v);
+  // Tails that hold a whole page are flushed: reserve_flush, begin_flush, encode, end_flush.
+  bool flush_due(int layer) const;
+  // Takes the pages.
+  void reserve_flush(int layer);
+  // The tokens to encode, which count as encoded from here on; arrays are the device's.
+  struct Flush {
+    sikv_rows k, v;
+    const int32_t* first_slot;
+  };
+  Flush begin_flush(int layer);
+  void end_flush(int layer);
+
+  // Pins `slots` (ascending) of a row; copy_pins then keeps exact copies of all rows' pinned slots:
+  // slot s was prompt row s of k and v (device rows).
+  void pin(int layer, int row, std::span<const int32_t> slots);
+  void copy_pins(int layer, const sikv_rows& k, const sikv_rows& v);
+  // Where kernels write the pinned slots they choose; pins_chosen takes them over.
+  struct PinArrays {
+    int32_t* slots;  // device; [B, H, pinned_capacity]
+    int32_t* len;    // device; [B, H]
+  };
+  PinArrays pin_arrays(int layer);
+  void pins_chosen(int layer);
 
   // Keeps only `keep` (ascending) and pinned slots of a row: tokens move together, pages behind
   // them go back to the pool. Error if a plane shares bytes between tokens that part.
   void evict(int layer, int row, std::span<const int32_t> keep);
+
+  // ---- GPU ----
+  // A length that every row's encoded_len stays at or below for a while; steps that are launched
+  // for it can be replayed until it changes. After a flush of what is due now where `flush`.
+  int encoded_bound(int layer, bool flush) const;
+  // From here on calls enqueue work that is being recorded, not done: the host's counts stay.
+  // `bounds` [layers] replaces encoded_bound. Everything edited must have been uploaded.
+  void begin_recording(std::span<const int> bounds);
+  void end_recording();
+  // The host's share of one recorded step that was replayed: flush, if there was one, and append.
+  void replayed(int layer, bool flush);
+  // Brings the device's copies up to date.
+  void upload() const;
+  // What kernels found wrong first; `what` is 0 if nothing. Waits for them.
+  sikv_fault fault() const;
 
   // Forgets a sequence in every layer.
   void clear(int sequence);
@@ -84,21 +120,27 @@ class KvCache {
 
  private:
   struct Layer {
-    std::vector<int32_t> page_table;   // [B, H, max_pages]
-    std::vector<int32_t> encoded_len;  // [B, H]
-    std::vector<int32_t> positions;    // [B, H, max_pages * 256], empty until something is evicted
-    std::vector<int32_t> next_position;  // [B, H] of the next encoded token; evicted ones count too
-    std::vector<int32_t> tail_len;       // [B]
-    std::vector<int32_t> pinned_slots;   // [B, H, pinned_capacity]
-    std::vector<int32_t> pinned_len;     // [B, H]
-    DeviceBuffer tail_k, tail_v;         // [B, tail_capacity, H, D]
-    DeviceBuffer pinned_k, pinned_v;     // [B, H, pinned_capacity, D]
+    MirroredArray page_table;         // [B, H, max_pages]
+    MirroredArray encoded_len;        // [B, H]
+    MirroredArray positions;          // [B, H, max_pages * 256], empty until something is evicted
+    MirroredArray next_position;      // [B, H] of the next encoded token; evicted ones count too
+    MirroredArray tail_len;           // [B]
+    MirroredArray pinned_slots;       // [B, H, pinned_capacity]
+    MirroredArray pinned_len;         // [B, H]
+    DeviceBuffer tail_k, tail_v;      // [B, tail_capacity, H, D]
+    DeviceBuffer pinned_k, pinned_v;  // [B, H, pinned_capacity, D]
     std::vector<DeviceBuffer> key_tables, value_tables;  // [B, H, count] fp32 each
   };
 
+  Layer& at(int layer) { return layers_[static_cast<size_t>(layer)]; }
+  const Layer& at(int layer) const { return layers_[static_cast<size_t>(layer)]; }
   int pages_of(int layer, int row) const;
-  void move_tokens(int layer, int row, std::span<const int32_t> keep);
-  uint8_t* page(int layer, int row, int slot, int plane) const;
+  void take_pages(int layer, int row, int tokens);
+  int longest(int layer, bool flush) const;
+  LayerArrays arrays(int layer);
+  void note_append(int layer);
+  void note_begin_flush(int layer);
+  void note_end_flush(int layer);
   const sikv_plane& plane(int i) const;
   int num_planes() const;
 
@@ -108,7 +150,12 @@ class KvCache {
   CacheOptions options_;
   int max_pages_;
   PagePool pool_;
+  std::unique_ptr<CacheOps> ops_;
   std::vector<Layer> layers_;
+  MirroredArray flush_first_, flush_count_, flush_slots_;  // [B], [B], [B, H] of Flush
+  DeviceBuffer fault_;                                     // sikv_fault, on a GPU
+  bool recording_ = false;
+  std::vector<int> recording_bounds_;
 };
 
 }  // namespace sikv

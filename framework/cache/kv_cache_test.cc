@@ -74,21 +74,39 @@ TEST_F(KvCacheTest, LedgerCountsWhatTheLayoutsSay) {
   EXPECT_DOUBLE_EQ(cache.bytes_per_token(), kDim / 8 + 4 + 16);
 }
 
-TEST_F(KvCacheTest, TailRowsReadBackWhatWasPushed) {
+TEST_F(KvCacheTest, AFullTailIsFlushedAsItWasAppended) {
   KvCache cache = make(layout({kBytes}), 1, 2);
-  std::vector<uint16_t> k(kHeads * kDim), v(kHeads * kDim);
-  for (int t = 0; t < 3; ++t) {
+  constexpr size_t kToken = kHeads * kDim;
+  // Prompts of 1 and 254 tokens, then 2 more each.
+  std::vector<uint16_t> prompt(255 * kToken);
+  std::iota(prompt.begin(), prompt.end(), uint16_t{0});
+  const std::vector<int32_t> first = {0, 1}, count = {1, 254};
+  const sikv_rows rows{prompt.data(), SIKV_FP16, 254, first.data(), count.data(), kToken, kDim};
+  cache.fill_tails(0, rows, rows, count.data());
+  std::vector<uint16_t> k(2 * kToken), v(2 * kToken);
+  for (uint16_t t = 0; t < 2; ++t) {
+    EXPECT_FALSE(cache.flush_due(0));
     std::iota(k.begin(), k.end(), static_cast<uint16_t>(1000 * t));
     std::iota(v.begin(), v.end(), static_cast<uint16_t>(500 + 1000 * t));
-    cache.push_tail(0, 1, k.data(), v.data());
+    cache.append(0, k.data(), v.data());
   }
-  const auto rows = cache.tail_rows(0, {false, true}, 3);
-  EXPECT_EQ(rows.count[0], 0);
-  EXPECT_EQ(rows.count[1], 3);
-  const auto* data = static_cast<const uint16_t*>(rows.v.data);
-  EXPECT_EQ(data[(rows.first[1] + 2) * rows.v.token_stride + rows.v.head_stride + 5],
-            500 + 2000 + kDim + 5);
-  EXPECT_EQ(cache.tail_len(0, 0), 0);
+  EXPECT_TRUE(cache.flush_due(0));
+  cache.reserve_flush(0);
+  EXPECT_EQ(cache.pages_in_use(), kHeads);
+  const auto flush = cache.begin_flush(0);
+  EXPECT_EQ(flush.k.count[0], 0);
+  EXPECT_EQ(flush.k.count[1], 256);
+  EXPECT_EQ(flush.first_slot[kHeads], 0);
+  EXPECT_EQ(cache.encoded_len(0, kHeads), 256);
+  const auto value = [&](const sikv_rows& from, int t, int h, int d) {
+    return static_cast<const uint16_t*>(
+        from.data)[(from.first[1] + t) * from.token_stride + h * from.head_stride + d];
+  };
+  EXPECT_EQ(value(flush.k, 253, 0, 3), static_cast<uint16_t>(254 * kToken + 3));
+  EXPECT_EQ(value(flush.v, 255, 1, 5), 500 + 1000 + kToken + kDim + 5);
+  cache.end_flush(0);
+  EXPECT_EQ(cache.tail_len(0, 0), 3);
+  EXPECT_EQ(cache.tail_len(0, 1), 0);
 }
 
 TEST_F(KvCacheTest, GrowingPastThePlanNamesTheLimit) {
@@ -157,7 +175,8 @@ TEST_F(KvCacheTest, PinnedTokensSurviveAnEviction) {
   const sikv_rows rows{data.data(), SIKV_FP16, 512, &first, &count, kHeads * kDim, kDim};
   cache.extend(0, 0, 512);
   const std::vector<int32_t> pinned = {3, 300}, keep = {100, 101};
-  cache.pin(0, 0, pinned, rows, rows);
+  cache.pin(0, 0, pinned);
+  cache.copy_pins(0, rows, rows);
   cache.evict(0, 0, keep);
   const sikv_cache_view view = cache.view(0);
   EXPECT_EQ(cache.encoded_len(0, 0), 4);

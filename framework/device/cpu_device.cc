@@ -4,6 +4,7 @@
 #include <atomic>
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstring>
@@ -11,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 #include "framework/base/error.h"
 #include "framework/base/log.h"
@@ -74,8 +76,19 @@ class CpuDevice final : public Device {
   void copy_in(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   void copy_out(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   uint64_t free_bytes() const override { return available_bytes(); }
+  void mark(int i) override {
+    const size_t n = static_cast<size_t>(i);
+    if (n >= marks_.size()) marks_.resize(n + 1);
+    marks_[n] = Clock::now();
+  }
+  double seconds(int from, int to) override {
+    const auto at = [&](int i) { return marks_.at(static_cast<size_t>(i)); };
+    return std::chrono::duration<double>(at(to) - at(from)).count();
+  }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   static size_t rounded(size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
   static void write_log(void*, int32_t level, const char* text) {
@@ -127,11 +140,16 @@ class CpuDevice final : public Device {
     job->idle.wait(lock, [&] { return job->running == 0; });
   }
 
+  std::vector<Clock::time_point> marks_;
   int threads_;
   boost::asio::thread_pool pool_;
 };
 
 }  // namespace
+
+std::unique_ptr<Device::Recording> Device::record(const std::function<void()>&) {
+  throw InternalError("only a GPU records work");
+}
 
 std::unique_ptr<Device> open_cpu_device(int threads) {
   if (threads == 0) threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));

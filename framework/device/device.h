@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -25,12 +26,32 @@ class Device {
   // but take up memory only as they are written. Error naming what was asked and what was free.
   virtual void* allocate(size_t bytes) = 0;
   virtual void release(void* data, size_t bytes) noexcept = 0;
-  virtual void copy_in(void* to_device, const void* from_host, size_t bytes) = 0;
+  // In the order of the stream. copy_in may return before the copy is done, but no longer needs
+  // `from` if that is ordinary memory of the host; it may lie on the device, too. copy_out waits.
+  virtual void copy_in(void* to_device, const void* from, size_t bytes) = 0;
   virtual void copy_out(void* to_host, const void* from_device, size_t bytes) = 0;
   virtual void* stream() { return nullptr; }
+  // Waits for everything enqueued. Error or InternalError if some of it failed.
   virtual void synchronize() {}
   // Bytes an allocation may still take.
   virtual uint64_t free_bytes() const = 0;
+  // Whether kernels may read and write at `data`. On the CPU that is all memory.
+  virtual bool holds(const void* data) const { return static_cast<void>(data), true; }
+  bool is_cuda() const { return info_.type == SIKV_CUDA; }
+
+  // Times of a stage: mark(i) notes when all work enqueued so far is done; seconds(i, j) is what
+  // lay between two marks, once both are over.
+  virtual void mark(int i) = 0;
+  virtual double seconds(int from, int to) = 0;
+
+  // What `enqueue` puts on the stream, kept to be done again and again, on a GPU as a CUDA graph.
+  // It must not wait, allocate or copy from or to the host. Only where is_cuda().
+  class Recording {
+   public:
+    virtual ~Recording() = default;
+    virtual void replay() = 0;
+  };
+  virtual std::unique_ptr<Recording> record(const std::function<void()>& enqueue);
 
  protected:
   Device() = default;

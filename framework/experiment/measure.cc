@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "framework/base/error.h"
 #include "framework/base/progress.h"
@@ -51,7 +50,13 @@ class Judge {
   void judge(int layer, int64_t step, const void* q, const float* out) {
     if (samples_.empty()) return;
     const auto& exact = exact_.at(layer, step);
-    const sikv_cache_view view = pipeline_.cache().view(layer);
+    const sikv_cache_view view = pipeline_.cache().host_view(layer);
+    // What lies on the device is fetched first, row by row.
+    std::vector<std::vector<int32_t>> selections;
+    for (int row = 0; row < rows(); ++row) {
+      selections.push_back(pipeline_.selected(row));
+      if (wants_kv_error_) refresh(layer, row, view);
+    }
     const int64_t length = source_.prompt + step + 1;
     const auto budget = pipeline_.composition().budget(length);
     struct RowResult {
@@ -62,7 +67,7 @@ class Judge {
     parallel_for(device_, rows(), [&](int64_t i, int32_t) {
       const int row = static_cast<int>(i), b = row / source_.num_kv_heads;
       const ExactAttention& e = exact[static_cast<size_t>(row)];
-      const auto selected = to_positions(view, row, pipeline_.selected(row));
+      const auto selected = to_positions(view, row, selections[static_cast<size_t>(row)]);
       const int32_t* pinned = view.pinned_slots + int64_t{row} * view.pinned_capacity;
       const auto pins = to_positions(view, row, {pinned, pinned + view.pinned_len[row]});
       RowResult& result = results[static_cast<size_t>(row)];
@@ -122,8 +127,7 @@ class Judge {
                   const void* q, int64_t first_query_element, const ExactAttention& exact,
                   int64_t length) {
     const size_t D = static_cast<size_t>(source_.head_dim);
-    StoredRows& stored = stored_[static_cast<size_t>(layer * rows() + row)];
-    if (stored.encoded != view.encoded_len[row]) decode_all(view, row, stored);
+    const StoredRows& stored = stored_[static_cast<size_t>(layer * rows() + row)];
     std::vector<float> k, v;
     for (int32_t slot = 0; slot < stored.encoded; ++slot) {
       const auto position = to_positions(view, row, {slot})[0];
@@ -152,18 +156,12 @@ class Judge {
     return relative_error(std::span<const double>(all.out), exact.out);
   }
 
-  void decode_all(const sikv_cache_view& view, int row, StoredRows& stored) {
+  void refresh(int layer, int row, const sikv_cache_view& view) {
+    StoredRows& stored = stored_[static_cast<size_t>(layer * rows() + row)];
+    if (stored.encoded == view.encoded_len[row]) return;
     stored.encoded = view.encoded_len[row];
-    std::vector<int32_t> slots(static_cast<size_t>(stored.encoded));
-    std::iota(slots.begin(), slots.end(), 0);
-    const size_t size = slots.size() * static_cast<size_t>(source_.head_dim);
-    stored.k.resize(size);
-    stored.v.resize(size);
-    const int32_t count = stored.encoded;
-    sikv_decode_args args{&view, row, 1, count, 0, slots.data(), &count, stored.k.data()};
-    pipeline_.composition().keys().decode(args, nullptr);
-    args.out = stored.v.data();
-    pipeline_.composition().values().decode(args, nullptr);
+    stored.k = pipeline_.decoded(layer, row, pipeline_.composition().keys());
+    stored.v = pipeline_.decoded(layer, row, pipeline_.composition().values());
   }
 
   const Pipeline& pipeline_;

@@ -52,8 +52,8 @@ struct Measured {
   double compression = 0;        // 4 D / bytes_per_token
   double compression_total = 0;  // dense fp16 bytes of the whole cache / ledger total
   Ledger ledger;
-  // Seconds: fit, encode, observe for the whole prompt of all layers; medians per step, all layers,
-  // of append, select, attend.
+  // Seconds: fit, encode, observe for the whole prompt of all layers; append, select, attend of all
+  // layers, summarised over the steps.
   std::map<std::string, double> prefill_s;
   std::map<std::string, Summary> step_s;
   std::map<std::string, double> counters;  // of the selector, over the measured steps

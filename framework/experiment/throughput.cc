@@ -8,11 +8,13 @@
 #include <limits>
 
 #include "framework/base/error.h"
+#include "framework/base/interrupt.h"
 #include "framework/base/progress.h"
 #include "framework/base/text.h"
 #include "framework/config/pipeline_text.h"
+#include "framework/experiment/read_gpu.h"
 #include "framework/experiment/source.h"
-#include "framework/pipeline/pipeline.h"
+#include "framework/pipeline/staging.h"
 #include "framework/trace/synth.h"
 
 namespace sikv {
@@ -21,11 +23,12 @@ namespace {
 constexpr int64_t kDefaultSteps = 16;
 // Tokens drawn before they repeat with other signs: filling runs at the speed of memory.
 constexpr int64_t kTile = 4096;
-// A selector's state grows with the tokens, up to a limit for some; these counts tell by how much.
-constexpr int64_t kProbeTokens[] = {4096, 8192};
-constexpr double kUsable = 0.9;  // of the free memory
+// Of the free memory. A GPU's is nobody else's, and what a cache takes there is known to the byte.
+constexpr double kUsable = 0.9, kUsableOfGpu = 0.97;
 
-uint64_t resident_bytes() {
+// Memory that this process has taken, on a GPU that anyone has.
+uint64_t taken_bytes(const Device& device) {
+  if (device.is_cuda()) return device.info().memory_bytes - device.free_bytes();
   std::ifstream statm("/proc/self/statm");
   uint64_t total = 0, resident = 0;
   statm >> total >> resident;
@@ -48,14 +51,30 @@ int64_t largest_fitting(int64_t most, Fits&& fits) {
   return low;
 }
 
-Ledger planned(const PipelineSpec& spec, const Registry& registry, Device& device,
-               const sikv_shape& shape, int max_new_tokens) {
-  const Composition composition(spec, registry, device, shape);
-  return composition.planned(shape.max_tokens, composition.cache_options(max_new_tokens));
+// Bytes that a pipeline of `shape` plans for.
+uint64_t planned_bytes(const PipelineSpec& spec, const Registry& registry, Device& device,
+                       const sikv_shape& shape, int max_new_tokens) {
+  const auto planned = [&](const sikv_shape& shape) {
+    const Composition composition(spec, registry, device, shape);
+    return composition.planned(shape.max_tokens, composition.cache_options(max_new_tokens));
+  };
+  if (device.is_cuda()) {
+    // Plugins allocate their state when they are made: none is made for what could never fit.
+    sikv_shape one = shape;
+    one.max_sequences = 1;
+    const Ledger ledger = planned(one);
+    const uint64_t cache =
+        (ledger.total() - ledger.bytes("workspace") - ledger.bytes("selection")) *
+        static_cast<uint64_t>(shape.max_sequences);
+    if (cache > device.info().memory_bytes) return cache;
+  }
+  return planned(shape).total();
 }
 
+}  // namespace
+
 // One synthetic sequence that stands for all sequences of a batch.
-class SharedInput {
+class ThroughputBench::SharedInput {
  public:
   SharedInput(const Config& config, const sikv_shape& shape, int64_t steps)
       : shape_(shape),
@@ -97,13 +116,18 @@ class SharedInput {
   // The prompts of the layer drawn last.
   sikv_rows keys() const { return rows(drawn_.k); }
   sikv_rows values() const { return rows(drawn_.v); }
+  size_t row_bytes() const { return drawn_.k.size(); }
   const void* queries() const { return queries_.data(); }
+  size_t query_bytes() const { return queries_.size(); }
   int64_t num_queries() const { return drawn_.num_queries - steps_; }
 
   // [B, heads, D] of one decode step; valid until the next call.
   struct Step {
     const void *k, *v, *q;
   };
+  int64_t token_bytes(int heads) const {
+    return int64_t{heads} * shape_.head_dim * sikv_dtype_bytes(shape_.dtype);
+  }
   Step step(int layer, int64_t step) {
     const Decode& from = decode_[static_cast<size_t>(layer)];
     return {repeated(k_, from.k, step, shape_.num_kv_heads),
@@ -115,10 +139,6 @@ class SharedInput {
   struct Decode {
     std::vector<std::byte> k, v, q;  // [steps, heads, D]
   };
-
-  int64_t token_bytes(int heads) const {
-    return int64_t{heads} * shape_.head_dim * sikv_dtype_bytes(shape_.dtype);
-  }
 
   sikv_rows rows(const std::vector<std::byte>& data) const {
     return {data.data(),    shape_.dtype,  static_cast<int32_t>(context_),
@@ -146,10 +166,9 @@ class SharedInput {
   std::vector<std::byte> k_, v_, q_;
 };
 
-}  // namespace
-
 uint64_t usable_bytes(const Device& device) {
-  return static_cast<uint64_t>(kUsable * static_cast<double>(device.free_bytes()));
+  const double share = device.is_cuda() ? kUsableOfGpu : kUsable;
+  return static_cast<uint64_t>(share * static_cast<double>(device.free_bytes()));
 }
 
 sikv_shape model_shape(const ModelSpec& model, int32_t dtype, int64_t tokens, int batch) {
@@ -174,7 +193,7 @@ int largest_planned_batch(const PipelineSpec& spec, const Registry& registry, De
                           sikv_shape shape, int max_new_tokens, uint64_t bytes, int most) {
   return static_cast<int>(largest_fitting(most, [&](int64_t batch) {
     shape.max_sequences = static_cast<int32_t>(batch);
-    return planned(spec, registry, device, shape, max_new_tokens).total() <= bytes;
+    return planned_bytes(spec, registry, device, shape, max_new_tokens) <= bytes;
   }));
 }
 
@@ -190,6 +209,9 @@ ThroughputBench::ThroughputBench(const Config& config, const Registry& registry,
   steps_ = config.measure.steps > 0  ? config.measure.steps
            : config.source.steps > 0 ? config.source.steps
                                      : kDefaultSteps;
+  if (device.is_cuda()) {
+    weights_ = DeviceBuffer(device, static_cast<size_t>(config.model->weight_bytes));
+  }
 }
 
 sikv_shape ThroughputBench::shape(int64_t context, int batch) const {
@@ -198,38 +220,41 @@ sikv_shape ThroughputBench::shape(int64_t context, int batch) const {
 }
 
 double ThroughputBench::state_bytes(const PipelineSpec& spec, const sikv_shape& shape) {
-  const std::string name = pipeline_text(spec, registry_);
-  auto found = state_bytes_.find(name);
-  if (found == state_bytes_.end()) {
-    const auto probe = [&](int64_t tokens) {
-      sikv_shape small = this->shape(tokens, 1);
-      small.num_layers = 1;
-      small.max_tokens = static_cast<int32_t>(tokens + 1);
-      return static_cast<double>(run(spec, small, 0, 1).ledger.bytes("selector_state"));
-    };
-    found = state_bytes_.emplace(name, std::array{probe(kProbeTokens[0]), probe(kProbeTokens[1])})
-                .first;
+  auto& measured = state_bytes_[pipeline_text(spec, registry_)];
+  auto found = measured.lower_bound(shape.max_tokens);
+  if (found == measured.end()) {
+    sikv_shape one = shape;
+    one.num_layers = one.max_sequences = 1;
+    const double bytes = static_cast<double>(run(spec, one, 0, 1).ledger.bytes("selector_state"));
+    found = measured.emplace(shape.max_tokens, bytes).first;
   }
-  const auto [low, high] = found->second;
-  const double slope = (high - low) / static_cast<double>(kProbeTokens[1] - kProbeTokens[0]);
-  const double one = low + slope * static_cast<double>(shape.max_tokens - kProbeTokens[0]);
-  return std::max(0.0, one) * shape.num_layers * shape.max_sequences;
+  return found->second * shape.num_layers * shape.max_sequences;
+}
+
+uint64_t ThroughputBench::plan_bytes(const PipelineSpec& spec, int64_t context, int batch) {
+  return planned_bytes(spec, registry_, device_, shape(context, batch),
+                       static_cast<int>(warmup() + steps_));
 }
 
 uint64_t ThroughputBench::cache_bytes(const PipelineSpec& spec, int64_t context, int batch) {
-  const sikv_shape s = shape(context, batch);
-  const Ledger plan = planned(spec, registry_, device_, s, static_cast<int>(warmup() + steps_));
-  return plan.total() + static_cast<uint64_t>(state_bytes(spec, s));
+  return plan_bytes(spec, context, batch) +
+         static_cast<uint64_t>(state_bytes(spec, shape(context, batch)));
+}
+
+bool ThroughputBench::has_room(uint64_t cache, int64_t context) const {
+  if (memory_limit_ > 0 && cache > memory_limit_) return false;
+  const sikv_shape s = shape(context, 1);
+  // K and V of one layer and sequence, drawn in fp32 and then rounded; a GPU gets the rounded ones.
+  const auto input =
+      static_cast<double>(s.max_tokens) * s.num_kv_heads * s.head_dim * 2 *
+      ((device_.is_cuda() ? 0 : sizeof(float)) + static_cast<double>(sikv_dtype_bytes(s.dtype)));
+  return static_cast<double>(cache) + input <= static_cast<double>(usable_bytes(device_));
 }
 
 bool ThroughputBench::fits(const PipelineSpec& spec, int64_t context, int batch) {
-  const uint64_t cache = cache_bytes(spec, context, batch);
-  if (memory_limit_ > 0 && cache > memory_limit_) return false;
-  const sikv_shape s = shape(context, 1);
-  // K and V of one layer and sequence, drawn in fp32 and then rounded.
-  const auto input = static_cast<double>(s.max_tokens) * s.num_kv_heads * s.head_dim * 2 *
-                     (sizeof(float) + static_cast<double>(sikv_dtype_bytes(s.dtype)));
-  return static_cast<double>(cache) + input <= static_cast<double>(usable_bytes(device_));
+  // The state is measured; what is too large without it is not asked for it.
+  return has_room(plan_bytes(spec, context, batch), context) &&
+         has_room(cache_bytes(spec, context, batch), context);
 }
 
 int ThroughputBench::largest_batch(const PipelineSpec& spec, int64_t context, int most) {
@@ -240,7 +265,9 @@ int ThroughputBench::largest_batch(const PipelineSpec& spec, int64_t context, in
 void ThroughputBench::check_fits(const PipelineSpec& spec, int64_t context, int batch) {
   if (fits(spec, context, batch)) return;
   const std::string name = pipeline_text(spec, registry_);
-  const std::string needs = bytes_text(cache_bytes(spec, context, batch));
+  const uint64_t plan = plan_bytes(spec, context, batch);
+  const std::string needs =
+      bytes_text(has_room(plan, context) ? cache_bytes(spec, context, batch) : plan);
   const uint64_t usable = usable_bytes(device_);
   const std::string room = bytes_text(memory_limit_ > 0 ? std::min(memory_limit_, usable) : usable);
   if (const int largest = largest_batch(spec, context, batch - 1); largest > 0) {
@@ -271,32 +298,31 @@ Throughput ThroughputBench::run(const PipelineSpec& spec, const sikv_shape& shap
 
   SharedInput input(config_, shape, new_tokens);
   input.draw(0);  // its memory is in place before the cache's growth is measured
-  const uint64_t before = resident_bytes();
+  const uint64_t before = taken_bytes(device_);
   Pipeline pipeline(spec, registry_, device_, shape, static_cast<int>(new_tokens));
   {
     Progress progress(label + ": filling layers", shape.num_layers);
+    Staging staging(device_);  // on a GPU: copied there once
+    sikv_rows keys{}, values{};
+    const void* queries = nullptr;
     for (int layer = 0; layer < shape.num_layers; ++layer) {
-      if (layer > 0) input.draw(layer);
-      pipeline.prefill(layer, input.keys(), input.values(), input.queries(),
-                       static_cast<int>(input.num_queries()));
+      if (layer > 0 && !device_.is_cuda()) input.draw(layer);
+      if (layer == 0 || !device_.is_cuda()) {
+        keys = input.keys(), values = input.values();
+        keys.data = staging.bring(0, keys.data, input.row_bytes());
+        values.data = staging.bring(1, values.data, input.row_bytes());
+        queries = staging.bring(2, input.queries(), input.query_bytes());
+      }
+      pipeline.prefill(layer, keys, values, queries, static_cast<int>(input.num_queries()));
       progress.add();
     }
   }
-  Progress progress(label + ": decode steps", new_tokens);
-  const size_t heads =
-      static_cast<size_t>(shape.max_sequences) * static_cast<size_t>(shape.num_query_heads);
-  std::vector<float> out(heads * static_cast<size_t>(shape.head_dim)), lse(heads);
-  for (int64_t step = 0; step < new_tokens; ++step) {
-    if (step == warmup) pipeline.reset_step_times();
-    pipeline.begin_step();
-    for (int layer = 0; layer < shape.num_layers; ++layer) {
-      const SharedInput::Step token = input.step(layer, step);
-      pipeline.append(layer, token.k, token.v);
-      pipeline.attend(layer, token.q, out.data(), lse.data());
-    }
-    progress.add();
+  if (device_.is_cuda()) {
+    replay_steps(pipeline, input, shape, warmup, steps, row);
+  } else {
+    run_steps(pipeline, input, shape, warmup, steps);
   }
-  const uint64_t after = resident_bytes();
+  const uint64_t after = taken_bytes(device_);
   row.memory_growth = after > before ? after - before : 0;
 
   row.budget = pipeline.composition().budget(row.context + warmup + 1);
@@ -315,6 +341,79 @@ Throughput ThroughputBench::run(const PipelineSpec& spec, const sikv_shape& shap
     row.step_s[stage] = summarize(samples, BadSide::kHigh);
   }
   return row;
+}
+
+void ThroughputBench::run_steps(Pipeline& pipeline, SharedInput& input, const sikv_shape& shape,
+                                int64_t warmup, int64_t steps) {
+  Progress progress(
+      fmt::format("{} x {}: decode steps", shape.max_sequences, shape.max_tokens - warmup - steps),
+      warmup + steps);
+  const size_t heads =
+      static_cast<size_t>(shape.max_sequences) * static_cast<size_t>(shape.num_query_heads);
+  std::vector<float> out(heads * static_cast<size_t>(shape.head_dim)), lse(heads);
+  for (int64_t step = 0; step < warmup + steps; ++step) {
+    if (step == warmup) pipeline.reset_step_times();
+    pipeline.begin_step();
+    for (int layer = 0; layer < shape.num_layers; ++layer) {
+      const SharedInput::Step token = input.step(layer, step);
+      pipeline.append(layer, token.k, token.v);
+      pipeline.attend(layer, token.q, out.data(), lse.data());
+    }
+    progress.add();
+  }
+}
+
+// All steps are enqueued before the first is over, as by a server that keeps its GPU busy. Layers
+// share the step's k, v and q, which change from step to step outside of what is timed.
+void ThroughputBench::replay_steps(Pipeline& pipeline, SharedInput& input, const sikv_shape& shape,
+                                   int64_t warmup, int64_t steps, Throughput& row) {
+  const size_t heads =
+      static_cast<size_t>(shape.max_sequences) * static_cast<size_t>(shape.num_query_heads);
+  const size_t kv_bytes = static_cast<size_t>(shape.max_sequences) *
+                          static_cast<size_t>(input.token_bytes(shape.num_kv_heads));
+  const size_t q_bytes = static_cast<size_t>(shape.max_sequences) *
+                         static_cast<size_t>(input.token_bytes(shape.num_query_heads));
+  // Tokens of all steps, and those of the step at work.
+  const size_t n = static_cast<size_t>(warmup + steps);
+  const DeviceBuffer all_k(device_, n * kv_bytes), all_v(device_, n * kv_bytes);
+  const DeviceBuffer all_q(device_, n * q_bytes);
+  for (size_t step = 0; step < n; ++step) {
+    const SharedInput::Step token = input.step(0, static_cast<int64_t>(step));
+    device_.copy_in(all_k.as<char>() + step * kv_bytes, token.k, kv_bytes);
+    device_.copy_in(all_v.as<char>() + step * kv_bytes, token.v, kv_bytes);
+    device_.copy_in(all_q.as<char>() + step * q_bytes, token.q, q_bytes);
+  }
+  const DeviceBuffer k(device_, kv_bytes), v(device_, kv_bytes), q(device_, q_bytes);
+  const DeviceBuffer out(device_, heads * static_cast<size_t>(shape.head_dim) * sizeof(float));
+  const DeviceBuffer lse(device_, heads * sizeof(float));
+  const std::vector<Pipeline::LayerStep> layers(
+      static_cast<size_t>(shape.num_layers),
+      {k.as<>(), v.as<>(), q.as<>(), out.as<float>(), lse.as<float>()});
+  const auto mark = [&](int64_t step, int i) {
+    if (step >= warmup) device_.mark(static_cast<int>(3 * (step - warmup)) + i);
+  };
+  for (int64_t step = 0; step < warmup + steps; ++step) {
+    check_interrupt();
+    const size_t at = static_cast<size_t>(step);
+    device_.copy_in(k.as<>(), all_k.as<char>() + at * kv_bytes, kv_bytes);
+    device_.copy_in(v.as<>(), all_v.as<char>() + at * kv_bytes, kv_bytes);
+    device_.copy_in(q.as<>(), all_q.as<char>() + at * q_bytes, q_bytes);
+    mark(step, 0);
+    pipeline.step(layers);
+    mark(step, 1);
+    if (weights_.bytes() > 0) read_on_gpu(weights_, device_);
+    mark(step, 2);
+    if (step < warmup) pipeline.synchronize();
+  }
+  pipeline.synchronize();
+  std::vector<double> attention, whole;
+  for (int i = 0; i < 3 * static_cast<int>(steps); i += 3) {
+    attention.push_back(device_.seconds(i, i + 1));
+    whole.push_back(device_.seconds(i, i + 2));
+  }
+  pipeline.reset_step_times();
+  row.step_s["step"] = summarize(attention, BadSide::kHigh);
+  if (weights_.bytes() > 0) row.whole_step_s = summarize(whole, BadSide::kHigh);
 }
 
 }  // namespace sikv

@@ -3,11 +3,11 @@
 //
 // All sequences of a batch are filled from the same K and V, so that the input takes the room of
 // one sequence and one layer; every sequence still has pages of its own, and a step moves the bytes
-// that it would move for different texts.
+// that it would move for different texts. On a GPU the layers share it too, steps are replayed
+// whole, and a model's weights are allocated and read once per step beside them.
 #ifndef SIKV_FRAMEWORK_EXPERIMENT_THROUGHPUT_H_
 #define SIKV_FRAMEWORK_EXPERIMENT_THROUGHPUT_H_
 
-#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -19,6 +19,7 @@
 #include "framework/device/device.h"
 #include "framework/experiment/measure.h"
 #include "framework/metrics/summary.h"
+#include "framework/pipeline/pipeline.h"
 #include "framework/registry/registry.h"
 
 namespace sikv {
@@ -37,6 +38,8 @@ struct Throughput {
   // Seconds, as in Measured.
   std::map<std::string, double> prefill_s;
   std::map<std::string, Summary> step_s;
+  // GPU, model with weight_bytes: the step and the weights read after it.
+  std::optional<Summary> whole_step_s;
 };
 
 class ThroughputBench {
@@ -46,11 +49,13 @@ class ThroughputBench {
   ThroughputBench(const Config& config, const Registry& registry, Device& device,
                   uint64_t memory_limit);
 
+  uint64_t weight_bytes() const { return weights_.bytes(); }
   // Steps timed, and steps replayed before them: measure.steps, else source.steps, else 16.
   int64_t steps() const { return steps_; }
   int64_t warmup() const { return config_.measure.warmup; }
 
-  // Bytes the cache will take: as planned, and the selector's state, estimated from a small run.
+  // Bytes the cache will take: as planned, and the selector's state, measured on one layer and
+  // sequence.
   uint64_t cache_bytes(const PipelineSpec& spec, int64_t context, int batch);
   // The largest batch of at most `most` sequences that fits; 0 if none does.
   int largest_batch(const PipelineSpec& spec, int64_t context, int most);
@@ -62,18 +67,31 @@ class ThroughputBench {
 
  private:
   sikv_shape shape(int64_t context, int batch) const;
+  // Whether a cache of that many bytes and its input go into what is free or allowed.
+  bool has_room(uint64_t cache, int64_t context) const;
   bool fits(const PipelineSpec& spec, int64_t context, int batch);
-  // What the selector keeps for a cache of `shape`: measured at two lengths, then extrapolated.
+  // As planned, without the selector's state.
+  uint64_t plan_bytes(const PipelineSpec& spec, int64_t context, int batch);
+  // What the selector keeps for a cache of `shape`: measured for one layer and sequence of that
+  // length, or of the next longer one that was measured.
   double state_bytes(const PipelineSpec& spec, const sikv_shape& shape);
   Throughput run(const PipelineSpec& spec, const sikv_shape& shape, int64_t warmup, int64_t steps);
+
+  class SharedInput;
+
+  void run_steps(Pipeline& pipeline, SharedInput& input, const sikv_shape& shape, int64_t warmup,
+                 int64_t steps);
+  void replay_steps(Pipeline& pipeline, SharedInput& input, const sikv_shape& shape, int64_t warmup,
+                    int64_t steps, Throughput& row);
 
   const Config& config_;
   const Registry& registry_;
   Device& device_;
   uint64_t memory_limit_;
   int64_t steps_;
-  // By pipeline: bytes of one layer and sequence at either length.
-  std::map<std::string, std::array<double, 2>> state_bytes_;
+  DeviceBuffer weights_;  // on a GPU, if the model says how many bytes
+  // By pipeline, then by tokens: bytes of one layer and sequence.
+  std::map<std::string, std::map<int64_t, double>> state_bytes_;
 };
 
 // What of the free memory a plan may use: tables of pages, buffers of plugins and other processes

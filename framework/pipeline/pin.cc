@@ -79,6 +79,13 @@ std::vector<double> snapkv_scores(const PinInput& in) {
 
 }  // namespace
 
+void check_pin_queries(PinRule rule, int num_queries) {
+  if (rule == PinRule::kFirst || num_queries > 0) return;
+  throw Error(
+      "the pin rule needs queries of the prompt and the source has none: set pin: first or "
+      "pinned: 0");
+}
+
 std::vector<int32_t> choose_pinned(PinRule rule, int pinned, const PinInput& in) {
   std::vector<int32_t> order;
   if (rule == PinRule::kFirst) {
@@ -86,11 +93,7 @@ std::vector<int32_t> choose_pinned(PinRule rule, int pinned, const PinInput& in)
     std::iota(order.begin(), order.end(), 0);
     return order;
   }
-  if (in.num_queries < 1) {
-    throw Error(
-        "the pin rule needs queries of the prompt and the source has none: set pin: first or "
-        "pinned: 0");
-  }
+  check_pin_queries(rule, in.num_queries);
   const auto scores = rule == PinRule::kSnapKv ? snapkv_scores(in) : last_query_scores(in);
   order.resize(scores.size());
   std::iota(order.begin(), order.end(), 0);

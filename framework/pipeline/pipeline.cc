@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "framework/base/error.h"
 #include "framework/base/text.h"
@@ -10,14 +11,7 @@
 namespace sikv {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-template <typename Body>
-double seconds(Body&& body) {
-  const auto start = Clock::now();
-  body();
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
+constexpr int kK = 0, kV = 1, kQ = 2;  // inputs of Staging
 
 // The options of a cache that fits into the device's free memory.
 CacheOptions checked_options(const Composition& composition, const Device& device,
@@ -48,7 +42,9 @@ Pipeline::Pipeline(const PipelineSpec& spec, const Registry& registry, Device& d
       shape_(shape),
       scale_(1.0f / std::sqrt(static_cast<float>(shape.head_dim))),
       cache_(device, shape, store_of(composition_.keys()), store_of(composition_.values()),
-             checked_options(composition_, device, shape, max_new_tokens)) {
+             checked_options(composition_, device, shape, max_new_tokens)),
+      prompt_(device),
+      token_(device) {
   const size_t rows = static_cast<size_t>(cache_.num_rows());
   workspace_ = DeviceBuffer(
       device,
@@ -65,165 +61,280 @@ Pipeline::Pipeline(const PipelineSpec& spec, const Registry& registry, Device& d
     keep_counts_ = DeviceBuffer(device, rows * sizeof(int32_t));
   }
   for (int b = 0; b < shape.max_sequences; ++b) composition_.selector().begin_sequence(b);
+  device_.synchronize();
 }
 
-void Pipeline::prefill(int layer, const sikv_rows& keys, const sikv_rows& values,
+void Pipeline::prefill(int layer, const sikv_rows& host_keys, const sikv_rows& host_values,
                        const void* queries, int num_queries) {
-  const int H = shape_.num_kv_heads;
-  std::vector<int32_t> encoded, first_slot;
-  for (int b = 0; b < shape_.max_sequences; ++b) {
-    if (keys.count[b] < 1) throw Error("sequence {} has an empty prompt: give at least 1 token", b);
-    encoded.push_back(keys.count[b] / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS);
+  const int B = shape_.max_sequences, H = shape_.num_kv_heads, D = shape_.head_dim;
+  const size_t n = static_cast<size_t>(B);
+  MirroredArray encoded(device_, n, 0), first_slot(device_, n * static_cast<size_t>(H), 0);
+  for (int b = 0; b < B; ++b) {
+    const int32_t count = host_keys.count[b];
+    if (count < 1) throw Error("sequence {} has an empty prompt: give at least 1 token", b);
+    const int32_t whole = count / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS;
+    encoded.edit(static_cast<size_t>(b)) = whole;
     for (int h = 0; h < H; ++h) {
-      first_slot.push_back(cache_.extend(layer, b * H + h, encoded.back()));
+      first_slot.edit(static_cast<size_t>(b * H + h)) = cache_.extend(layer, b * H + h, whole);
     }
   }
+  const sikv_rows keys = prompt_.bring_rows(kK, host_keys, B, H, D);
+  const sikv_rows values = prompt_.bring_rows(kV, host_values, B, H, D);
+  queries = prompt_.bring(
+      kQ, queries, static_cast<size_t>(B * num_queries) * token_bytes(shape_.num_query_heads));
   const sikv_cache_view view = cache_.view(layer);
   void* const workspace = workspace_.as<>();
   void* const stream = device_.stream();
-  times_.fit += seconds([&] {
-    composition_.keys().fit(keys, view, workspace, stream);
-    composition_.values().fit(values, view, workspace, stream);
-    device_.synchronize();
-  });
   sikv_rows full_keys = keys, full_values = values;
-  full_keys.count = full_values.count = encoded.data();
-  times_.encode += seconds([&] {
-    composition_.keys().encode(full_keys, first_slot.data(), view, workspace, stream);
-    composition_.values().encode(full_values, first_slot.data(), view, workspace, stream);
-    device_.synchronize();
-  });
+  full_keys.count = full_values.count = encoded.device();
+  device_.mark(0);
+  composition_.keys().fit(keys, view, workspace, stream);
+  composition_.values().fit(values, view, workspace, stream);
+  device_.mark(1);
+  composition_.keys().encode(full_keys, first_slot.device(), view, workspace, stream);
+  composition_.values().encode(full_values, first_slot.device(), view, workspace, stream);
+  device_.mark(2);
+  cache_.fill_tails(layer, keys, values, host_keys.count);
+  if (composition_.spec().pinned > 0) {
+    choose_pins(layer, keys, queries, num_queries);
+    cache_.copy_pins(layer, keys, values);
+  }
+  device_.mark(3);
+  const sikv_cache_view filled = cache_.view(layer);
+  const sikv_observe_args args{sizeof args, num_queries, &filled,   keys,
+                               values,      queries,     keys.count};
+  composition_.selector().observe(args, workspace, stream);
+  apply_evictions(layer);
+  device_.mark(4);
+  synchronize();
+  times_.fit += device_.seconds(0, 1);
+  times_.encode += device_.seconds(1, 2);
+  times_.observe += device_.seconds(3, 4);
+}
+
+void Pipeline::choose_pins(int layer, const sikv_rows& keys, const void* queries, int num_queries) {
+  const PipelineSpec& spec = composition_.spec();
+  const int H = shape_.num_kv_heads;
+  if (device_.is_cuda()) {
+    const KvCache::PinArrays pins = cache_.pin_arrays(layer);
+    choose_pinned_on_gpu(spec.pin, spec.pinned,
+                         {keys, queries, num_queries, shape_.num_query_heads, H, shape_.head_dim,
+                          shape_.max_sequences, scale_, pins.slots, pins.len},
+                         device_);
+    cache_.pins_chosen(layer);
+    return;
+  }
   for (int b = 0; b < shape_.max_sequences; ++b) {
-    const int done = encoded[static_cast<size_t>(b)];
-    cache_.fill_tail(layer, b, keys, values, done, keys.count[b] - done);
-    if (composition_.spec().pinned == 0) continue;
+    const int whole = keys.count[b] / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS;
+    const void* const own =
+        static_cast<const char*>(queries) +
+        static_cast<size_t>(b * num_queries) * token_bytes(shape_.num_query_heads);
     for (int h = 0; h < H; ++h) {
-      const int64_t query_elements =
-          int64_t{num_queries} * shape_.num_query_heads * shape_.head_dim;
       const PinInput input{
-          keys,
-          b,
-          h,
-          done,
-          static_cast<const char*>(queries) + b * query_elements * sikv_dtype_bytes(shape_.dtype),
-          num_queries,
-          shape_.num_query_heads,
-          H,
-          shape_.head_dim,
-          scale_};
-      const auto slots = choose_pinned(composition_.spec().pin, composition_.spec().pinned, input);
-      cache_.pin(layer, b * H + h, slots, keys, values);
+          keys, b, h, whole, own, num_queries, shape_.num_query_heads, H, shape_.head_dim, scale_};
+      cache_.pin(layer, b * H + h, choose_pinned(spec.pin, spec.pinned, input));
     }
   }
-  times_.observe += seconds([&] {
-    const sikv_cache_view filled = cache_.view(layer);
-    const sikv_observe_args args{sizeof args, num_queries, &filled,   keys,
-                                 values,      queries,     keys.count};
-    composition_.selector().observe(args, workspace, stream);
-    apply_evictions(layer);
-    device_.synchronize();
-  });
 }
 
 void Pipeline::begin_step() {
-  ++step_;
+  if (++step_ == 0) prompt_.clear();
   for (const char* stage : {"append", "select", "attend"}) times_.steps[stage].push_back(0.0);
   composition_.selector().begin_step(step_);
 }
 
 void Pipeline::append(int layer, const void* k, const void* v) {
-  check_finite("K", layer, k, shape_.num_kv_heads);
-  check_finite("V", layer, v, shape_.num_kv_heads);
-  times_.steps["append"].back() += seconds([&] {
+  if (!device_.is_cuda()) {
+    check_finite("K", layer, k, shape_.num_kv_heads);
+    check_finite("V", layer, v, shape_.num_kv_heads);
+  }
+  const size_t bytes = static_cast<size_t>(shape_.max_sequences) * token_bytes(shape_.num_kv_heads);
+  k = token_.bring(kK, k, bytes);
+  v = token_.bring(kV, v, bytes);
+  device_.mark(0);
+  if (flush_due(layer)) {
+    cache_.reserve_flush(layer);
     flush_full_tails(layer);
-    const int64_t bytes =
-        int64_t{shape_.num_kv_heads} * shape_.head_dim * sikv_dtype_bytes(shape_.dtype);
-    for (int b = 0; b < shape_.max_sequences; ++b) {
-      const int length =
-          cache_.encoded_len(layer, b * shape_.num_kv_heads) + cache_.tail_len(layer, b);
-      if (length >= shape_.max_tokens) {
-        throw Error("sequence {} of the batch grows past the {} tokens it was planned for", b,
-                    shape_.max_tokens);
-      }
-      if (cache_.tail_len(layer, b) == cache_.tail_capacity()) {
-        throw Error(
-            "sequence {} of the batch generates more tokens than its tail was planned for ({})", b,
-            cache_.tail_capacity());
-      }
-      cache_.push_tail(layer, b, static_cast<const char*>(k) + b * bytes,
-                       static_cast<const char*>(v) + b * bytes);
+  }
+  check_room(layer);
+  cache_.append(layer, k, v);
+  device_.mark(1);
+  synchronize();
+  times_.steps["append"].back() += device_.seconds(0, 1);
+}
+
+void Pipeline::check_room(int layer) const {
+  for (int b = 0; b < shape_.max_sequences; ++b) {
+    const int tail = cache_.tail_len(layer, b);
+    const int length = cache_.encoded_len(layer, b * shape_.num_kv_heads) + tail;
+    if (length >= shape_.max_tokens) {
+      throw Error("sequence {} of the batch grows past the {} tokens it was planned for", b,
+                  shape_.max_tokens);
     }
-  });
+    if (tail == cache_.tail_capacity() && !flush_due(layer)) {
+      throw Error(
+          "sequence {} of the batch generates more tokens than its tail was planned for ({})", b,
+          cache_.tail_capacity());
+    }
+  }
+}
+
+bool Pipeline::flush_due(int layer) const {
+  return !composition_.spec().keep_generated && cache_.flush_due(layer);
 }
 
 void Pipeline::flush_full_tails(int layer) {
-  if (composition_.spec().keep_generated) return;
-  std::vector<bool> due;
-  for (int b = 0; b < shape_.max_sequences; ++b) {
-    due.push_back(cache_.tail_len(layer, b) == SIKV_PAGE_TOKENS);
-  }
-  if (std::none_of(due.begin(), due.end(), [](bool d) { return d; })) return;
-  const int H = shape_.num_kv_heads;
-  std::vector<int32_t> first_slot(static_cast<size_t>(cache_.num_rows()), 0);
-  for (int b = 0; b < shape_.max_sequences; ++b) {
-    for (int h = 0; h < H && due[static_cast<size_t>(b)]; ++h) {
-      first_slot[static_cast<size_t>(b * H + h)] =
-          cache_.extend(layer, b * H + h, SIKV_PAGE_TOKENS);
-    }
-  }
-  const auto rows = cache_.tail_rows(layer, due, SIKV_PAGE_TOKENS);
+  const KvCache::Flush flush = cache_.begin_flush(layer);
   const sikv_cache_view view = cache_.view(layer);
-  composition_.keys().encode(rows.k, first_slot.data(), view, workspace_.as<>(), device_.stream());
-  composition_.values().encode(rows.v, first_slot.data(), view, workspace_.as<>(),
+  composition_.keys().encode(flush.k, flush.first_slot, view, workspace_.as<>(), device_.stream());
+  composition_.values().encode(flush.v, flush.first_slot, view, workspace_.as<>(),
                                device_.stream());
-  const sikv_observe_page_args args{sizeof args, 0, &view, rows.k, rows.v, first_slot.data()};
+  const sikv_observe_page_args args{sizeof args, 0, &view, flush.k, flush.v, flush.first_slot};
   composition_.selector().observe_page(args, workspace_.as<>(), device_.stream());
-  for (int b = 0; b < shape_.max_sequences; ++b) {
-    if (due[static_cast<size_t>(b)]) cache_.clear_tail(layer, b);
-  }
+  cache_.end_flush(layer);
   apply_evictions(layer);
 }
 
 void Pipeline::apply_evictions(int layer) {
   if (!composition_.selector().evicts()) return;
   const sikv_cache_view view = cache_.view(layer);
-  auto* const slots = keep_slots_.as<int32_t>();
-  auto* const counts = keep_counts_.as<int32_t>();
-  std::fill_n(counts, cache_.num_rows(), SIKV_SELECT_ALL);
-  const sikv_evict_args args{sizeof args, 0, &view, slots, counts};
+  const int rows = cache_.num_rows();
+  std::vector<int32_t> counts(static_cast<size_t>(rows), SIKV_SELECT_ALL), slots;
+  device_.copy_in(keep_counts_.as<>(), counts.data(), keep_counts_.bytes());
+  const sikv_evict_args args{sizeof args, 0, &view, keep_slots_.as<int32_t>(),
+                             keep_counts_.as<int32_t>()};
   composition_.selector().evict(args, workspace_.as<>(), device_.stream());
-  for (int row = 0; row < cache_.num_rows(); ++row) {
-    if (counts[row] == SIKV_SELECT_ALL) continue;
-    check_slots("keeps", view, row, slots + int64_t{row} * view.max_encoded_len, counts[row],
-                view.max_encoded_len, true);
-    cache_.evict(layer, row,
-                 {slots + int64_t{row} * view.max_encoded_len, static_cast<size_t>(counts[row])});
+  device_.copy_out(counts.data(), keep_counts_.as<>(), keep_counts_.bytes());
+  const sikv_cache_view host = cache_.host_view(layer);
+  for (int row = 0; row < rows; ++row) {
+    const int32_t count = counts[static_cast<size_t>(row)];
+    if (count == SIKV_SELECT_ALL) continue;
+    if (count >= 0 && count <= view.max_encoded_len) slots.resize(static_cast<size_t>(count));
+    device_.copy_out(slots.data(), args.keep_slots + int64_t{row} * view.max_encoded_len,
+                     slots.size() * sizeof(int32_t));
+    check_slots("keeps", host, row, slots.data(), count, view.max_encoded_len, true);
+    cache_.evict(layer, row, slots);
   }
 }
 
-void Pipeline::attend(int layer, const void* q, float* out, float* lse) {
-  check_finite("q", layer, q, shape_.num_query_heads);
+void Pipeline::enqueue_select(int layer, const void* q) {
   const sikv_cache_view view = cache_.view(layer);
-  selected_layer_ = layer;
-  times_.steps["select"].back() += seconds([&] {
-    const sikv_select_args args{sizeof args, shape_.num_query_heads, &view, q, scale_, 0,
-                                selection_};
-    composition_.selector().run(args, workspace_.as<>(), device_.stream());
-    device_.synchronize();
-  });
-  const bool ordered =
-      (composition_.selector().variant().selector().flags & SIKV_SELECTOR_UNORDERED) == 0;
-  for (int row = 0; row < cache_.num_rows(); ++row) {
-    if (selection_.counts[row] == SIKV_SELECT_ALL) continue;
-    check_slots("selects", view, row, selection_.slots + int64_t{row} * selection_.capacity,
-                selection_.counts[row], selection_.capacity, ordered);
+  const sikv_select_args args{sizeof args, shape_.num_query_heads, &view, q, scale_, 0, selection_};
+  composition_.selector().run(args, workspace_.as<>(), device_.stream());
+}
+
+void Pipeline::enqueue_attend(int layer, const void* q, float* out, float* lse) {
+  const sikv_cache_view view = cache_.view(layer);
+  const sikv_attend_args args{
+      sizeof args, shape_.num_query_heads, &view, q, scale_, 0, selection_, out, lse};
+  composition_.kernel().run(args, workspace_.as<>(), device_.stream());
+}
+
+void Pipeline::attend(int layer, const void* q, float* out, float* lse) {
+  if (!device_.is_cuda()) check_finite("q", layer, q, shape_.num_query_heads);
+  const size_t heads =
+      static_cast<size_t>(shape_.max_sequences) * static_cast<size_t>(shape_.num_query_heads);
+  const size_t out_bytes = heads * static_cast<size_t>(shape_.head_dim) * sizeof(float);
+  q = token_.bring(kQ, q,
+                   static_cast<size_t>(shape_.max_sequences) * token_bytes(shape_.num_query_heads));
+  const bool out_there = device_.holds(out) && device_.holds(lse);
+  if (!out_there && out_.bytes() == 0) {
+    out_ = DeviceBuffer(device_, out_bytes);
+    lse_ = DeviceBuffer(device_, heads * sizeof(float));
   }
-  times_.steps["attend"].back() += seconds([&] {
-    const sikv_attend_args args{
-        sizeof args, shape_.num_query_heads, &view, q, scale_, 0, selection_, out, lse};
-    composition_.kernel().run(args, workspace_.as<>(), device_.stream());
-    device_.synchronize();
-  });
+  selected_layer_ = layer;
+  device_.mark(0);
+  enqueue_select(layer, q);
+  device_.mark(1);
+  if (!device_.is_cuda()) {
+    const sikv_cache_view view = cache_.view(layer);
+    const bool ordered =
+        (composition_.selector().variant().selector().flags & SIKV_SELECTOR_UNORDERED) == 0;
+    for (int row = 0; row < cache_.num_rows(); ++row) {
+      if (selection_.counts[row] == SIKV_SELECT_ALL) continue;
+      check_slots("selects", view, row, selection_.slots + int64_t{row} * selection_.capacity,
+                  selection_.counts[row], selection_.capacity, ordered);
+    }
+  }
+  device_.mark(2);
+  enqueue_attend(layer, q, out_there ? out : out_.as<float>(), out_there ? lse : lse_.as<float>());
+  device_.mark(3);
+  synchronize();
+  if (!out_there) {
+    device_.copy_out(out, out_.as<>(), out_.bytes());
+    device_.copy_out(lse, lse_.as<>(), lse_.bytes());
+  }
+  times_.steps["select"].back() += device_.seconds(0, 1);
+  times_.steps["attend"].back() += device_.seconds(2, 3);
+}
+
+void Pipeline::step(std::span<const LayerStep> layers, StepMode mode) {
+  SIKV_ASSERT(static_cast<int>(layers.size()) == shape_.num_layers);
+  const bool evicts_now = composition_.selector().evicts() && flush_due(0);
+  if (mode == StepMode::kEager || !device_.is_cuda() || evicts_now) {
+    begin_step();
+    for (int l = 0; l < shape_.num_layers; ++l) {
+      const LayerStep& layer = layers[static_cast<size_t>(l)];
+      append(l, layer.k, layer.v);
+      attend(l, layer.q, layer.out, layer.lse);
+    }
+    return;
+  }
+  if (++step_ == 0) prompt_.clear();
+  composition_.selector().begin_step(step_);
+  replay(layers);
+}
+
+void Pipeline::replay(std::span<const LayerStep> layers) {
+  check_room(0);
+  const bool flush = flush_due(0);
+  std::vector<int> bounds;
+  for (int l = 0; l < shape_.num_layers; ++l) {
+    if (flush) cache_.reserve_flush(l);
+    bounds.push_back(cache_.encoded_bound(l, flush));
+  }
+  cache_.upload();
+  Recorded& recorded = recorded_[flush];
+  if (recorded.steps == nullptr || recorded.bounds != bounds ||
+      !std::equal(layers.begin(), layers.end(), recorded.layers.begin(), recorded.layers.end())) {
+    recorded = {};
+    cache_.begin_recording(bounds);
+    try {
+      recorded.steps = device_.record([&] {
+        for (int l = 0; l < shape_.num_layers; ++l) {
+          const LayerStep& layer = layers[static_cast<size_t>(l)];
+          if (flush) flush_full_tails(l);
+          cache_.append(l, layer.k, layer.v);
+          enqueue_select(l, layer.q);
+          enqueue_attend(l, layer.q, layer.out, layer.lse);
+        }
+      });
+    } catch (...) {
+      cache_.end_recording();
+      throw;
+    }
+    cache_.end_recording();
+    recorded.layers.assign(layers.begin(), layers.end());
+    recorded.bounds = bounds;
+  }
+  recorded.steps->replay();
+  for (int l = 0; l < shape_.num_layers; ++l) cache_.replayed(l, flush);
+  selected_layer_ = shape_.num_layers - 1;
+}
+
+void Pipeline::synchronize() {
+  device_.synchronize();
+  const sikv_fault fault = cache_.fault();
+  if (fault.what == 0) return;
+  throw Error(
+      "{} is {} at layer {}, sequence {}, {} head {}, position {}, channel {}: a cache takes "
+      "finite "
+      "numbers up to 2^58; check the model or the trace that it comes from",
+      fault.what == SIKV_FAULT_K   ? "K"
+      : fault.what == SIKV_FAULT_V ? "V"
+                                   : "q",
+      fault.value, fault.layer, fault.sequence, fault.what == SIKV_FAULT_Q ? "query" : "KV",
+      fault.head, fault.position, fault.channel);
 }
 
 void Pipeline::check_slots(const char* what, const sikv_cache_view& view, int row,
@@ -246,12 +357,14 @@ void Pipeline::check_slots(const char* what, const sikv_cache_view& view, int ro
 }
 
 std::vector<int32_t> Pipeline::selected(int row) const {
-  const sikv_cache_view view = cache_.view(selected_layer_);
-  const int32_t count = selection_.counts[row];
+  const sikv_cache_view view = cache_.host_view(selected_layer_);
+  int32_t count = 0;
+  device_.copy_out(&count, selection_.counts + row, sizeof count);
   std::vector<int32_t> slots;
   if (count != SIKV_SELECT_ALL) {
-    slots.assign(selection_.slots + int64_t{row} * selection_.capacity,
-                 selection_.slots + int64_t{row} * selection_.capacity + count);
+    slots.resize(static_cast<size_t>(count));
+    device_.copy_out(slots.data(), selection_.slots + int64_t{row} * selection_.capacity,
+                     slots.size() * sizeof(int32_t));
     return slots;
   }
   const int32_t* pinned = view.pinned_slots + int64_t{row} * view.pinned_capacity;
@@ -264,6 +377,28 @@ std::vector<int32_t> Pipeline::selected(int row) const {
     }
   }
   return slots;
+}
+
+std::vector<float> Pipeline::decoded(int layer, int row, const CodecInstance& codec) const {
+  const sikv_cache_view view = cache_.view(layer);
+  const int32_t count = cache_.encoded_len(layer, row);
+  if (count == 0) return {};
+  std::vector<int32_t> all(static_cast<size_t>(count));
+  std::iota(all.begin(), all.end(), 0);
+  std::vector<float> rows(all.size() * static_cast<size_t>(shape_.head_dim));
+  if (!device_.is_cuda()) {
+    codec.decode({&view, row, 1, count, 0, all.data(), &count, rows.data()}, nullptr);
+    return rows;
+  }
+  const DeviceBuffer slots(device_, all.size() * sizeof(int32_t));
+  const DeviceBuffer length(device_, sizeof count), out(device_, rows.size() * sizeof(float));
+  device_.copy_in(slots.as<>(), all.data(), slots.bytes());
+  device_.copy_in(length.as<>(), &count, sizeof count);
+  codec.decode(
+      {&view, row, 1, count, 0, slots.as<int32_t>(), length.as<int32_t>(), out.as<float>()},
+      device_.stream());
+  device_.copy_out(rows.data(), out.as<>(), out.bytes());
+  return rows;
 }
 
 Ledger Pipeline::ledger() const {
@@ -285,6 +420,11 @@ void Pipeline::check_finite(const char* what, int layer, const void* data, int h
         what, step_, layer, i / per_sequence, i % per_sequence / shape_.head_dim,
         i % shape_.head_dim);
   }
+}
+
+size_t Pipeline::token_bytes(int heads) const {
+  return static_cast<size_t>(heads) * static_cast<size_t>(shape_.head_dim) *
+         static_cast<size_t>(sikv_dtype_bytes(shape_.dtype));
 }
 
 }  // namespace sikv

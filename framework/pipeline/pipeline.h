@@ -7,7 +7,6 @@
 #ifndef SIKV_FRAMEWORK_PIPELINE_PIPELINE_H_
 #define SIKV_FRAMEWORK_PIPELINE_PIPELINE_H_
 
-#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -19,6 +18,7 @@
 #include "framework/cache/kv_cache.h"
 #include "framework/config/config.h"
 #include "framework/device/device.h"
+#include "framework/pipeline/staging.h"
 #include "framework/registry/instance.h"
 #include "framework/registry/registry.h"
 
@@ -88,6 +88,9 @@ class Pipeline {
   Pipeline(const PipelineSpec& spec, const Registry& registry, Device& device,
            const sikv_shape& shape, int max_new_tokens);
 
+  // Data of K, V and q may lie on the device or on the host, from where it is copied; device data
+  // of decode steps is aligned to 16 bytes. `first` and `count` of rows lie on the host.
+
   // The prompts of one layer. queries [B, W, Hq, D]: each sequence's last W prompt positions.
   void prefill(int layer, const sikv_rows& keys, const sikv_rows& values, const void* queries,
                int num_queries);
@@ -98,8 +101,26 @@ class Pipeline {
   // q [B, Hq, D] -> out [B, Hq, D], lse [B, Hq], both fp32.
   void attend(int layer, const void* q, float* out, float* lse);
 
+  // A whole step: begin_step, then append and attend of every layer, which all give device memory.
+  // On a GPU it is recorded once and replayed while the addresses stay the same and the lengths
+  // within a bound: nothing is allocated and nothing waits, and `synchronize` tells when it is
+  // done. (Steps in which an evicting selector gets a page are launched one by one, and wait.)
+  struct LayerStep {
+    const void *k, *v, *q;
+    float *out, *lse;
+
+    bool operator==(const LayerStep&) const = default;
+  };
+  enum class StepMode { kRecorded, kEager };
+  void step(std::span<const LayerStep> layers, StepMode mode = StepMode::kRecorded);
+  // Waits for all work. Error naming layer, head and position if a kernel met a number that no
+  // cache takes.
+  void synchronize();
+
   // Slots the last `attend` chose for a row of `layer`; counts of SIKV_SELECT_ALL are resolved.
   std::vector<int32_t> selected(int row) const;
+  // All encoded tokens of a row as the codec gives them back, fp32 [encoded_len, D].
+  std::vector<float> decoded(int layer, int row, const CodecInstance& codec) const;
 
   const Composition& composition() const { return composition_; }
   const KvCache& cache() const { return cache_; }
@@ -110,12 +131,27 @@ class Pipeline {
   Ledger ledger() const;
 
  private:
+  struct Recorded {
+    std::unique_ptr<Device::Recording> steps;
+    std::vector<LayerStep> layers;
+    std::vector<int> bounds;
+  };
+
+  void choose_pins(int layer, const sikv_rows& keys, const void* queries, int num_queries);
+  void enqueue_select(int layer, const void* q);
+  void enqueue_attend(int layer, const void* q, float* out, float* lse);
   void flush_full_tails(int layer);
+  bool flush_due(int layer) const;
   void apply_evictions(int layer);
+  // Error if one more token is more than was planned for. A full tail that is about to be flushed
+  // has room.
+  void check_room(int layer) const;
+  void replay(std::span<const LayerStep> layers);
   // InternalError naming the selector if slots are out of range, out of order or repeated.
   void check_slots(const char* what, const sikv_cache_view& view, int row, const int32_t* slots,
                    int32_t count, int32_t capacity, bool ordered) const;
   void check_finite(const char* what, int layer, const void* data, int heads) const;
+  size_t token_bytes(int heads) const;
 
   Composition composition_;
   Device& device_;
@@ -123,7 +159,10 @@ class Pipeline {
   float scale_;
   KvCache cache_;
   DeviceBuffer workspace_, slots_, counts_, keep_slots_, keep_counts_;
+  Staging prompt_, token_;
+  DeviceBuffer out_, lse_;  // of attend, where the caller's lie on the host
   sikv_selection selection_{};
+  Recorded recorded_[2];  // without and with a flush
   StageTimes times_;
   int64_t step_ = -1;
   int selected_layer_ = 0;

@@ -98,6 +98,7 @@ double step_seconds(const std::map<std::string, Summary>& step_s) {
 }
 
 double attention_seconds(const std::map<std::string, Summary>& step_s) {
+  if (const auto whole = step_s.find("step"); whole != step_s.end()) return whole->second.mean;
   return step_s.at("select").mean + step_s.at("attend").mean;
 }
 

@@ -37,7 +37,7 @@ nlohmann::ordered_json variants_json(std::span<const ChosenVariant> variants);
 // Seconds of one decode step: the sum of its stages' means. Medians would lose what is done only
 // every few steps, as scans and the encoding of full pages are.
 double step_seconds(const std::map<std::string, Summary>& step_s);
-// The same of select and attend alone.
+// The same of select and attend alone; of the whole "step" where it was replayed as one.
 double attention_seconds(const std::map<std::string, Summary>& step_s);
 
 // One line per row under a header; metrics that a row lacks are empty fields.

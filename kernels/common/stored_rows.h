@@ -2,9 +2,9 @@
 #ifndef SIKV_KERNELS_COMMON_STORED_ROWS_H_
 #define SIKV_KERNELS_COMMON_STORED_ROWS_H_
 
-#include <array>
 #include <cstdint>
 
+#include "kernels/common/level_tables.h"
 #include "kernels/common/simd_rows.h"
 #include "plugins/layouts/intq_v1.h"
 #include "plugins/layouts/raw_v1.h"
@@ -29,33 +29,6 @@ inline RowSource exact_rows(const void* first, int32_t dtype, int64_t stride) {
 }
 
 namespace stored {
-
-using LevelTable = std::array<float, 16>;
-
-// Levels of an rlm4 key's magnitude, repeated; the sign is in the index plane.
-constexpr LevelTable levels(int bits) {
-  LevelTable table{};
-  for (int i = 0; i < 16; ++i) {
-    table[static_cast<size_t>(i)] = rlm4::level_value(bits, i % rlm4::num_levels(bits));
-  }
-  return table;
-}
-
-// rlm4 values by code = sign << (bits - 1) | level; sign 1 is positive.
-constexpr LevelTable signed_levels(int bits) {
-  LevelTable table{};
-  for (int i = 0; i < 16; ++i) {
-    const int code = i % (1 << bits), count = rlm4::num_levels(bits);
-    const float value = rlm4::level_value(bits, code % count);
-    table[static_cast<size_t>(i)] = code < count ? -value : value;
-  }
-  return table;
-}
-
-// By bits - 2.
-alignas(64) inline constexpr LevelTable kLevels[] = {levels(2), levels(3), levels(4)};
-alignas(64) inline constexpr LevelTable kSignedLevels[] = {signed_levels(2), signed_levels(3),
-                                                           signed_levels(4)};
 
 constexpr RowFormat offset(RowFormat first, int i) {
   return static_cast<RowFormat>(static_cast<int>(first) + i);
@@ -100,11 +73,11 @@ inline RowSource rows(const sikv_cache_view& view, const sikv_store_view& store,
     const int i = rlm4::read_params(layout).bits - 2;
     scaled(offset(RowFormat::kSigned1, i));
     source.sign = plane(SIKV_INDEX_CODE);
-    source.table = kLevels[i].data();
+    source.table = level_tables::kLevels[i].data();
   } else if (layout.is(rlm4::kValueFamily, rlm4::kVersion)) {
     const int i = rlm4::read_params(layout).bits - 2;
     scaled(offset(RowFormat::kCoded2, i));
-    source.table = kSignedLevels[i].data();
+    source.table = level_tables::kSignedLevels[i].data();
   } else if (layout.is(sign4::kFamily, sign4::kVersion)) {
     const sign4::Params p = sign4::read_params(layout);
     if (p.magnitude_bits == 16) {
@@ -132,6 +105,13 @@ inline RowSource stored_keys(const sikv_cache_view& view, int row) {
 }
 inline RowSource stored_values(const sikv_cache_view& view, int row) {
   return stored::rows(view, view.value, row, stored::kValueRoles);
+}
+
+// What `first` is for row 0, for another row.
+inline RowSource at_row(RowSource first, const sikv_cache_view& view, int row) {
+  first.page_table += int64_t{row} * view.max_pages;
+  first.row = row;
+  return first;
 }
 
 }  // namespace sikv

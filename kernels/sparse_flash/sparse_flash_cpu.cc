@@ -62,16 +62,16 @@ template <typename Keys, typename Values>
 class Rows final : public EncodedRows {
  public:
   Rows(const CacheView& view, int group)
-      : view_(view), keys_(view.key(), group), values_(view.value(), group) {}
+      : view_(view),
+        keys_(view.key(), group),
+        values_(view.value(), group),
+        key_rows_(with_unpack(stored_keys(view.raw(), 0), keys_)),
+        value_rows_(with_unpack(stored_values(view.raw(), 0), values_)) {}
 
-  RowSource keys(int row) const override {
-    return with_unpack(stored_keys(view_.raw(), row), keys_);
-  }
-  RowSource values(int row) const override {
-    return with_unpack(stored_values(view_.raw(), row), values_);
-  }
+  RowSource keys(int row) const override { return at_row(key_rows_, view_.raw(), row); }
+  RowSource values(int row) const override { return at_row(value_rows_, view_.raw(), row); }
   void prepare(int row, float* q) const override {
-    prepare_query(keys_, stored_keys(view_.raw(), row), view_.head_dim(), q);
+    prepare_query(keys_, keys(row), view_.head_dim(), q);
   }
   void shift(int row, const float* q, float* shift) const override {
     shift_query(keys_, row, q, shift);
@@ -84,6 +84,7 @@ class Rows final : public EncodedRows {
   const CacheView& view_;
   Keys keys_;
   Values values_;
+  RowSource key_rows_, value_rows_;  // of row 0: reading a layout's parameters takes a while
 };
 
 class SparseFlash : public Kernel {

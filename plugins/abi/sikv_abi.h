@@ -5,8 +5,8 @@
  *     The framework allocates everything a `run` touches (cache, selection, output, workspace).
  *  2. Every struct that may grow starts with `struct_size`, set by its writer to the size it was
  *     compiled with. Fields and slots are only ever appended; a reader ignores what lies beyond
- *     struct_size. See plugins/ABI.md for the rules and the frozen offsets at the end of each
- * header.
+ *     struct_size. See plugins/ABI.md for the rules and the frozen offsets at the end of
+ *     each header.
  *  3. Calls return a sikv_status. Text about a failure goes to the host's sikv_message: one
  *     sentence that names the offending value and the remedy.
  *  4. Pointers named "device" hold addresses of the device the plugin was created for; everything
@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #define SIKV_ABI_MAJOR 1
-#define SIKV_ABI_MINOR 0
+#define SIKV_ABI_MINOR 1
 #define SIKV_PLUGIN_MAGIC "SIKVPLUG" /* 8 bytes, no terminator */
 
 #define SIKV_PAGE_TOKENS 256 /* unit of allocation: tokens of one (layer, sequence, KV head) */
@@ -104,8 +104,7 @@ typedef struct sikv_option_value {
   const char* text; /* as written, also for numbers */
 } sikv_option_value;
 
-/* ---- shape of the model and the run -----------------------------------------------------------
- */
+/* ---- shape of the model and the run --------------------------------------------------------- */
 
 typedef struct sikv_shape {
   uint32_t struct_size;
@@ -193,6 +192,23 @@ typedef struct sikv_layout {
  * count encoded tokens in sequence order, so slot == position until a selector evicts. Side tables
  * of a row are defined once its prompt was fitted; a row without encoded tokens may have none. */
 
+/* The first number a device refused, sticky: whoever turns `what` from 0 fills in the rest. Read
+ * and reported by the framework at its next synchronisation. */
+typedef enum sikv_fault_what {
+  SIKV_FAULT_K = 1,
+  SIKV_FAULT_V = 2,
+  SIKV_FAULT_Q = 3
+} sikv_fault_what;
+typedef struct sikv_fault {
+  int32_t what; /* sikv_fault_what, 0 while there is none */
+  int32_t layer, sequence;
+  int32_t head;     /* KV head; query head for Q */
+  int32_t position; /* in the sequence */
+  int32_t channel;
+  float value;
+  int32_t reserved;
+} sikv_fault;
+
 typedef struct sikv_store_view { /* the keys or the values of one layer */
   const sikv_layout* layout;
   void* planes[SIKV_MAX_PLANES];              /* device; page 0 of each plane */
@@ -228,6 +244,8 @@ typedef struct sikv_cache_view {
   const void* pinned_v;
   const int32_t* pinned_slots; /* device; [B, H, pinned_capacity] ascending */
   const int32_t* pinned_len;   /* device; [B, H] */
+  /* since 1.1 */
+  sikv_fault* fault; /* device; NULL on the CPU, whose parts refuse at once */
 } sikv_cache_view;
 
 /* Rows of K or V to read: element (b, t, h, d) is data[(first[b] + t) * token_stride
@@ -334,6 +352,8 @@ SIKV_FROZEN(sikv_create_args, host, 32);
 SIKV_FROZEN(sikv_layout, tables, 504);
 SIKV_FROZEN(sikv_store_view, codec_self, 112);
 SIKV_FROZEN(sikv_cache_view, pinned_len, 352);
+SIKV_FROZEN(sikv_cache_view, fault, 360);
+SIKV_FROZEN(sikv_fault, value, 24);
 SIKV_FROZEN(sikv_rows, head_stride, 40);
 SIKV_FROZEN(sikv_selection, reserved, 20);
 SIKV_FROZEN(sikv_counter, value, 32);

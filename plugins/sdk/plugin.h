@@ -1,8 +1,8 @@
 // Everything a plugin author includes. Derive from Codec, Selector or Kernel, override what the
 // method needs, list the options, register:
 //
-//   constexpr sikv_option_spec kOptions[] = {sikv::budget_option("budget", "256", "tokens to
-//   keep")}; std::unique_ptr<sikv::Selector> make(const sikv::CreateArgs& args) { return ...; }
+//   constexpr sikv_option_spec kOptions[] = {sikv::budget_option("budget", "256", "tokens")};
+//   std::unique_ptr<sikv::Selector> make(const sikv::CreateArgs& args) { return ...; }
 //   SIKV_PLUGIN("my_selector", "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR),
 //               sikv::selector<make, kOptions>("ref"))
 //

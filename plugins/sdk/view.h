@@ -133,8 +133,7 @@ class LayoutBuilder {
   sikv_layout layout_{};
 };
 
-// ---- the cache
-// ------------------------------------------------------------------------------------
+// ---- the cache ----------------------------------------------------------------------------------
 
 // The keys or the values of one layer, by plane role.
 class StoreView {

@@ -25,6 +25,8 @@ def cpu_family():
 
 
 def commit(root):
+    if "SIKV_COMMIT" in os.environ:  # of a copy without its repository
+        return os.environ["SIKV_COMMIT"]
     run = subprocess.run(
         ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,

@@ -5,11 +5,12 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "selectors/self_index/self_index_packed.cc"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
 
+#include "kernels/common/level_tables.h"
 #include "kernels/common/simd_attention.h"
-#include "plugins/layouts/rlm4_v1.h"
 #include "selectors/self_index/self_index_packed.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -27,6 +28,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 namespace simd = sikv::HWY_NAMESPACE;
 
 constexpr size_t kNibbles = 8;  // of a word
+
+// Candidates between the one that is scored and the one whose line is requested: the hardware
+// prefetcher stops at every 4 KiB, which are 64 candidates at D = 128.
+constexpr int64_t kAhead = 32;
 
 // Vectors of words that hold a candidate's codes.
 constexpr size_t WordVectors(size_t head_dim) {
@@ -62,7 +67,7 @@ void PackRows(const RowSource& keys, std::span<const int32_t> slots, size_t head
         for (size_t j = 0; j < std::min(kNibbles, vectors - w * kNibbles); ++j) {
           const size_t channel = (w * kNibbles + j) * simd::kLanes;
           const auto level = hn::And(simd::UnpackCodes<kLevelBits>(block.code[t], channel), levels);
-          const auto signs = hn::Set(du, block.signs[t][channel / kUnit] >> channel % kUnit);
+          const auto signs = hn::Set(du, ~block.signs[t][channel / kUnit] >> channel % kUnit);
           const auto sign = hn::And(hn::Shr(signs, hn::Iota(du, 0)), ones);
           const auto code = hn::Or(hn::ShiftLeft<kLevelBits>(sign), level);
           word = hn::Or(word, hn::ShiftLeftSame(code, static_cast<int>(4 * j)));
@@ -145,6 +150,9 @@ void LogitsOfHeads(const PackedKeys& packed, const float* table, const float* q,
   };
   int64_t t = 0;
   for (; t + kRows <= packed.count; t += kRows) {
+    for (int i = 0; i < kRows; ++i) {
+      hwy::Prefetch(packed.words.data() + static_cast<size_t>(t + i + kAhead) * row_words);
+    }
     Dots<kHeads, kRows, kBits>(packed.words.data() + static_cast<size_t>(t) * row_words, row_words,
                                dim, table, q, dots);
     put(t, kRows);
@@ -158,12 +166,8 @@ void LogitsOfHeads(const PackedKeys& packed, const float* table, const float* q,
 
 void PackedLogits(const PackedKeys& packed, int group, const float* q, const float* shift,
                   float* logits, int64_t stride) {
-  alignas(64) float table[16];
-  for (int code = 0; code < 16; ++code) {
-    const int levels = rlm4::num_levels(packed.bits);
-    const float value = rlm4::level_value(packed.bits, code % levels);
-    table[code] = code / levels % 2 != 0 ? -value : value;
-  }
+  if (packed.count == 0) return;
+  const float* table = level_tables::kSignedLevels[packed.bits - 2].data();
   // Eight entries are one permute with AVX2, 16 are two and a blend; 2-bit codes use eight as well.
   constexpr decltype(&LogitsOfHeads<1, 3>) kByHeads[2][3] = {
       {LogitsOfHeads<1, 3>, LogitsOfHeads<2, 3>, LogitsOfHeads<kQuad, 3>},

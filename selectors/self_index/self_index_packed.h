@@ -2,10 +2,9 @@
 // would gather 50 B from three planes of gigabytes, and spends one shift and one permute per vector
 // of channels on decoding.
 //
-//   codes    candidate | word 0 | word 1 | ... |     32-bit words, whole vectors of V = this
-//   machine's lanes
+//   codes    candidate | word 0 | word 1 | ... |     whole vectors of V 32-bit words, V lanes here
 //            nibble j of word V w + i = code of channel (8 w + j) V + i
-//            code = sign << (bits - 1) | level, sign 1 = negative
+//            code = sign << (bits - 1) | level, sign 1 = not negative
 //   scales   candidate | fp32 |
 //
 // Lives in memory only, so it is no layout: its order follows the vectors it is made for.

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
@@ -22,24 +23,6 @@
 #include "selectors/self_index/self_index_schedule.h"
 
 namespace sikv::self_index {
-
-Config::Config(const Options& options)
-    : budget(options.budget("budget")),
-      group(options.choice("group") == "mean" ? Group::kMean : Group::kMaxOverHeads),
-      six_bit(options.choice("tables") == "6bit"),
-      rerank(static_cast<int>(options.integer("rerank"))),
-      norm_weighting(options.choice("weighting") == "norm"),
-      scan_every(static_cast<int>(options.integer("scan_every"))),
-      auto_schedule(options.choice("schedule") == "auto"),
-      tolerance(options.number("tolerance")),
-      refresh_cosine(options.number("refresh_cosine")),
-      window(static_cast<int>(options.integer("window"))),
-      stagger(options.flag("stagger")) {
-  if (auto_schedule && scan_every != 1) {
-    throw Refused("self_index takes schedule: auto or scan_every: " + std::to_string(scan_every) +
-                  ", not both: auto chooses the period of each head itself");
-  }
-}
 
 namespace {
 
@@ -169,9 +152,15 @@ class SelfIndex final : public Selector {
 
   void run(const sikv_select_args& args, const CacheView& view, Launch launch) override {
     const QueryView queries(args.q, view, args.num_query_heads);
-    parallel_for(host_, view.num_rows(), [&](int64_t row, int worker) {
+    // Rows whose scan is due cost several times the others: begun last, one would be waited for.
+    order_.resize(static_cast<size_t>(view.num_rows()));
+    std::iota(order_.begin(), order_.end(), 0);
+    std::stable_partition(order_.begin(), order_.end(), [&](int row) {
+      return !states_ || step_ >= states_->at(view.layer(), row).next_scan;
+    });
+    parallel_for(host_, view.num_rows(), [&](int64_t i, int worker) {
       std::byte* scratch = static_cast<std::byte*>(launch.workspace) + worker * worker_bytes_;
-      select_row(args, view, queries, static_cast<int>(row), scratch, counts_[worker]);
+      select_row(args, view, queries, order_[static_cast<size_t>(i)], scratch, counts_[worker]);
     });
   }
 
@@ -332,6 +321,7 @@ class SelfIndex final : public Selector {
   int64_t step_ = 0;
   std::optional<RowState<HeadState>> states_;  // where pooled
   std::vector<Counts> counts_;
+  std::vector<int> order_;  // rows of one run
 };
 
 }  // namespace

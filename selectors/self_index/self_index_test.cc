@@ -611,6 +611,20 @@ TEST_P(SelfIndexTest, OneScanServesItsPeriod) {
   }
 }
 
+// 4 x 31 candidates of D = 128 channels: at least 4 bits each and a scale.
+TEST_P(SelfIndexTest, TheCpuVariantPacksPoolsThatAreRankedAgain) {
+  CacheSpec spec{.num_kv_heads = 1, .head_dim = 128, .encoded = {512}};
+  const auto kept = [&](const char* period) {
+    Bench bench(spec, kRotLm, 1);
+    bench.select_with(GetParam(), {{"budget", "31"}, {"rerank", "4"}, {"scan_every", period}});
+    bench.step(0, bench.random_queries(1));
+    return bench.selector().state_bytes();
+  };
+  const uint64_t packed = 124 * (128 / 2 + 4);
+  EXPECT_EQ(kept("4") >= packed, GetParam() == "cpu");
+  EXPECT_LT(kept("1"), packed);
+}
+
 TEST_P(SelfIndexTest, WithoutAPoolNothingIsKept) {
   CacheSpec spec{.num_kv_heads = 1, .head_dim = 64, .encoded = {512}};
   Bench bench(spec, kRotLm, 1);

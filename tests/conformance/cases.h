@@ -139,19 +139,21 @@ inline std::vector<CodecChoice> default_layouts(sikv_kind kind) {
 
 // ---- variants ------------------------------------------------------------------------
 
-// Every variant of a kind that runs on this machine's CPU.
-inline std::vector<const Variant*> cpu_variants(sikv_kind kind) {
-  std::vector<const Variant*> variants;
-  for (const std::string& id : registry().ids(kind)) {
-    for (const Candidate& candidate : registry().candidates(kind, id, cpu().info())) {
-      if (candidate.score > 0) variants.push_back(candidate.variant);
-    }
+// A suite over every variant of a kind. CUDA variants are skipped where there is no GPU, and fail
+// where there is one that they do not run on.
+class VariantTest : public ::testing::TestWithParam<Subject> {
+ protected:
+  void SetUp() override {
+    if (GetParam().found != nullptr) return;
+    if (!gpu_missing().empty()) GTEST_SKIP() << gpu_missing();
+    FAIL() << GetParam().id << " (" << GetParam().variant << "): " << GetParam().reason;
   }
-  return variants;
-}
+  const Variant& variant() const { return *GetParam().found; }
+  bool on_gpu() const { return variant().device == SIKV_CUDA; }
+};
 
-inline std::string test_name(const ::testing::TestParamInfo<const Variant*>& info) {
-  return info.param->id + "_" + info.param->variant;
+inline std::string test_name(const ::testing::TestParamInfo<Subject>& info) {
+  return info.param.id + "_" + info.param.variant;
 }
 
 // [B, Hq, D] unit normals in the case's type.

@@ -9,10 +9,9 @@
 
 #include "framework/base/error.h"
 #include "framework/base/random.h"
-#include "plugins/layouts/dtype_name.h"
 #include "plugins/layouts/nibble_tile.h"
-#include "tests/support/plugins.h"
-#include "tests/support/test_cache.h"
+#include "tests/conformance/cases.h"
+#include "tests/support/device_call.h"
 
 namespace sikv::testing {
 namespace {
@@ -42,11 +41,12 @@ bool shares_scales(const sikv_layout& layout) {
 
 // One codec over a cache whose other side is empty.
 struct Bench {
-  Bench(const Variant& variant, const Config& config, std::vector<int> lengths,
-        Device& device = cpu(), uint64_t seed = 1)
+  Bench(const Variant& variant, const Config& config, std::vector<int> lengths, int threads = 1,
+        uint64_t seed = 1)
       : kind(variant.kind),
         codec(make_instance<CodecInstance>(variant, config.choices,
-                                           make_shape(config.head_dim, config.dtype), device)),
+                                           make_shape(config.head_dim, config.dtype),
+                                           device_of(variant, threads))),
         layout(codec.describe()),
         cache(spec(config, std::move(lengths), seed), kind == SIKV_KEY_CODEC ? layout : kNothing,
               kind == SIKV_KEY_CODEC ? kNothing : layout),
@@ -147,9 +147,8 @@ struct Bench {
 
 // ---- the suite ----------------------------------------------------------------------------------
 
-class CodecConformanceTest : public ::testing::TestWithParam<const Variant*> {
+class CodecConformanceTest : public VariantTest {
  protected:
-  const Variant& variant() const { return *GetParam(); }
   const Variant& ref() const { return find_variant(variant().kind, variant().id); }
 
   // The defaults with every head dimension and input type; every other option value alone and every
@@ -259,8 +258,8 @@ TEST_P(CodecConformanceTest, EqualsRefOnEveryPattern) {
   for_each_config([&](const Config& config) {
     for (const Pattern pattern : kAllPatterns) {
       SCOPED_TRACE(pattern_name(pattern));
-      Bench bench(variant(), config, {37, 4}, cpu(3), 5);
-      Bench truth(ref(), config, {37, 4}, cpu(1), 6);
+      Bench bench(variant(), config, {37, 4}, 3, 5);
+      Bench truth(ref(), config, {37, 4}, 1, 6);
       bench.rows.fill(pattern, 2);
       truth.rows.fill(pattern, 2);
       bench.fit_and_encode();
@@ -287,7 +286,7 @@ TEST_P(CodecConformanceTest, EqualsRefOnEveryPattern) {
 TEST_P(CodecConformanceTest, PagesAppendedLaterEqualOneGo) {
   for_each_config([&](const Config& config) {
     const std::vector<int> lengths = {256, 512};
-    Bench once(variant(), config, lengths), paged(variant(), config, lengths, cpu(), 2);
+    Bench once(variant(), config, lengths), paged(variant(), config, lengths, 1, 2);
     once.rows.fill(Pattern::kOffset, 4);
     paged.rows.fill(Pattern::kOffset, 4);
     once.fit_and_encode();
@@ -296,9 +295,7 @@ TEST_P(CodecConformanceTest, PagesAppendedLaterEqualOneGo) {
     for (int first = 0; first < 512; first += SIKV_PAGE_TOKENS) {
       std::vector<int> counts;
       for (const int length : lengths) counts.push_back(first < length ? SIKV_PAGE_TOKENS : 0);
-      const RowsPart part = paged.rows.part({first, first}, counts);
-      const std::vector<int32_t> first_slot(4, first);
-      paged.codec.encode(part.rows, first_slot.data(), paged.cache.view(), nullptr, nullptr);
+      encode_part(paged.codec, paged.rows, paged.cache, first, counts);
     }
     for (int row = 0; row < 4; ++row) EXPECT_EQ(once.row_bytes(row), paged.row_bytes(row)) << row;
   });
@@ -308,14 +305,11 @@ TEST_P(CodecConformanceTest, LeavesOtherRowsAlone) {
   for_each_config([&](const Config& config) {
     Bench bench(variant(), config, {40, 300, 17});
     bench.rows.fill(Pattern::kGaussian, 6);
-    const RowsPart middle = bench.rows.part({0, 0, 0}, {0, bench.rows.count(1), 0});
-    const std::vector<int32_t> first_slot(6, 0);
+    const std::vector<int> middle = {0, bench.rows.count(1), 0};
     std::vector<std::vector<uint8_t>> before;
     for (int row = 0; row < 6; ++row) before.push_back(bench.row_bytes(row));
-    std::vector<uint8_t> workspace(bench.codec.workspace_bytes());
-    bench.codec.fit(middle.rows, bench.cache.view(), workspace.data(), nullptr);
-    bench.codec.encode(middle.rows, first_slot.data(), bench.cache.view(), workspace.data(),
-                       nullptr);
+    fit_part(bench.codec, bench.rows.part({0, 0, 0}, middle), bench.cache);
+    encode_part(bench.codec, bench.rows, bench.cache, 0, middle);
     for (const int row : {0, 1, 4, 5}) EXPECT_EQ(bench.row_bytes(row), before[row]) << row;
     for (const int row : {2, 3}) EXPECT_NE(bench.row_bytes(row), before[row]) << row;
     EXPECT_EQ(bench.cache.damage(), "");
@@ -339,21 +333,19 @@ TEST_P(CodecConformanceTest, DecodesSlotsInAnyOrder) {
             static_cast<int32_t>(random.below(static_cast<uint64_t>(bench.rows.count(row / 2))));
       }
     }
-    std::vector<float> out(slots.size() * static_cast<size_t>(dim), kMark);
+    Guarded<float> out(slots.size() * static_cast<size_t>(dim));
+    std::fill_n(out.data(), out.size(), kMark);
     // Rows 1 to 3: first_row offsets the cache's rows and not the arguments'.
-    const sikv_decode_args args{&bench.cache.view(),
-                                1,
-                                3,
-                                kCapacity,
-                                0,
-                                slots.data() + kCapacity,
-                                counts.data() + 1,
-                                out.data() + kCapacity * dim};
-    bench.codec.decode(args, nullptr);
+    DeviceCall call(device_of(variant()));
+    bench.codec.decode({&call.view(bench.cache), 1, 3, kCapacity, 0, call.in(slots) + kCapacity,
+                        call.in(counts) + 1, call.out(out) + kCapacity * dim},
+                       call.stream());
+    call.finish();
+    EXPECT_TRUE(out.intact());
     for (int row = 0; row < 4; ++row) {
       const std::vector<float> all = bench.decode_all(row);
       for (int i = 0; i < kCapacity; ++i) {
-        const float* got = &out[static_cast<size_t>((row * kCapacity + i) * dim)];
+        const float* got = out.data() + (row * kCapacity + i) * dim;
         const bool decoded = row > 0 && i < counts[row];
         for (int d = 0; d < dim; ++d) {
           const int slot = slots[row * kCapacity + i];
@@ -393,20 +385,16 @@ TEST_P(CodecConformanceTest, RefusesWhatIsNotFinite) {
   }
 }
 
-std::vector<const Variant*> all_codecs() {
-  std::vector<const Variant*> codecs;
-  for (const Variant& variant : registry().variants()) {
-    const bool is_codec = variant.kind == SIKV_KEY_CODEC || variant.kind == SIKV_VALUE_CODEC;
-    if (is_codec && variant.device == SIKV_CPU) codecs.push_back(&variant);
-  }
+std::vector<Subject> all_codecs() {
+  std::vector<Subject> codecs = subjects(SIKV_KEY_CODEC);
+  for (const Subject& value : subjects(SIKV_VALUE_CODEC)) codecs.push_back(value);
   return codecs;
 }
 
 INSTANTIATE_TEST_SUITE_P(Codecs, CodecConformanceTest, ::testing::ValuesIn(all_codecs()),
                          [](const auto& info) {
-                           const Variant& variant = *info.param;
-                           std::string name = variant.kind == SIKV_KEY_CODEC ? "key_" : "value_";
-                           return name.append(variant.id).append("_").append(variant.variant);
+                           const bool keys = info.param.kind == SIKV_KEY_CODEC;
+                           return (keys ? "key_" : "value_") + test_name(info);
                          });
 
 // ---- quality, from both sides -------------------------------------------------------------------
@@ -420,12 +408,13 @@ struct Quality {
   double error;
 };
 
-class CodecQualityTest : public ::testing::TestWithParam<Quality> {};
+class CodecQualityTest : public ::testing::TestWithParam<std::tuple<Quality, sikv_device_type>> {};
 
 TEST_P(CodecQualityTest, ErrorIsWhatItWas) {
-  const Quality& quality = GetParam();
+  const auto& [quality, device] = GetParam();
+  if (device == SIKV_CUDA && !gpu_missing().empty()) GTEST_SKIP() << gpu_missing();
   for (const Variant& variant : registry().variants()) {
-    if (variant.kind != quality.kind || variant.id != quality.id || variant.device != SIKV_CPU) {
+    if (variant.kind != quality.kind || variant.id != quality.id || variant.device != device) {
       continue;
     }
     Bench bench(variant, {quality.choices, 128, SIKV_FP16}, {512, 512});
@@ -471,14 +460,25 @@ const Quality kQualities[] = {
     {SIKV_VALUE_CODEC, "kivi", {{"bits", "4"}}, 0.07831},
 };
 
-INSTANTIATE_TEST_SUITE_P(Codecs, CodecQualityTest, ::testing::ValuesIn(kQualities),
+std::vector<sikv_device_type> devices() {
+#ifdef SIKV_HAS_CUDA
+  return {SIKV_CPU, SIKV_CUDA};
+#else
+  return {SIKV_CPU};
+#endif
+}
+
+INSTANTIATE_TEST_SUITE_P(Codecs, CodecQualityTest,
+                         ::testing::Combine(::testing::ValuesIn(kQualities),
+                                            ::testing::ValuesIn(devices())),
                          [](const auto& info) {
-                           std::string name = info.param.kind == SIKV_KEY_CODEC ? "key_" : "value_";
-                           name += info.param.id;
-                           for (const auto& [option, value] : info.param.choices) {
+                           const Quality& quality = std::get<0>(info.param);
+                           std::string name = quality.kind == SIKV_KEY_CODEC ? "key_" : "value_";
+                           name += quality.id;
+                           for (const auto& [option, value] : quality.choices) {
                              name.append("_").append(option).append("_").append(value);
                            }
-                           return name;
+                           return std::get<1>(info.param) == SIKV_CPU ? name : name + "_cuda";
                          });
 
 }  // namespace

@@ -12,14 +12,15 @@
 #include <optional>
 
 #include "tests/conformance/cases.h"
+#include "tests/support/device_call.h"
 
 namespace sikv::testing {
 namespace {
 
 using Slots = std::vector<int32_t>;
 
-class KernelConformance : public ::testing::TestWithParam<const Variant*> {};
-INSTANTIATE_TEST_SUITE_P(All, KernelConformance, ::testing::ValuesIn(cpu_variants(SIKV_KERNEL)),
+class KernelConformance : public VariantTest {};
+INSTANTIATE_TEST_SUITE_P(All, KernelConformance, ::testing::ValuesIn(subjects(SIKV_KERNEL)),
                          test_name);
 
 // What a kernel is asked to select; per row a list, or nothing for SIKV_SELECT_ALL.
@@ -136,14 +137,24 @@ Output attend_all_heads(const FilledCache& filled, const Case& c, const Selectio
   return output;
 }
 
-// Largest difference; equal infinities do not differ, NaN differs from everything.
+// Largest difference; equal infinities do not differ, NaN is infinitely far from everything.
 double distance(const std::vector<double>& a, const std::vector<double>& b) {
   double largest = 0.0;
   for (size_t i = 0; i < a.size(); ++i) {
     const double difference = a[i] == b[i] ? 0.0 : std::abs(a[i] - b[i]);
-    if (!(difference <= largest)) largest = difference;
+    if (std::isnan(difference)) return std::numeric_limits<double>::infinity();
+    largest = std::max(largest, difference);
   }
   return largest;
+}
+
+TEST(Distance, NothingHidesANaN) {
+  const double nan = std::nan(""), infinity = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(distance({1, 2, 3}, {1, 2.5, 2}), 1.0);
+  EXPECT_EQ(distance({-infinity, 1}, {-infinity, 1}), 0.0);
+  EXPECT_EQ(distance({nan, 1}, {1, 1}), infinity);
+  EXPECT_EQ(distance({1, nan, 1}, {2, 1, 1}), infinity);
+  EXPECT_EQ(distance({infinity}, {-infinity}), infinity);
 }
 
 double largest_magnitude(const std::vector<double>& x) {
@@ -172,18 +183,20 @@ Output run_kernel(KernelInstance& kernel, const FilledCache& filled, const Case&
   }
   const size_t heads = rows * static_cast<size_t>(c.group);
   Guarded<float> out(heads * static_cast<size_t>(c.cache.head_dim)), lse(heads);
-  Guarded<uint8_t> workspace(kernel.plan(static_cast<int32_t>(capacity)));
-  const sikv_cache_view& view = filled.cache.view();
+  Workspace workspace(kernel.plan(static_cast<int32_t>(capacity)));
+  DeviceCall call(device_of(kernel.variant()));
+  const sikv_cache_view& view = call.view(filled.cache);
   kernel.run({sizeof(sikv_attend_args),
               view.num_kv_heads * c.group,
               &view,
-              q.data(),
+              call.in(q),
               scale_of(c),
               0,
-              {slots.data(), counts.data(), static_cast<int32_t>(capacity), 0},
-              out.data(),
-              lse.data()},
-             workspace.data(), nullptr);
+              {call.out(slots), call.out(counts), static_cast<int32_t>(capacity), 0},
+              call.out(out),
+              call.out(lse)},
+             call.out(workspace), call.stream());
+  call.finish();
   EXPECT_TRUE(out.intact() && lse.intact()) << "written outside of the output";
   EXPECT_TRUE(workspace.intact()) << "written outside of the workspace";
   EXPECT_TRUE(slots.intact() && counts.intact());
@@ -221,12 +234,12 @@ std::vector<LayoutPair> layout_pairs(bool all) {
   return pairs;
 }
 
-// Runs body(kernel, filled, c) on a cache for each case x pair of layouts that the variant reads,
-// and returns how many there were.
+// Runs body(kernel, filled, c) on a cache for each case x pair of layouts that the variant reads;
+// one at least.
 template <typename Body>
-int for_each_cache(const Variant& variant, const std::vector<Case>& cases,
-                   const std::vector<LayoutPair>& layouts, Body&& body,
-                   Pattern pattern = Pattern::kGaussian) {
+void for_each_cache(const Variant& variant, const std::vector<Case>& cases,
+                    const std::vector<LayoutPair>& layouts, Body&& body,
+                    Pattern pattern = Pattern::kGaussian) {
   int caches = 0;
   for (const Case& c : cases) {
     for (const auto& [key, value] : layouts) {
@@ -238,11 +251,15 @@ int for_each_cache(const Variant& variant, const std::vector<Case>& cases,
       if (!kernel.refusal(key_codec->describe(), value_codec->describe()).empty()) continue;
       ++caches;
       FilledCache filled(c.cache, std::move(*key_codec), std::move(*value_codec), pattern);
+      if (variant.device == SIKV_CUDA &&
+          !filled.attach_gpu_codecs(key.choices, value.choices, shape_of(c))) {
+        continue;
+      }
       body(kernel, filled, c);
-      if (::testing::Test::HasFailure()) return caches;
+      if (::testing::Test::HasFailure()) return;
     }
   }
-  return caches;
+  EXPECT_GT(caches, 0) << "reads no pair of these layouts";
 }
 
 std::vector<Select> selects_of(const Variant& variant) {
@@ -259,19 +276,17 @@ void check_all_selections(const Variant& variant, KernelInstance& kernel, const 
 }
 
 TEST_P(KernelConformance, IsAsGoodAsPlainFp32OnAwkwardShapes) {
-  const int caches =
-      for_each_cache(*GetParam(), awkward_cases(), layout_pairs(false),
-                     [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
-                       check_all_selections(*GetParam(), kernel, filled, c);
-                     });
-  EXPECT_GT(caches, 0) << "reads no pair of layouts";
+  for_each_cache(variant(), awkward_cases(), layout_pairs(false),
+                 [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
+                   check_all_selections(variant(), kernel, filled, c);
+                 });
 }
 
 TEST_P(KernelConformance, IsAsGoodAsPlainFp32OnEveryLayout) {
   const std::vector<Case> cases = {make_case({257, 40}, {3, 0}, 5, 1, 3, 128, SIKV_BF16)};
-  for_each_cache(*GetParam(), cases, layout_pairs(true),
+  for_each_cache(variant(), cases, layout_pairs(true),
                  [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
-                   check_all_selections(*GetParam(), kernel, filled, c);
+                   check_all_selections(variant(), kernel, filled, c);
                  });
 }
 
@@ -283,9 +298,9 @@ TEST_P(KernelConformance, IsAsGoodAsPlainFp32OnHardKeys) {
                                 Pattern::kZeros, Pattern::kSubnormal}) {
     SCOPED_TRACE(pattern_name(pattern));
     for_each_cache(
-        *GetParam(), cases, layout_pairs(false),
+        variant(), cases, layout_pairs(false),
         [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
-          check_all_selections(*GetParam(), kernel, filled, c);
+          check_all_selections(variant(), kernel, filled, c);
         },
         pattern);
   }
@@ -293,22 +308,22 @@ TEST_P(KernelConformance, IsAsGoodAsPlainFp32OnHardKeys) {
 
 TEST_P(KernelConformance, IsAsGoodAsPlainFp32OnRandomCases) {
   for (uint64_t seed = 0; seed < 10; ++seed) {
-    for_each_cache(*GetParam(), {random_case(seed)}, layout_pairs(false),
+    for_each_cache(variant(), {random_case(seed)}, layout_pairs(false),
                    [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
-                     check_all_selections(*GetParam(), kernel, filled, c);
+                     check_all_selections(variant(), kernel, filled, c);
                    });
   }
 }
 
 TEST_P(KernelConformance, AnswersTheSameWithMoreThreads) {
   const std::vector<Case> cases = {make_case({1000, 600, 3}, {5, 0, 1}, 9, 2, 3, 64, SIKV_FP16)};
-  for_each_cache(*GetParam(), cases, layout_pairs(false),
+  for_each_cache(variant(), cases, layout_pairs(false),
                  [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
-                   KernelInstance threaded =
-                       make_instance<KernelInstance>(*GetParam(), {}, shape_of(c), cpu(3));
+                   KernelInstance threaded = make_instance<KernelInstance>(
+                       variant(), {}, shape_of(c), device_of(variant(), 3));
                    ASSERT_EQ(threaded.refusal(filled.key.describe(), filled.value.describe()), "");
                    const Selection selection =
-                       make_selection(filled, selects_of(*GetParam()).back(), 1);
+                       make_selection(filled, selects_of(variant()).back(), 1);
                    const std::vector<uint8_t> q = make_queries(c, 3);
                    const Output one = run_kernel(kernel, filled, c, selection, q);
                    const Output three = run_kernel(threaded, filled, c, selection, q);
@@ -320,7 +335,7 @@ TEST_P(KernelConformance, AnswersTheSameWithMoreThreads) {
 // Without a token the output is 0 and counts for nothing in a merge.
 TEST_P(KernelConformance, AnswersNothingWithoutTokens) {
   for_each_cache(
-      *GetParam(), {make_case({0, 3}, {0, 2}, 1, 1, 4, 64, SIKV_FP16)}, layout_pairs(false),
+      variant(), {make_case({0, 3}, {0, 2}, 1, 1, 4, 64, SIKV_FP16)}, layout_pairs(false),
       [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
         const Output got = run_kernel(kernel, filled, c, make_selection(filled, Select::kAll, 1),
                                       make_queries(c, 3));
@@ -333,9 +348,9 @@ TEST_P(KernelConformance, AnswersNothingWithoutTokens) {
 
 // ||o - o_S|| <= 2 delta max ||v||: what leaving out tokens of probability delta can cost at most.
 TEST_P(KernelConformance, LeavingTokensOutCostsNoMoreThanTheirMass) {
-  if ((GetParam()->kernel().flags & SIKV_KERNEL_ATTENDS_ALL) != 0) return;  // leaves nothing out
+  if ((variant().kernel().flags & SIKV_KERNEL_ATTENDS_ALL) != 0) return;  // leaves nothing out
   const LayoutPair exact_layouts = {{"fp16", {}, true}, {"fp16", {}, true}};
-  for_each_cache(*GetParam(), awkward_cases(), {exact_layouts},
+  for_each_cache(variant(), awkward_cases(), {exact_layouts},
                  [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
                    const int dim = c.cache.head_dim;
                    const Selection some = make_selection(filled, Select::kSome, 5);

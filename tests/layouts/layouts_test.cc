@@ -71,6 +71,19 @@ TEST(BitpackTest, IsAStreamOfBitsLowestFirst) {
   }
 }
 
+// Comparisons may prefer either zero; the bytes must not show which.
+TEST(MinmaxTest, ZerosOfBothSignsStoreTheSameBytes) {
+  std::vector<float> x(32, 0.0f);
+  x[3] = x[17] = -0.0f;
+  std::vector<uint8_t> codes(8), scales(4, 0xff), swapped(4, 0xff);
+  minmax::pack_row(x.data(), 32, 2, 32, SIKV_FP16, codes.data(), scales.data());
+  std::reverse(x.begin(), x.end());
+  for (float& value : x) value = -value;
+  minmax::pack_row(x.data(), 32, 2, 32, SIKV_FP16, codes.data(), swapped.data());
+  EXPECT_EQ(scales, std::vector<uint8_t>(4, 0));
+  EXPECT_EQ(swapped, scales);
+}
+
 TEST(MinmaxTest, ARangeThatTheScaleTypeRoundsAwayGivesCode0) {
   std::vector<float> x(32, 1.0f);
   x[3] = 1.001f;  // scale 0.00033, below half of 2^-9

@@ -193,6 +193,10 @@ TEST(Life, AnEvictingSelectorGivesPagesBack) {
 
 TEST(Life, ResultsDoNotDependOnTheNumberOfThreads) {
   for (const char* text : {"rot_lm+rot_lm > self_index(budget=64,rerank=4) > sparse_flash",
+                           "rot_lm+rot_lm > self_index(budget=32,rerank=4,schedule=auto,"
+                           "refresh_cosine=0.4) > sparse_flash",
+                           "rot_lm+rot_lm > self_index(budget=32,rerank=4,scan_every=4,"
+                           "stagger=true) > sparse_flash",
                            "sign_vq+intq > self_index(budget=64,tables=6bit) > sparse_flash"}) {
     std::vector<std::vector<float>> outs;
     for (int threads : {1, 3}) {

@@ -54,6 +54,7 @@ TEST_F(Needle, ScanningEveryStepFindsItAndScanningRarelyDoesNot) {
   const Outcome refreshed = run("rerank=4,scan_every=8,refresh_cosine=0.45");
   EXPECT_LT(refreshed.dropped_mass, always.dropped_mass + 0.05);
   EXPECT_GT(refreshed.scans_per_step, rarely.scans_per_step);
+  EXPECT_LE(refreshed.scans_per_step, 1.0);
 }
 
 TEST_F(Needle, TheScheduleWithRefreshIsSafe) {

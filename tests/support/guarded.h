@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <span>
 #include <vector>
 
 namespace sikv::testing {
@@ -26,7 +27,9 @@ class Guarded {
   const T* data() const { return reinterpret_cast<const T*>(storage_.data() + offset()); }
   T operator[](size_t i) const { return data()[i]; }
   size_t size() const { return n_; }
-  void poison() { std::memset(storage_.data() + offset(), 0xff, n_ * sizeof(T)); }
+  void poison(uint8_t byte = 0xff) {
+    std::memset(storage_.data() + offset(), byte, n_ * sizeof(T));
+  }
   bool intact() const {
     const auto is_guard = [](uint8_t byte) { return byte == kGuardByte; };
     const auto first = storage_.begin() + static_cast<ptrdiff_t>(offset());
@@ -34,17 +37,26 @@ class Guarded {
            std::all_of(first + static_cast<ptrdiff_t>(n_ * sizeof(T)), storage_.end(), is_guard);
   }
 
- private:
-  static constexpr uint8_t kGuardByte = 0x5a;
-  static constexpr size_t kGuard = 128, kAlignment = 64;
-
+  // Everything, guards included, and where data() lies in it.
+  std::span<uint8_t> storage() { return storage_; }
   size_t offset() const {
     const auto first = reinterpret_cast<uintptr_t>(storage_.data()) + kGuard;
     return kGuard + (kAlignment - first % kAlignment) % kAlignment;
   }
 
+ private:
+  static constexpr uint8_t kGuardByte = 0x5a;
+  static constexpr size_t kGuard = 128, kAlignment = 64;
+
   size_t n_;
   std::vector<uint8_t> storage_;
+};
+
+// Memory a plugin may not take anything for granted about.
+class Workspace : public Guarded<uint8_t> {
+ public:
+  explicit Workspace(size_t bytes) : Guarded(bytes) { make_dirty(); }
+  void make_dirty() { poison(0xa5); }
 };
 
 }  // namespace sikv::testing

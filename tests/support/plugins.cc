@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "framework/base/error.h"
+#include "framework/device/cuda_device.h"
 #include "plugins/sdk/options.h"
 
 namespace sikv::testing {
@@ -24,7 +25,7 @@ std::vector<std::string> values_of(const sikv_option_spec& spec) {
 
 const Registry& registry() {
   static const Registry* all = [] {
-    auto* made = new Registry();
+    auto* made = new Registry(served_devices);
     made->add_folder(SIKV_TEST_PLUGIN_FOLDER);
     return made;
   }();
@@ -35,6 +36,20 @@ Device& cpu(int threads) {
   static Device* serial = open_cpu_device(1).release();
   static Device* parallel = open_cpu_device(3).release();
   return threads == 1 ? *serial : *parallel;
+}
+
+Device& gpu() {
+  static Device* const device = open_cuda_device().release();
+  return *device;
+}
+
+const std::string& gpu_missing() {
+  static const std::string missing = cuda_refusal();
+  return missing;
+}
+
+Device& device_of(const Variant& variant, int threads) {
+  return variant.device == SIKV_CUDA ? gpu() : cpu(threads);
 }
 
 sikv_shape make_shape(int head_dim, int32_t dtype, int num_kv_heads, int group) {
@@ -51,6 +66,40 @@ sikv_shape make_shape(int head_dim, int32_t dtype, int num_kv_heads, int group) 
 
 const Variant& find_variant(sikv_kind kind, std::string_view id, std::string_view variant) {
   return registry().choose(kind, id, cpu().info(), variant);
+}
+
+const Variant* find_gpu_variant(sikv_kind kind, std::string_view id) {
+  if (!gpu_missing().empty()) return nullptr;
+  for (const Candidate& candidate : registry().candidates(kind, id, gpu().info())) {
+    if (candidate.score > 0) return candidate.variant;
+  }
+  return nullptr;
+}
+
+std::vector<Subject> subjects(sikv_kind kind) {
+  std::vector<Subject> all;
+  for (const std::string& id : registry().ids(kind)) {
+    for (const Candidate& candidate : registry().candidates(kind, id, cpu().info())) {
+      const Variant& variant = *candidate.variant;
+      if (variant.device == SIKV_CPU && candidate.score > 0) {
+        all.push_back({kind, id, variant.variant, &variant, ""});
+      }
+    }
+    if (!gpu_missing().empty()) continue;
+    for (const Candidate& candidate : registry().candidates(kind, id, gpu().info())) {
+      const Variant& variant = *candidate.variant;
+      if (variant.device != SIKV_CUDA) continue;
+      all.push_back(
+          {kind, id, variant.variant, candidate.score > 0 ? &variant : nullptr, candidate.reason});
+    }
+  }
+  for (const RefusedLibrary& library : registry().refused()) {
+    const bool is_cuda = library.path.stem().string().ends_with("-cuda");
+    if (is_cuda && (library.kinds & SIKV_KIND_BIT(kind)) != 0) {
+      all.push_back({kind, library.id, "cuda", nullptr, library.reason});
+    }
+  }
+  return all;
 }
 
 std::vector<Choices> all_choices(const Variant& variant) {

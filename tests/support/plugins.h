@@ -20,6 +20,12 @@ const Registry& registry();
 
 // A CPU with `threads` workers (1 or 3), shared by all tests of the process.
 Device& cpu(int threads = 1);
+// GPU 0, shared too; only if nothing is missing.
+Device& gpu();
+// Empty, or why this machine or build has no GPU to test on.
+const std::string& gpu_missing();
+// The GPU for CUDA variants, else cpu(threads).
+Device& device_of(const Variant& variant, int threads = 1);
 
 // One layer; room for 8 sequences of 1 << 20 tokens.
 sikv_shape make_shape(int head_dim, int32_t dtype, int num_kv_heads = 2, int group = 1);
@@ -27,13 +33,29 @@ sikv_shape make_shape(int head_dim, int32_t dtype, int num_kv_heads = 2, int gro
 // The only way tests make instances: options are parsed as a config's would be.
 template <typename Instance>
 Instance make_instance(const Variant& variant, const Choices& choices, const sikv_shape& shape,
-                       Device& device = cpu()) {
+                       Device& device) {
   const OptionSet options = OptionSet::parse(variant.options, choices, variant.id);
   return Instance(variant, options, shape, device.info(), device.host());
+}
+template <typename Instance>
+Instance make_instance(const Variant& variant, const Choices& choices, const sikv_shape& shape) {
+  return make_instance<Instance>(variant, choices, shape, device_of(variant));
 }
 
 // By name; `variant` must exist.
 const Variant& find_variant(sikv_kind kind, std::string_view id, std::string_view variant = "ref");
+// The cuda variant, or null if there is none that runs here.
+const Variant* find_gpu_variant(sikv_kind kind, std::string_view id);
+
+// A variant that tests run over; one that cannot run here says why.
+struct Subject {
+  sikv_kind kind;
+  std::string id, variant;  // `cuda` for a library that was refused
+  const Variant* found;     // null if it cannot run
+  std::string reason;
+};
+// Every variant of a kind in the build tree, CUDA libraries that were refused included.
+std::vector<Subject> subjects(sikv_kind kind);
 
 inline CodecInstance make_codec(sikv_kind kind, std::string_view id, const Choices& choices,
                                 const sikv_shape& shape, Device& device = cpu(),

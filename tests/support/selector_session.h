@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "plugins/sdk/options.h"
+#include "tests/support/device_call.h"
 #include "tests/support/guarded.h"
 #include "tests/support/queries.h"
 
@@ -32,6 +33,20 @@ inline Slots candidates(const TestCache& cache, int row) {
   return open;
 }
 
+// Selections of two implementations: another order of summation moves a score by about 1e-6 of the
+// spread of all of them, which swaps one pair at the cut at most.
+inline void expect_equal_but_for_the_cut(const std::vector<Slots>& got,
+                                         const std::vector<Slots>& want) {
+  for (size_t row = 0; row < want.size(); ++row) {
+    SCOPED_TRACE("row " + std::to_string(row));
+    ASSERT_EQ(got[row].size(), want[row].size());
+    Slots common;
+    std::set_intersection(got[row].begin(), got[row].end(), want[row].begin(), want[row].end(),
+                          std::back_inserter(common));
+    ASSERT_GE(common.size() + 1, want[row].size());
+  }
+}
+
 // A selector at work on one cache; every selection it makes is checked against the contract.
 class SelectorSession {
  public:
@@ -40,8 +55,9 @@ class SelectorSession {
       : filled_(filled),
         group_(group),
         options_(OptionSet::parse(variant.options, choices, variant.id)),
-        selector_(variant, options_, tight_shape(filled.cache.spec(), group), cpu(threads).info(),
-                  cpu(threads).host()),
+        device_(device_of(variant, threads)),
+        selector_(variant, options_, tight_shape(filled.cache.spec(), group), device_.info(),
+                  device_.host()),
         refusal_(selector_.refusal(filled.key.describe())) {
     if (!accepted()) return;
     const SelectorInstance::Plan plan = selector_.plan();
@@ -54,6 +70,7 @@ class SelectorSession {
 
   bool accepted() const { return refusal_.empty(); }
   SelectorInstance& selector() { return selector_; }
+  Workspace& workspace() { return *workspace_; }
 
   // A prompt of the first prompt[b] tokens of every sequence.
   void observe(const std::vector<int>& prompt) {
@@ -61,12 +78,14 @@ class SelectorSession {
     const RowsPart keys = filled_.k.part(start, prompt), values = filled_.v.part(start, prompt);
     const int window = std::min(4, *std::min_element(prompt.begin(), prompt.end()));
     const std::vector<uint8_t> queries = gaussian_queries(spec(), group_, window, 100);
-    const sikv_cache_view view = filled_.cache.view();
     for (int b = 0; b < filled_.cache.num_sequences(); ++b) selector_.begin_sequence(b);
-    workspace_->poison();
-    selector_.observe({sizeof(sikv_observe_args), window, &view, keys.rows, values.rows,
-                       queries.data(), keys.count.data()},
-                      workspace_->data(), nullptr);
+    device_.synchronize();
+    workspace_->make_dirty();
+    DeviceCall call(device_);
+    selector_.observe({sizeof(sikv_observe_args), window, &call.view(filled_.cache),
+                       call.rows(keys), call.rows(values), call.in(queries), call.in(keys.count)},
+                      call.out(*workspace_), call.stream());
+    call.finish();
     check_memory();
   }
   void observe_everything() {
@@ -85,30 +104,50 @@ class SelectorSession {
       first_slot.insert(first_slot.end(), static_cast<size_t>(spec().num_kv_heads), from.back());
     }
     const RowsPart keys = filled_.k.part(from, count), values = filled_.v.part(from, count);
-    const sikv_cache_view view = filled_.cache.view();
-    workspace_->poison();
-    selector_.observe_page(
-        {sizeof(sikv_observe_page_args), 0, &view, keys.rows, values.rows, first_slot.data()},
-        workspace_->data(), nullptr);
+    workspace_->make_dirty();
+    DeviceCall call(device_);
+    selector_.observe_page({sizeof(sikv_observe_page_args), 0, &call.view(filled_.cache),
+                            call.rows(keys), call.rows(values), call.in(first_slot)},
+                           call.out(*workspace_), call.stream());
+    call.finish();
     check_memory();
   }
 
   // The selections of all rows; SIKV_SELECT_ALL is spelt out.
   std::vector<Slots> select(int64_t step, const std::vector<uint8_t>& q) {
-    const sikv_cache_view view = filled_.cache.view();
+    begin_step(step);
+    DeviceCall call(device_);
+    run(place(call, q), call);
+    call.finish();
+    return collect();
+  }
+  // The parts of a step, for tests that record it: begin_step, place, run, call.finish(), collect.
+  void begin_step(int64_t step) {
     slots_->poison();
     counts_->poison();
-    workspace_->poison();
+    workspace_->make_dirty();
     selector_.begin_step(step);
+  }
+  struct Placed {
+    sikv_select_args args;
+    void* workspace;
+  };
+  Placed place(DeviceCall& call, const std::vector<uint8_t>& q) {
+    const sikv_cache_view& view = call.view(filled_.cache);
     const float scale = 1.0f / std::sqrt(static_cast<float>(view.head_dim));
-    selector_.run({sizeof(sikv_select_args),
-                   view.num_kv_heads * group_,
-                   &view,
-                   q.data(),
-                   scale,
-                   0,
-                   {slots_->data(), counts_->data(), capacity_, 0}},
-                  workspace_->data(), nullptr);
+    return {{sizeof(sikv_select_args),
+             view.num_kv_heads * group_,
+             &view,
+             call.in(q),
+             scale,
+             0,
+             {call.out(*slots_), call.out(*counts_), capacity_, 0}},
+            call.out(*workspace_)};
+  }
+  void run(const Placed& placed, const DeviceCall& call) {
+    selector_.run(placed.args, placed.workspace, call.stream());
+  }
+  std::vector<Slots> collect() {
     check_memory();
     std::vector<Slots> rows;
     for (int row = 0; row < filled_.cache.num_rows(); ++row) rows.push_back(checked(row));
@@ -158,11 +197,12 @@ class SelectorSession {
   const FilledCache& filled_;
   int group_;
   OptionSet options_;
+  Device& device_;
   SelectorInstance selector_;
   std::string refusal_;
   int32_t capacity_ = 0;
   std::optional<Guarded<int32_t>> slots_, counts_;
-  std::optional<Guarded<uint8_t>> workspace_;
+  std::optional<Workspace> workspace_;
 };
 
 }  // namespace sikv::testing

@@ -7,6 +7,8 @@
 
 #include "framework/base/error.h"
 #include "framework/base/random.h"
+#include "tests/support/device_call.h"
+#include "tests/support/plugins.h"
 
 namespace sikv::testing {
 namespace {
@@ -106,7 +108,8 @@ TestCache::TestCache(const CacheSpec& spec, const sikv_layout& key_layout,
            .pinned_k = nullptr,
            .pinned_v = nullptr,
            .pinned_slots = nullptr,
-           .pinned_len = nullptr};
+           .pinned_len = nullptr,
+           .fault = nullptr};
   build_store(key_layout, key_, view_.key);
   build_store(value_layout, value_, view_.value);
 
@@ -169,6 +172,37 @@ void TestCache::attach(const CodecInstance& key, const CodecInstance& value) {
   view_.key.codec_self = key.self();
   view_.value.codec = &value.variant().codec();
   view_.value.codec_self = value.self();
+}
+
+void TestCache::attach_gpu(const CodecInstance& key, const CodecInstance& value) {
+  gpu_key_.codec = &key.variant().codec();
+  gpu_key_.codec_self = key.self();
+  gpu_value_.codec = &value.variant().codec();
+  gpu_value_.codec_self = value.self();
+}
+
+void TestCache::attach_gpu_codecs(sikv_cache_view& copy) const {
+  copy.key.codec = gpu_key_.codec;
+  copy.key.codec_self = gpu_key_.codec_self;
+  copy.value.codec = gpu_value_.codec;
+  copy.value.codec_self = gpu_value_.codec_self;
+}
+
+std::vector<TestCache::Block> TestCache::blocks() const {
+  std::vector<Block> blocks;
+  for (const Store* store : {&key_, &value_}) {
+    for (const Plane& plane : store->planes) blocks.push_back(plane.memory->block());
+    for (const auto& table : store->tables) blocks.push_back(table->block());
+  }
+  for (const auto* exact : {&tail_k_, &tail_v_, &pinned_k_, &pinned_v_}) {
+    blocks.push_back((*exact)->block());
+  }
+  for (const auto* numbers :
+       {&page_table_, &encoded_len_, &tail_len_, &pinned_slots_, &pinned_len_}) {
+    blocks.push_back(
+        {const_cast<int32_t*>(numbers->data()), numbers->size() * sizeof(int32_t), false});
+  }
+  return blocks;
 }
 
 void TestCache::set_encoded_len(int row, int tokens) {
@@ -268,28 +302,50 @@ std::string TestCache::damage() const {
 
 // ---- codecs on a cache --------------------------------------------------------------------------
 
+void encode_part(CodecInstance& codec, const TestRows& rows, const TestCache& cache,
+                 const std::vector<int>& from, const std::vector<int>& count) {
+  std::vector<int32_t> first_slot;
+  for (int row = 0; row < cache.num_rows(); ++row) {
+    first_slot.push_back(from[static_cast<size_t>(row / cache.spec().num_kv_heads)]);
+  }
+  const RowsPart part = rows.part(from, count);
+  Workspace workspace(codec.workspace_bytes());
+  DeviceCall call(device_of(codec.variant()));
+  codec.encode(call.rows(part), call.in(first_slot), call.view(cache), call.out(workspace),
+               call.stream());
+  call.finish();
+  SIKV_ASSERT(workspace.intact());
+}
+
 void encode_part(CodecInstance& codec, const TestRows& rows, const TestCache& cache, int from,
                  const std::vector<int>& count) {
-  const std::vector<int32_t> first_slot(static_cast<size_t>(cache.num_rows()), from);
-  const RowsPart part = rows.part(std::vector<int>(count.size(), from), count);
-  std::vector<uint8_t> workspace(codec.workspace_bytes());
-  codec.encode(part.rows, first_slot.data(), cache.view(), workspace.data(), nullptr);
+  encode_part(codec, rows, cache, std::vector<int>(count.size(), from), count);
+}
+
+void fit_part(CodecInstance& codec, const RowsPart& part, const TestCache& cache) {
+  Workspace workspace(codec.workspace_bytes());
+  DeviceCall call(device_of(codec.variant()));
+  codec.fit(call.rows(part), call.view(cache), call.out(workspace), call.stream());
+  call.finish();
+  SIKV_ASSERT(workspace.intact());
 }
 
 void fit_and_encode(CodecInstance& codec, const TestRows& rows, const TestCache& cache) {
-  const RowsPart all = rows.all();
-  std::vector<uint8_t> workspace(codec.workspace_bytes());
-  codec.fit(all.rows, cache.view(), workspace.data(), nullptr);
+  fit_part(codec, rows.all(), cache);
   encode_part(codec, rows, cache, 0, cache.spec().encoded);
 }
 
 std::vector<float> decode_slots(const CodecInstance& codec, const TestCache& cache, int row,
                                 std::span<const int32_t> slots) {
   const auto count = static_cast<int32_t>(slots.size());
-  std::vector<float> out(slots.size() * static_cast<size_t>(cache.spec().head_dim));
-  const sikv_decode_args args{&cache.view(), row, 1, count, 0, slots.data(), &count, out.data()};
-  codec.decode(args, nullptr);
-  return out;
+  Guarded<float> out(slots.size() * static_cast<size_t>(cache.spec().head_dim));
+  DeviceCall call(device_of(codec.variant()));
+  codec.decode({&call.view(cache), row, 1, count, 0, call.in(slots.data(), slots.size()),
+                call.in(&count, 1), call.out(out)},
+               call.stream());
+  call.finish();
+  SIKV_ASSERT(out.intact());
+  return {out.data(), out.data() + out.size()};
 }
 
 // ---- a filled cache -----------------------------------------------------------------------------
@@ -307,6 +363,21 @@ FilledCache::FilledCache(const CacheSpec& spec, CodecInstance key_codec, CodecIn
   fit_and_encode(key, k, cache);
   fit_and_encode(value, v, cache);
   cache.fill_exact(k, v);
+}
+
+bool FilledCache::attach_gpu_codecs(const Choices& key_choices, const Choices& value_choices,
+                                    const sikv_shape& shape) {
+  const auto make = [&](const CodecInstance& codec, const Choices& choices) {
+    const Variant* const variant = find_gpu_variant(codec.variant().kind, codec.variant().id);
+    return variant == nullptr
+               ? std::nullopt
+               : std::optional(make_instance<CodecInstance>(*variant, choices, shape));
+  };
+  gpu_key = make(key, key_choices);
+  gpu_value = make(value, value_choices);
+  if (!gpu_key || !gpu_value) return false;
+  cache.attach_gpu(*gpu_key, *gpu_value);
+  return true;
 }
 
 }  // namespace sikv::testing

@@ -10,12 +10,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "framework/registry/instance.h"
 #include "plugins/abi/sikv_abi.h"
+#include "tests/support/plugins.h"
 #include "tests/support/test_rows.h"
 
 namespace sikv::testing {
@@ -46,6 +48,9 @@ class TestCache {
 
   // Codecs that the view's stores decode with.
   void attach(const CodecInstance& key, const CodecInstance& value);
+  // The same for copies of the cache on a GPU; without it they have no codecs.
+  void attach_gpu(const CodecInstance& key, const CodecInstance& value);
+  void attach_gpu_codecs(sikv_cache_view& copy) const;
   void set_encoded_len(int row, int tokens);
 
   // Copies tokens encoded[b] .. of each sequence to the tail, and the pinned slots' rows.
@@ -62,6 +67,14 @@ class TestCache {
   // Empty, or what was written outside of its place: a guard, or a page that no row owns.
   std::string damage() const;
 
+  // All memory that the view points to, guards included.
+  struct Block {
+    void* data;
+    size_t bytes;
+    bool writable;  // by a plugin: what damage() looks at
+  };
+  std::vector<Block> blocks() const;
+
  private:
   // Memory between two guards.
   class Guarded {
@@ -70,6 +83,7 @@ class TestCache {
     void* data() const;
     size_t size() const { return bytes_; }
     bool intact() const;
+    Block block() const { return {const_cast<uint8_t*>(storage_.data()), storage_.size(), true}; }
 
    private:
     size_t bytes_;
@@ -96,13 +110,19 @@ class TestCache {
   Store key_, value_;
   std::unique_ptr<Guarded> tail_k_, tail_v_, pinned_k_, pinned_v_;
   sikv_cache_view view_{};
+  sikv_store_view gpu_key_{}, gpu_value_{};  // codecs only
 };
 
 // Sends `rows` through a codec as the framework does: fit on every token, encode the first
 // spec().encoded[b] of each sequence from slot 0.
 void fit_and_encode(CodecInstance& codec, const TestRows& rows, const TestCache& cache);
 
+// Side tables from these rows.
+void fit_part(CodecInstance& codec, const RowsPart& part, const TestCache& cache);
+
 // Tokens [from, from + count) of each sequence to the slots with the same numbers.
+void encode_part(CodecInstance& codec, const TestRows& rows, const TestCache& cache,
+                 const std::vector<int>& from, const std::vector<int>& count);
 void encode_part(CodecInstance& codec, const TestRows& rows, const TestCache& cache, int from,
                  const std::vector<int>& count);
 
@@ -116,9 +136,14 @@ struct FilledCache {
   FilledCache(const CacheSpec& spec, CodecInstance key_codec, CodecInstance value_codec,
               Pattern pattern = Pattern::kGaussian);
 
+  // Gives copies of the cache on a GPU the cuda variants of its codecs; false if one has none.
+  bool attach_gpu_codecs(const Choices& key_choices, const Choices& value_choices,
+                         const sikv_shape& shape);
+
   TestRows k, v;
   CodecInstance key, value;
   TestCache cache;
+  std::optional<CodecInstance> gpu_key, gpu_value;
 };
 
 }  // namespace sikv::testing

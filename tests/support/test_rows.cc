@@ -120,6 +120,7 @@ RowsPart TestRows::part(const std::vector<int>& from, const std::vector<int>& co
                .count = part.count.data(),
                .token_stride = token_stride_,
                .head_stride = head_dim_};
+  part.data_bytes = data_.size();
   return part;
 }
 

@@ -29,6 +29,7 @@ std::string_view pattern_name(Pattern pattern);
 struct RowsPart {
   std::vector<int32_t> first, count;
   sikv_rows rows;
+  size_t data_bytes;  // behind rows.data
 };
 
 class TestRows {

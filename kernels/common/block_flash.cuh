@@ -1,0 +1,520 @@
+// One softmax per query head over a row's tokens, cut into splits of one block each; the last block
+// of a row merges them in the same launch.
+//
+//   splits of a row   | encoded 0 | ... | encoded E-1 | exact 0 | ... | exact X-1 |
+//   a split's result  per query head | m | l | acc 0 | ... | acc D-1 |   fp32, in the workspace
+//
+// m is the largest logit so far times log2(e), l the sum of 2^(logit - m), acc that of
+// 2^(logit - m) v. Encoded splits work in the space that tokens are stored in (rotated, centred);
+// the merge brings their sum back and adds the exact ones: pinned copies and the tail.
+//
+// Sums run in an order that lengths and launch sizes fix, so two runs are bitwise equal.
+#ifndef SIKV_KERNELS_COMMON_BLOCK_FLASH_CUH_
+#define SIKV_KERNELS_COMMON_BLOCK_FLASH_CUH_
+
+#include <algorithm>
+
+#include "kernels/common/cuda_launch.h"
+#include "kernels/common/warp_rows.cuh"
+
+namespace sikv::cuda {
+
+inline constexpr int kFlashWarps = 4, kFlashThreads = 32 * kFlashWarps;
+inline constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+// Where encoded token i of a split's list lies.
+enum class Listed : int32_t {
+  kSelection,  // at slot selection.slots[row][i]; all slots but pinned ones for SIKV_SELECT_ALL
+  kPages,      // at slot i, pinned ones too
+  kDecoded,    // at token i of "page" row of the stores; selection.counts says how many
+};
+
+struct FlashCall {
+  sikv_cache_view view;
+  RowStore keys, values;
+  const void* q;  // [B, Hq, D] view dtype
+  int32_t group;  // G
+  float scale;    // of logits, times log2(e)
+  sikv_selection selection;
+  Listed listed;
+  int32_t encoded_splits, exact_splits;
+  bool resume;       // encoded splits go on from their results so far
+  bool finish;       // merge after this launch
+  float* partials;   // [B, H, splits, G, D + 2]
+  int32_t* tickets;  // [B, H], zero before and after
+  float* out;        // [B, Hq, D]
+  float* lse;        // [B, Hq]
+
+  __host__ __device__ int splits() const { return encoded_splits + exact_splits; }
+  __host__ __device__ int stride() const { return view.head_dim + 2; }
+  __device__ float* partial(int row, int split, int g) const {
+    return partials + ((int64_t{row} * splits() + split) * group + g) * stride();
+  }
+  // Query head g of a row, in [B, Hq] order: rows are (sequence, KV head).
+  __device__ int64_t head(int row, int g) const { return int64_t{row} * group + g; }
+};
+
+// ---- queries ------------------------------------------------------------------------------------
+
+// q_s [heads, D] <- query heads `first` .. of a row times call.scale, prepared for encoded tokens
+// or as they are. A barrier must follow.
+__device__ inline void load_queries(const FlashCall& call, int row, int first, int heads,
+                                    bool prepared, float* q_s) {
+  const int lane = threadIdx.x % 32, dim = call.view.head_dim;
+  for (int g = threadIdx.x / 32; g < heads; g += kFlashWarps) {
+    float q[kMaxLaneChannels] = {};
+    const int64_t base = call.head(row, first + g) * dim;
+#pragma unroll
+    for (int i = 0; i < kMaxLaneChannels; ++i) {
+      if (32 * i < dim) {
+        const float x = sikv_load(call.q, call.view.dtype, base + lane + 32 * i);
+        // One kind of split reports; there is always an exact one.
+        if (!prepared && !is_storable(x)) {
+          const int sequence = row / call.view.num_kv_heads;
+          const int heads_before = row % call.view.num_kv_heads * call.group;
+          report_fault(call.view, SIKV_FAULT_Q, sequence, heads_before + first + g,
+                       call.view.encoded_len[row] + call.view.tail_len[sequence] - 1, lane + 32 * i,
+                       x);
+        }
+        q[i] = x * call.scale;
+      }
+    }
+    if (prepared) warp_prepare_query(call.keys, row, q);
+#pragma unroll
+    for (int i = 0; i < kMaxLaneChannels; ++i) {
+      if (32 * i < dim) q_s[g * dim + lane + 32 * i] = q[i];
+    }
+  }
+}
+
+// ---- results of a split -------------------------------------------------------------------------
+
+// Merges the warps' states [kFlashWarps, state_heads, D + 2] in shared memory (m = -inf: nothing,
+// acc not read) into the split's result of heads first .. . All threads; after a barrier.
+__device__ inline void store_split(const FlashCall& call, int row, int split, int first, int heads,
+                                   int state_heads, const float* states) {
+  const int dim = call.view.head_dim, stride = call.stride();
+  for (int i = threadIdx.x; i < heads * dim; i += kFlashThreads) {
+    const int g = i / dim, d = i % dim;
+    float m = -INFINITY, l = 0.0f, x = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kFlashWarps; ++w) {
+      m = fmaxf(m, states[(w * state_heads + g) * stride]);
+    }
+#pragma unroll
+    for (int w = 0; w < kFlashWarps; ++w) {
+      const float* state = states + (w * state_heads + g) * stride;
+      if (state[0] == -INFINITY) continue;
+      const float weight = exp2f(state[0] - m);
+      l = fmaf(weight, state[1], l);
+      x = fmaf(weight, state[2 + d], x);
+    }
+    float* to = call.partial(row, split, first + g);
+    to[2 + d] = x;
+    if (d == 0) to[0] = m, to[1] = l;
+  }
+}
+
+// One warp merges head g of a row and writes its output.
+__device__ inline void merge_head(const FlashCall& call, int row, int g) {
+  const int lane = threadIdx.x % 32, dim = call.view.head_dim, splits = call.splits();
+  float m[2] = {-INFINITY, -INFINITY};  // encoded, exact
+  for (int s = lane; s < splits; s += 32) {
+    float& side = m[s < call.encoded_splits ? 0 : 1];
+    side = fmaxf(side, __ldcg(call.partial(row, s, g)));
+  }
+  m[0] = warp_max(m[0]);
+  m[1] = warp_max(m[1]);
+  float l[2] = {}, acc[2][kMaxLaneChannels] = {};
+  for (int base = 0; base < splits; base += 32) {
+    const int s = base + lane;
+    float weight = 0.0f;
+    if (s < splits) {
+      const float* part = call.partial(row, s, g);
+      const int side = s < call.encoded_splits ? 0 : 1;
+      const float split_m = __ldcg(part);
+      if (split_m != -INFINITY) {
+        weight = exp2f(split_m - m[side]);
+        l[side] = fmaf(weight, __ldcg(part + 1), l[side]);
+      }
+    }
+    const int count = min(32, splits - base);
+#pragma unroll 4
+    for (int i = 0; i < count; ++i) {
+      const float w = __shfl_sync(0xffffffffu, weight, i);
+      const float* part = call.partial(row, base + i, g) + 2 + lane;
+      const bool encoded = base + i < call.encoded_splits;
+#pragma unroll
+      for (int c = 0; c < kMaxLaneChannels; ++c) {
+        if (32 * c >= dim) break;
+        const float x = w != 0.0f ? __ldcg(part + 32 * c) : 0.0f;
+        if (encoded) {
+          acc[0][c] = fmaf(w, x, acc[0][c]);
+        } else {
+          acc[1][c] = fmaf(w, x, acc[1][c]);
+        }
+      }
+    }
+  }
+  l[0] = warp_sum(l[0]);
+  l[1] = warp_sum(l[1]);
+  if (m[0] != -INFINITY) {  // else the row's side tables may never have been filled
+    if (call.keys.mean != nullptr) {
+      float q[kMaxLaneChannels] = {};
+#pragma unroll
+      for (int i = 0; i < kMaxLaneChannels; ++i) {
+        if (32 * i < dim) {
+          q[i] = sikv_load(call.q, call.view.dtype, call.head(row, g) * dim + lane + 32 * i);
+        }
+      }
+      m[0] += warp_key_shift(call.keys, row, q) * call.scale;
+    }
+    warp_restore_value(call.values, row, l[0], acc[0]);
+  }
+  const float top = fmaxf(m[0], m[1]);
+  const bool empty = top == -INFINITY;
+  const float w0 = m[0] == -INFINITY ? 0.0f : exp2f(m[0] - top);
+  const float w1 = m[1] == -INFINITY ? 0.0f : exp2f(m[1] - top);
+  const float sum = w0 * l[0] + w1 * l[1];
+  float* out = call.out + call.head(row, g) * dim + lane;
+#pragma unroll
+  for (int c = 0; c < kMaxLaneChannels; ++c) {
+    if (32 * c < dim) out[32 * c] = empty ? 0.0f : (w0 * acc[0][c] + w1 * acc[1][c]) / sum;
+  }
+  if (lane == 0) call.lse[call.head(row, g)] = empty ? -INFINITY : (top + log2f(sum)) * kLn2;
+}
+
+// After a block has stored its results: the last of `blocks` blocks of a row merges it.
+__device__ inline void finish_row(const FlashCall& call, int row, int blocks) {
+  if (!call.finish) return;
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(call.tickets + row, 1) == blocks - 1;
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  for (int g = threadIdx.x / 32; g < call.group; g += kFlashWarps) merge_head(call, row, g);
+  if (threadIdx.x == 0) call.tickets[row] = 0;
+}
+
+// ---- one token after another, in fp32 -----------------------------------------------------------
+
+// [begin, end) of n tokens for part `part` of `parts`, in multiples of `unit`.
+struct Range {
+  int begin, end;
+};
+__device__ inline Range part_of(int n, int part, int parts, int unit) {
+  const int share = (n + parts * unit - 1) / (parts * unit) * unit;
+  const int64_t begin = int64_t{share} * part;
+  return {static_cast<int>(min(begin, int64_t{n})),
+          static_cast<int>(min(begin + share, int64_t{n}))};
+}
+
+// The running softmax of kHeads query heads over tokens whose channels lie in kLanes lanes, 8 in
+// each; 32 / kLanes tokens at a time.
+template <int kLanes, int kHeads>
+class LaneFlash {
+ public:
+  // q_s [heads, D], heads <= kHeads.
+  __device__ LaneFlash(const float* q_s, int heads, int dim) : dim_(dim) {
+    const int unit = threadIdx.x % kLanes;
+#pragma unroll
+    for (int g = 0; g < kHeads; ++g) {
+      m_[g] = -INFINITY;
+      l_[g] = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kUnit; ++i) {
+        q_[g][i] = g < heads && kUnit * unit < dim ? q_s[g * dim + kUnit * unit + i] : 0.0f;
+        acc_[g][i] = 0.0f;
+      }
+    }
+  }
+
+  // Goes on from a stored state [heads, D + 2].
+  __device__ void resume(const float* state, int heads) {
+    const int lane = threadIdx.x % 32;
+    if (lane >= kLanes || kUnit * lane >= dim_) return;
+#pragma unroll
+    for (int g = 0; g < kHeads; ++g) {
+      if (g >= heads) break;
+      const float* from = state + g * (dim_ + 2);
+      m_[g] = from[0];
+      l_[g] = from[1];
+#pragma unroll
+      for (int i = 0; i < kUnit; ++i) acc_[g][i] = from[2 + kUnit * lane + i];
+    }
+  }
+
+  // load(i, unit, k [8], v [8]) -> whether token i counts.
+  template <typename Load>
+  __device__ void attend(Range range, Load&& load) {
+    constexpr int kPer = 32 / kLanes, kStep = kFlashWarps * kPer, kUnroll = 1;
+    const int sub = threadIdx.x % 32 / kLanes;
+    const int unit = min(static_cast<int>(threadIdx.x) % kLanes, dim_ / kUnit - 1);
+    for (int base = range.begin + static_cast<int>(threadIdx.x) / 32 * kPer; base < range.end;
+         base += kStep * kUnroll) {
+      float k[kUnroll][kUnit], v[kUnroll][kUnit];
+      bool counts[kUnroll];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        const int i = base + u * kStep + sub;
+        counts[u] = load(min(i, range.end - 1), unit, k[u], v[u]) && i < range.end;
+      }
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+#pragma unroll
+        for (int g = 0; g < kHeads; ++g) {
+          float logit = 0.0f;
+#pragma unroll
+          for (int i = 0; i < kUnit; ++i) logit = fmaf(q_[g][i], k[u][i], logit);
+#pragma unroll
+          for (int o = 1; o < kLanes; o *= 2) logit += __shfl_xor_sync(0xffffffffu, logit, o);
+          add(g, counts[u] ? logit : -INFINITY, 1.0f, v[u]);
+        }
+      }
+    }
+  }
+
+  // Writes the warp's state [heads, D + 2].
+  __device__ void store(float* state, int heads) {
+#pragma unroll
+    for (int g = 0; g < kHeads; ++g) {
+#pragma unroll
+      for (int o = kLanes; o < 32; o *= 2) {
+        const float m = __shfl_xor_sync(0xffffffffu, m_[g], o);
+        const float l = __shfl_xor_sync(0xffffffffu, l_[g], o);
+        float acc[kUnit];
+#pragma unroll
+        for (int i = 0; i < kUnit; ++i) acc[i] = __shfl_xor_sync(0xffffffffu, acc_[g][i], o);
+        add(g, m, l, acc);
+      }
+      const int lane = threadIdx.x % 32;
+      if (g >= heads || kUnit * lane >= dim_) continue;
+      float* to = state + g * (dim_ + 2);
+      if (lane == 0) to[0] = m_[g], to[1] = l_[g];
+#pragma unroll
+      for (int i = 0; i < kUnit; ++i) to[2 + kUnit * lane + i] = acc_[g][i];
+    }
+  }
+
+ private:
+  __device__ void add(int g, float m, float l, const float (&v)[kUnit]) {
+    const float top = fmaxf(m_[g], m);
+    if (top == -INFINITY) return;
+    const float down = exp2f(m_[g] - top), weight = exp2f(m - top);
+    m_[g] = top;
+    l_[g] = fmaf(l_[g], down, weight * l);
+#pragma unroll
+    for (int i = 0; i < kUnit; ++i) acc_[g][i] = fmaf(acc_[g][i], down, weight * v[i]);
+  }
+
+  int dim_;
+  float q_[kHeads][kUnit], m_[kHeads], l_[kHeads], acc_[kHeads][kUnit];
+};
+
+__device__ inline bool is_pinned(const sikv_cache_view& view, int row, int slot) {
+  const int32_t* pinned = view.pinned_slots + int64_t{row} * view.pinned_capacity;
+  int low = 0, high = view.pinned_len[row];
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (pinned[middle] < slot) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low < view.pinned_len[row] && pinned[low] == slot;
+}
+
+// The encoded tokens of a row, as call.listed says.
+struct EncodedList {
+  const int32_t* slots;  // null: 0, 1, ...
+  int count;
+  bool skip_pinned;
+
+  __device__ EncodedList(const FlashCall& call, int row)
+      : slots(nullptr), count(0), skip_pinned(false) {
+    if (call.listed == Listed::kDecoded) {
+      count = call.selection.counts[row];
+      return;
+    }
+    count = call.view.encoded_len[row];
+    if (call.listed == Listed::kPages) return;
+    const int listed = call.selection.counts[row];
+    if (listed == SIKV_SELECT_ALL) {
+      skip_pinned = call.view.pinned_capacity > 0 && call.view.pinned_len[row] > 0;
+    } else {
+      slots = call.selection.slots + int64_t{row} * call.selection.capacity;
+      count = listed;
+    }
+  }
+};
+
+// Shared memory of a block that attends to `heads` heads at a time.
+inline size_t flash_shared_bytes(int heads, int dim) {
+  return sizeof(float) * static_cast<size_t>(heads * dim + kFlashWarps * heads * (dim + 2));
+}
+
+// A split of encoded tokens of any layout, heads first .. first + heads - 1.
+template <int kLanes, int kHeads>
+__device__ void attend_encoded(const FlashCall& call, int row, int split, int first, int heads,
+                               float* shared) {
+  const int dim = call.view.head_dim;
+  float* const q_s = shared;
+  float* const states = shared + kHeads * dim;
+  const EncodedList list(call, row);
+  const Range range = part_of(list.count, split, call.encoded_splits, 16);
+  if (range.begin < range.end) load_queries(call, row, first, heads, true, q_s);
+  __syncthreads();
+  LaneFlash<kLanes, kHeads> flash(q_s, range.begin < range.end ? heads : 0, dim);
+  if (call.resume && threadIdx.x < 32) flash.resume(call.partial(row, split, first), heads);
+  flash.attend(range, [&](int i, int unit, float(&k)[kUnit], float(&v)[kUnit]) {
+    const int slot = list.slots != nullptr ? list.slots[i] : i;
+    int64_t page = row;
+    int token = slot;
+    if (call.listed != Listed::kDecoded) {
+      page = page_number(call.view, row, slot / SIKV_PAGE_TOKENS);
+      token = slot % SIKV_PAGE_TOKENS;
+    }
+    load_unit(call.keys, row, page, token, unit, k);
+    load_unit(call.values, row, page, token, unit, v);
+    return !(list.skip_pinned && is_pinned(call.view, row, slot));
+  });
+  flash.store(states + threadIdx.x / 32 * kHeads * call.stride(), heads);
+  __syncthreads();
+  store_split(call, row, split, first, heads, kHeads, states);
+}
+
+// Split `part` of pinned copies and tail.
+template <int kLanes, int kHeads>
+__device__ void attend_exact(const FlashCall& call, int row, int part, int first, int heads,
+                             float* shared) {
+  const sikv_cache_view& view = call.view;
+  const int dim = view.head_dim, sequence = row / view.num_kv_heads,
+            kv_head = row % view.num_kv_heads;
+  float* const q_s = shared;
+  float* const states = shared + kHeads * dim;
+  load_queries(call, row, first, heads, false, q_s);
+  __syncthreads();
+  const int pinned =
+      call.listed != Listed::kPages && view.pinned_capacity > 0 ? view.pinned_len[row] : 0;
+  const int64_t row_bytes = int64_t{dim} * sikv_dtype_bytes(view.dtype);
+  LaneFlash<kLanes, kHeads> flash(q_s, heads, dim);
+  flash.attend(
+      part_of(pinned + view.tail_len[sequence], part, call.exact_splits, 1),
+      [&](int i, int unit, float(&k)[kUnit], float(&v)[kUnit]) {
+        const bool is_tail = i >= pinned;
+        const int64_t token =
+            is_tail ? (int64_t{sequence} * view.tail_capacity + i - pinned) * view.num_kv_heads +
+                          kv_head
+                    : int64_t{row} * view.pinned_capacity + i;
+        const void* k_row = is_tail ? view.tail_k : view.pinned_k;
+        const void* v_row = is_tail ? view.tail_v : view.pinned_v;
+        load_raw_unit(static_cast<const uint8_t*>(k_row) + token * row_bytes, view.dtype, unit, k);
+        load_raw_unit(static_cast<const uint8_t*>(v_row) + token * row_bytes, view.dtype, unit, v);
+        return true;
+      });
+  flash.store(states + threadIdx.x / 32 * kHeads * call.stride(), heads);
+  __syncthreads();
+  store_split(call, row, call.encoded_splits + part, first, heads, kHeads, states);
+}
+
+// Grid (splits, rows, tiles of kHeads query heads).
+template <int kLanes, int kHeads>
+__global__ __launch_bounds__(kFlashThreads) void attend_any(
+    const __grid_constant__ FlashCall call) {
+  extern __shared__ float4 shared_words[];
+  float* const shared = reinterpret_cast<float*>(shared_words);
+  const int row = static_cast<int>(blockIdx.y), split = static_cast<int>(blockIdx.x);
+  const int first = static_cast<int>(blockIdx.z) * kHeads, heads = min(kHeads, call.group - first);
+  if (split < call.encoded_splits) {
+    attend_encoded<kLanes, kHeads>(call, row, split, first, heads, shared);
+  } else if (call.finish) {
+    attend_exact<kLanes, kHeads>(call, row, split - call.encoded_splits, first, heads, shared);
+  }
+  finish_row(call, row, static_cast<int>(gridDim.x * gridDim.z));
+}
+
+// ---- host ---------------------------------------------------------------------------------------
+
+// What a kernel needs beside its workspace: counters of finish_row, zero, of at most `rows` rows.
+class Tickets {
+ public:
+  Tickets() = default;
+  Tickets(const Tickets&) = delete;
+  Tickets& operator=(const Tickets&) = delete;
+  ~Tickets() { cudaFree(data_); }
+  void allocate(int64_t rows) {
+    if (data_ != nullptr) return;
+    const size_t bytes = static_cast<size_t>(rows) * sizeof(int32_t);
+    check(cudaMalloc(&data_, bytes), "cudaMalloc of a kernel's counters");
+    check(cudaMemset(data_, 0, bytes), "cudaMemset of a kernel's counters");
+  }
+  int32_t* data() const { return data_; }
+
+ private:
+  int32_t* data_ = nullptr;
+};
+
+// Splits of a row's `tokens` encoded tokens: enough blocks for `waves` on each multiprocessor, each
+// with at least `least` tokens, so that its result (D + 2 floats a head) is small against them.
+inline int flash_splits(int64_t tokens, int64_t rows, int multiprocessors, int waves, int least) {
+  const int64_t wanted = (int64_t{multiprocessors} * waves + rows - 1) / rows;
+  const int64_t most = (tokens + least - 1) / least;
+  return static_cast<int>(std::max<int64_t>(std::min({wanted, most, int64_t{128}}), 1));
+}
+
+// Splits of pinned copies and tail.
+inline constexpr int kExactWaves = 4;
+inline int flash_exact_splits(const sikv_cache_view& view, int64_t rows, int multiprocessors) {
+  return flash_splits(view.pinned_capacity + view.tail_capacity, rows, multiprocessors, kExactWaves,
+                      64);
+}
+
+// A call over all of `args` but its lists, stores and splits.
+inline FlashCall flash_call(const sikv_attend_args& args, void* workspace, const Tickets& tickets) {
+  FlashCall call{};
+  call.view = *args.view;
+  call.q = args.q;
+  call.group = args.num_query_heads / args.view->num_kv_heads;
+  call.scale = args.scale * kLog2e;
+  call.selection = args.selection;
+  call.finish = true;
+  call.partials = static_cast<float*>(workspace);
+  call.tickets = tickets.data();
+  call.out = args.out;
+  call.lse = args.lse;
+  return call;
+}
+
+// Bytes of results of any batch of at most `rows` rows, whose splits flash_splits counted with
+// `waves`: rows * splits is at most the blocks asked for and one more a row.
+inline uint64_t flash_workspace_bytes(int64_t rows, int group, int dim, int multiprocessors,
+                                      int waves) {
+  const int64_t splits = int64_t{multiprocessors} * (waves + kExactWaves) + 2 * rows;
+  return sizeof(float) * static_cast<uint64_t>(splits * group * (dim + 2));
+}
+
+inline void launch_attend_any(const FlashCall& call, cudaStream_t stream) {
+  const int dim = call.view.head_dim, rows = call.view.num_sequences * call.view.num_kv_heads;
+  const auto launch = [&](auto lanes, auto heads) {
+    constexpr int kLanes = decltype(lanes)::value, kHeads = decltype(heads)::value;
+    const dim3 grid(static_cast<unsigned>(call.splits()), static_cast<unsigned>(rows),
+                    static_cast<unsigned>((call.group + kHeads - 1) / kHeads));
+    attend_any<kLanes, kHeads>
+        <<<grid, kFlashThreads, flash_shared_bytes(kHeads, dim), stream>>>(call);
+    check_launch("attend_any", grid, kFlashThreads, stream);
+  };
+  const auto with_lanes = [&](auto heads) {
+    if (dim == 64) return launch(std::integral_constant<int, 8>{}, heads);
+    if (dim == 256) return launch(std::integral_constant<int, 32>{}, heads);
+    launch(std::integral_constant<int, 16>{}, heads);
+  };
+  if (call.group == 1) return with_lanes(std::integral_constant<int, 1>{});
+  with_lanes(std::integral_constant<int, 4>{});
+}
+
+}  // namespace sikv::cuda
+
+#endif  // SIKV_KERNELS_COMMON_BLOCK_FLASH_CUH_

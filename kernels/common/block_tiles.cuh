@@ -1,0 +1,533 @@
+// Splits of encoded tokens on the tensor cores, 16 tokens x 8 query heads a warp and step, straight
+// from the planes to registers: no shared memory, no copy of a decoded token.
+//
+//   S = K q      A: tokens x channels (a tile's keys), B: channels x heads
+//   out = V^T P  A: channels x tokens (its values), B: tokens x heads, fp32 weights as sums of
+//   16-bit
+//                terms
+//
+// Both products leave heads 2 j, 2 j + 1 to lane % 4 = j, so rescaling needs no exchange. Which
+// channel is which row or k of a fragment is free; it is chosen so that a lane loads neighbouring
+// bytes. Results are within a few of fp32's last bits.
+#ifndef SIKV_KERNELS_COMMON_BLOCK_TILES_CUH_
+#define SIKV_KERNELS_COMMON_BLOCK_TILES_CUH_
+
+#include "kernels/common/block_flash.cuh"
+
+namespace sikv::cuda {
+
+__device__ inline float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// acc <- acc * f + t, f per column.
+__device__ inline void rescale_add(float (&acc)[4], const float (&t)[4], const float (&f)[2]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) acc[i] = fmaf(acc[i], f[i % 2], t[i]);
+}
+
+// ---- keys ---------------------------------------------------------------------------------------
+
+// Codes: see KeyTile.
+template <TileKeys kKeys>
+struct CodeKeys {
+  static constexpr int kDim = kTileDim;
+  static constexpr bool kPrepared = true;  // wants q_s [heads, D], prepared
+  using Shared = TileQuery;
+
+  __device__ void init(const FlashCall&, int, int) {}
+  __device__ static void build(const float* q_s, int heads, Shared& shared) {
+    build_tile_query<kKeys>(q_s, heads, shared);
+  }
+  __device__ void load(const RowStore& keys, int i, int64_t page, int token) {
+    tile.load(keys, i, page, token);
+  }
+  __device__ void score(const FlashCall&, const Shared& shared, int, float (&c)[4]) const {
+    tile.score(shared, c);
+  }
+
+  KeyTile<kKeys> tile;
+};
+
+// Rows of T = __half or __nv_bfloat16, which the view's dtype is too.
+template <typename T, int kD, int kHeadTiles>
+struct RawKeys {
+  static constexpr int kDim = kD, kChunks = kD / 32;  // of 32 channels, 8 a lane
+  static constexpr bool kPrepared = false;
+  struct Shared {};
+
+  // B fragments: the very bytes of the queries.
+  __device__ void init(const FlashCall& call, int row, int group) {
+    const int r = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
+#pragma unroll
+    for (int t = 0; t < kHeadTiles; ++t) {
+      const int g = 8 * t + r;
+      const uint4* q = reinterpret_cast<const uint4*>(static_cast<const T*>(call.q) +
+                                                      call.head(row, g < group ? g : 0) * kD);
+#pragma unroll
+      for (int i = 0; i < kChunks; ++i) query[t][i] = g < group ? q[4 * i + j] : uint4{};
+    }
+  }
+  __device__ static void build(const float*, int, Shared&) {}
+  __device__ void load(const RowStore& keys, int i, int64_t page, int token) {
+    const uint4* from = reinterpret_cast<const uint4*>(keys.payload.page(page)) + token * (kD / 8) +
+                        threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < kChunks; ++n) words[i][n] = __ldg(from + 4 * n);
+  }
+  __device__ void score(const FlashCall& call, const Shared&, int t, float (&c)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[i] = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kChunks; ++n) {
+      const uint4 &x = words[0][n], &y = words[1][n], &q = query[t][n];
+      mma_16bit<T>(c, {x.x, y.x, x.y, y.y}, {q.x, q.y});
+      mma_16bit<T>(c, {x.z, y.z, x.w, y.w}, {q.z, q.w});
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[i] *= call.scale;
+  }
+
+  uint4 words[2][kChunks], query[kHeadTiles][kChunks];
+};
+
+// ---- values -------------------------------------------------------------------------------------
+//
+// A lane holds tokens 2 j, 2 j + 1, 8 + 2 j, 9 + 2 j (i = 0 .. 3). x [4]: their weights for head r.
+
+template <typename T, int kD>
+struct RawValues {
+  static constexpr int kWords = kD % 64 == 0 ? 4 : 2;  // a lane loads of a chunk
+  static constexpr int kChunks = kD / (16 * kWords), kTiles = kD / 16;
+  // Weights reach down to 2^-24 / kGain before fp16 drops them.
+  static constexpr float kGain = std::is_same_v<T, __half> ? 1024.0f : 1.0f;
+  static constexpr float kUnit = 1.0f / kGain;
+  template <int kHeadTiles>
+  struct Extra {};
+
+  __device__ static int channel(int tile, int half) {
+    return tile / kWords * 16 * kWords + 2 * kWords * (threadIdx.x % 32 / 4) + 2 * (tile % kWords) +
+           half;
+  }
+  __device__ void load(const RowStore& values, int i, int64_t page, int token) {
+    const int r = threadIdx.x % 32 / 4;
+    const T* row = reinterpret_cast<const T*>(values.payload.page(page)) + token * kD;
+#pragma unroll
+    for (int n = 0; n < kChunks; ++n) {
+      if constexpr (kWords == 4) {
+        const uint4 w = __ldg(reinterpret_cast<const uint4*>(row) + 8 * n + r);
+        words[i][n][0] = w.x, words[i][n][1] = w.y, words[i][n][2] = w.z, words[i][n][3] = w.w;
+      } else {
+        const uint2 w = __ldg(reinterpret_cast<const uint2*>(row) + 8 * n + r);
+        words[i][n][0] = w.x, words[i][n][1] = w.y;
+      }
+    }
+  }
+  template <int kHeadTiles>
+  __device__ void add(float (&x)[kHeadTiles][4], const float (&f)[kHeadTiles][2],
+                      float (&acc)[kHeadTiles][kTiles][4], Extra<kHeadTiles>&) const {
+    uint2 b[kHeadTiles][kTerms<T>];
+#pragma unroll
+    for (int t = 0; t < kHeadTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[t][i] *= kGain;
+      split_terms<T>(x[t], b[t]);
+    }
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      const int n = m / kWords, w = m % kWords;
+      const uint32_t a[4] = {prmt(words[0][n][w], words[1][n][w], 0x5410),
+                             prmt(words[0][n][w], words[1][n][w], 0x7632),
+                             prmt(words[2][n][w], words[3][n][w], 0x5410),
+                             prmt(words[2][n][w], words[3][n][w], 0x7632)};
+#pragma unroll
+      for (int t = 0; t < kHeadTiles; ++t) {
+        float sum[4] = {};
+#pragma unroll
+        for (int i = kTerms<T> - 1; i >= 0; --i) mma_16bit<T>(sum, a, b[t][i]);
+        rescale_add(acc[t][m], sum, f[t]);
+      }
+    }
+  }
+  template <int kHeadTiles>
+  __device__ void finish(float (&)[kHeadTiles][kTiles][4], const Extra<kHeadTiles>&) const {}
+
+  uint32_t words[4][kChunks][kWords];
+};
+
+// 2-bit codes as two bits of +-1 each: value = high * weight_1 + low * weight_0 (+ middle). Exact
+// in bf16, whose range also holds any weight times scale; three terms keep fp32's digits.
+//
+// Bit `bit` of the lower and the upper half of x, as a pair of +-magnitude (0x3f80: 1, 0x3f00:
+// 1/2).
+template <uint32_t kMagnitude>
+__device__ inline uint32_t sign_pair(uint32_t x, int bit) {
+  constexpr uint32_t kNegative = (0x8000u | kMagnitude) * 0x10001u;
+  return ((x << (15 - bit)) & 0x80008000u) ^ kNegative;
+}
+
+// rlm4v of 2 bits, D = 128. With the sign s and b = s xnor level: value = (s +- 1)(v1 + v0) / 2 +
+// (b +- 1)(v1 - v0) / 2.
+struct LevelValues {
+  static constexpr int kTiles = kTileDim / 16;
+  static constexpr float kUnit = 1.0f;
+  template <int kHeadTiles>
+  struct Extra {};
+
+  // Word r of a token: channels 16 r .. 16 r + 15.
+  __device__ static int channel(int tile, int half) {
+    return 16 * (threadIdx.x % 32 / 4) + 8 * half + tile;
+  }
+  __device__ void load(const RowStore& values, int i, int64_t page, int token) {
+    const auto* row = reinterpret_cast<const uint32_t*>(values.payload.page(page) + 32 * token);
+    words[i] = __ldg(row + threadIdx.x % 32 / 4);
+    scale[i] = __ldg(reinterpret_cast<const unsigned short*>(values.scale.page(page)) + token);
+  }
+  template <int kHeadTiles>
+  __device__ void add(float (&x)[kHeadTiles][4], const float (&f)[kHeadTiles][2],
+                      float (&acc)[kHeadTiles][kTiles][4], Extra<kHeadTiles>&) const {
+    using T = __nv_bfloat16;
+    constexpr float kHigh = (rlm4::level_value(2, 1) + rlm4::level_value(2, 0)) / 2;
+    constexpr float kLow = (rlm4::level_value(2, 1) - rlm4::level_value(2, 0)) / 2;
+    uint2 high[kHeadTiles][kTerms<T>], low[kHeadTiles][kTerms<T>];
+#pragma unroll
+    for (int t = 0; t < kHeadTiles; ++t) {
+      float y[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float weight = x[t][i] * __half2float(__ushort_as_half(scale[i]));
+        x[t][i] = weight * kHigh;
+        y[i] = weight * kLow;
+      }
+      split_terms<T>(x[t], high[t]);
+      split_terms<T>(y, low[t]);
+    }
+    uint32_t bits[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t same = ~(words[i] ^ words[i] >> 1);
+      bits[i] = (words[i] & 0xaaaaaaaau) | (same & 0x55555555u);
+    }
+    const uint32_t pairs[4] = {prmt(bits[0], bits[1], 0x5410), prmt(bits[0], bits[1], 0x7632),
+                               prmt(bits[2], bits[3], 0x5410), prmt(bits[2], bits[3], 0x7632)};
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      uint32_t a_high[4], a_low[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        a_high[i] = sign_pair<0x3f80>(pairs[i], 2 * m + 1);
+        a_low[i] = sign_pair<0x3f80>(pairs[i], 2 * m);
+      }
+#pragma unroll
+      for (int t = 0; t < kHeadTiles; ++t) {
+        float sum[4] = {};
+#pragma unroll
+        for (int i = kTerms<T> - 1; i >= 0; --i) {
+          mma_16bit<T>(sum, a_low, low[t][i]);
+          mma_16bit<T>(sum, a_high, high[t][i]);
+        }
+        rescale_add(acc[t][m], sum, f[t]);
+      }
+    }
+  }
+  template <int kHeadTiles>
+  __device__ void finish(float (&)[kHeadTiles][kTiles][4], const Extra<kHeadTiles>&) const {}
+
+  uint32_t words[4];
+  unsigned short scale[4];
+};
+
+// intq and kiviv of 2 bits, fp16 scales a 32 channels, D = 128: value = (2 code - 3) scale / 2 +
+// (zero + 3/2 scale). The middle, one number a group and token, is summed beside the products.
+struct MinMaxValues {
+  static constexpr int kTiles = kTileDim / 16, kGroups = kTileDim / 32;
+  static constexpr float kUnit = 1.0f;
+  template <int kHeadTiles>
+  struct Extra {
+    float middle[kHeadTiles][kGroups] = {};  // of head r, this lane's tokens
+  };
+
+  // Byte r of a group's eight: channels 32 g + 4 r .. + 3. Two tiles a group, so that all rows of a
+  // tile have one scale.
+  __device__ static int channel(int tile, int half) {
+    return tile / 2 * 32 + 4 * (threadIdx.x % 32 / 4) + tile % 2 * 2 + half;
+  }
+  __device__ void load(const RowStore& values, int i, int64_t page, int token) {
+    const uint8_t* row = values.payload.page(page) + 32 * token + threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) bytes[i][g] = __ldg(row + 8 * g);
+    scale[i] = __ldg(reinterpret_cast<const uint4*>(values.scale.page(page) + 16 * token));
+  }
+  template <int kHeadTiles>
+  __device__ void add(float (&x)[kHeadTiles][4], const float (&f)[kHeadTiles][2],
+                      float (&acc)[kHeadTiles][kTiles][4], Extra<kHeadTiles>& extra) const {
+    using T = __nv_bfloat16;
+    const int lane = threadIdx.x % 32;
+    float down[kHeadTiles];  // f of head r
+#pragma unroll
+    for (int t = 0; t < kHeadTiles; ++t) {
+      const float even = __shfl_sync(0xffffffffu, f[t][0], lane / 8);
+      const float odd = __shfl_sync(0xffffffffu, f[t][1], lane / 8);
+      down[t] = lane / 4 % 2 != 0 ? odd : even;
+    }
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      uint2 b[kHeadTiles][kTerms<T>];
+      float range[4][2];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t pair = g == 0   ? scale[i].x
+                              : g == 1 ? scale[i].y
+                              : g == 2 ? scale[i].z
+                                       : scale[i].w;
+        const float2 p = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+        range[i][0] = p.x;
+        range[i][1] = fmaf(1.5f, p.x, p.y);
+      }
+#pragma unroll
+      for (int t = 0; t < kHeadTiles; ++t) {
+        float weight[4], middle = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          weight[i] = x[t][i] * range[i][0];
+          middle = fmaf(x[t][i], range[i][1], middle);
+        }
+        extra.middle[t][g] = fmaf(extra.middle[t][g], down[t], middle);
+        split_terms<T>(weight, b[t]);
+      }
+      // Lower half: token 2 j (8 + 2 j), upper half: the one behind it.
+      const uint32_t first = bytes[0][g] | static_cast<uint32_t>(bytes[1][g]) << 16;
+      const uint32_t second = bytes[2][g] | static_cast<uint32_t>(bytes[3][g]) << 16;
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        uint32_t a_high[4], a_low[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t pair = i < 2 ? first : second;
+          const int bit = 2 * (2 * n + i % 2);
+          a_high[i] = sign_pair<0x3f80>(pair, bit + 1);
+          a_low[i] = sign_pair<0x3f00>(pair, bit);
+        }
+#pragma unroll
+        for (int t = 0; t < kHeadTiles; ++t) {
+          float sum[4] = {};
+#pragma unroll
+          for (int i = kTerms<T> - 1; i >= 0; --i) {
+            mma_16bit<T>(sum, a_low, b[t][i]);
+            mma_16bit<T>(sum, a_high, b[t][i]);
+          }
+          rescale_add(acc[t][2 * g + n], sum, f[t]);
+        }
+      }
+    }
+  }
+  template <int kHeadTiles>
+  __device__ void finish(float (&acc)[kHeadTiles][kTiles][4],
+                         const Extra<kHeadTiles>& extra) const {
+    const int j = threadIdx.x % 4;
+#pragma unroll
+    for (int t = 0; t < kHeadTiles; ++t) {
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        float middle = extra.middle[t][g];
+        middle += __shfl_xor_sync(0xffffffffu, middle, 1);
+        middle += __shfl_xor_sync(0xffffffffu, middle, 2);
+        const float even = __shfl_sync(0xffffffffu, middle, 8 * j);
+        const float odd = __shfl_sync(0xffffffffu, middle, 8 * j + 4);
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) acc[t][2 * g + n][i] += i % 2 == 0 ? even : odd;
+        }
+      }
+    }
+  }
+
+  uint8_t bytes[4][kGroups];
+  uint4 scale[4];
+};
+
+// ---- a split ------------------------------------------------------------------------------------
+
+template <typename Keys, typename Values, int kHeadTiles>
+struct TileShared {
+  typename Keys::Shared query[kHeadTiles];
+  float q[Keys::kPrepared ? 8 * kHeadTiles * Keys::kDim : 1];
+};
+
+// The 16 tokens from `first` on, one per lane (twice): page << 8 | token in the page.
+struct TilePlaces {
+  uint32_t place;
+  uint32_t counts;  // bit n: token n counts
+
+  __device__ TilePlaces(const FlashCall& call, int row, const EncodedList& list, int first,
+                        int end) {
+    const int i = first + static_cast<int>(threadIdx.x) % 16, last = min(i, end - 1);
+    const int slot = list.slots != nullptr ? __ldg(list.slots + last) : last;
+    place = static_cast<uint32_t>(page_number(call.view, row, slot / SIKV_PAGE_TOKENS)) << 8 |
+            static_cast<uint32_t>(slot % SIKV_PAGE_TOKENS);
+    counts = __ballot_sync(0xffffffffu,
+                           i < end && !(list.skip_pinned && is_pinned(call.view, row, slot)));
+  }
+  template <typename Visit>
+  __device__ void visit(int n, Visit&& visit) const {
+    const uint32_t at = __shfl_sync(0xffffffffu, place, n);
+    visit(int64_t{at >> 8}, static_cast<int>(at & 255u));
+  }
+};
+
+template <typename Keys, typename Values, int kHeadTiles>
+__device__ void attend_tile_split(const FlashCall& call, int row, int split, float* shared) {
+  constexpr int kDim = Keys::kDim, kTiles = Values::kTiles, kStep = kTileTokens * kFlashWarps;
+  auto& local = *reinterpret_cast<TileShared<Keys, Values, kHeadTiles>*>(shared);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, j = lane % 4;
+  const EncodedList list(call, row);
+  const Range range = part_of(list.count, split, call.encoded_splits, kTileTokens);
+  int base = range.begin + warp * kTileTokens;
+
+  Keys keys;
+  Values values;
+  const auto load = [&](const TilePlaces& places) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      places.visit(r + 8 * i,
+                   [&](int64_t page, int token) { keys.load(call.keys, i, page, token); });
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      places.visit(2 * j + i % 2 + i / 2 * 8,
+                   [&](int64_t page, int token) { values.load(call.values, i, page, token); });
+    }
+  };
+  // The first tile's bytes are on their way while the query is prepared.
+  uint32_t counts = 0;
+  if (base < range.end) {
+    const TilePlaces places(call, row, list, base, range.end);
+    counts = places.counts;
+    load(places);
+  }
+  if (range.begin < range.end) {
+    keys.init(call, row, call.group);
+    if constexpr (Keys::kPrepared) {
+      load_queries(call, row, 0, call.group, true, local.q);
+      __syncthreads();
+#pragma unroll
+      for (int t = 0; t < kHeadTiles; ++t) {
+        Keys::build(local.q + 8 * t * kDim, min(8, call.group - 8 * t), local.query[t]);
+      }
+    }
+  }
+  __syncthreads();
+
+  float m[kHeadTiles][2], l[kHeadTiles][2], acc[kHeadTiles][kTiles][4];
+  typename Values::template Extra<kHeadTiles> extra;
+#pragma unroll
+  for (int t = 0; t < kHeadTiles; ++t) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) m[t][i] = -INFINITY, l[t][i] = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[t][n][i] = 0.0f;
+    }
+  }
+  while (base < range.end) {
+    float weight[kHeadTiles][4], f[kHeadTiles][2];
+#pragma unroll
+    for (int t = 0; t < kHeadTiles; ++t) {
+      float c[4];
+      keys.score(call, local.query[t], t, c);
+      if ((counts >> r & 1u) == 0) c[0] = c[1] = -INFINITY;
+      if ((counts >> (r + 8) & 1u) == 0) c[2] = c[3] = -INFINITY;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float top = fmaxf(c[i], c[i + 2]);
+#pragma unroll
+        for (int o = 4; o < 32; o *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, o));
+        top = fmaxf(top, m[t][i]);
+        const float zero = top == -INFINITY ? 0.0f : top;
+        f[t][i] = exp2_approx(m[t][i] - zero);
+        m[t][i] = top;
+        c[i] = exp2_approx(c[i] - zero);
+        c[i + 2] = exp2_approx(c[i + 2] - zero);
+        l[t][i] = fmaf(l[t][i], f[t][i], c[i] + c[i + 2]);
+      }
+      transpose_fragment(c, weight[t]);
+    }
+    values.template add<kHeadTiles>(weight, f, acc, extra);
+    base += kStep;
+    if (base < range.end) {
+      const TilePlaces places(call, row, list, base, range.end);
+      counts = places.counts;
+      load(places);
+    }
+  }
+  values.template finish<kHeadTiles>(acc, extra);
+
+  // The query's shared memory becomes the warps' states [kFlashWarps, 8 kHeadTiles, D + 2].
+  __syncthreads();
+  float* const states = shared + warp * 8 * kHeadTiles * (kDim + 2);
+#pragma unroll
+  for (int t = 0; t < kHeadTiles; ++t) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int o = 4; o < 32; o *= 2) l[t][i] += __shfl_xor_sync(0xffffffffu, l[t][i], o);
+      const int g = 8 * t + 2 * j + i;
+      if (g >= call.group) continue;
+      float* const state = states + g * (kDim + 2);
+      if (r == 0) state[0] = m[t][i], state[1] = l[t][i];
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        state[2 + Values::channel(n, 0)] = acc[t][n][i] * Values::kUnit;
+        state[2 + Values::channel(n, 1)] = acc[t][n][i + 2] * Values::kUnit;
+      }
+    }
+  }
+  __syncthreads();
+  store_split(call, row, split, 0, call.group, 8 * kHeadTiles, shared);
+}
+
+// Grid (splits, rows).
+template <typename Keys, typename Values, int kHeadTiles>
+__global__ __launch_bounds__(kFlashThreads) void attend_tiles(
+    const __grid_constant__ FlashCall call) {
+  extern __shared__ float4 shared_words[];
+  float* const shared = reinterpret_cast<float*>(shared_words);
+  const int row = static_cast<int>(blockIdx.y), split = static_cast<int>(blockIdx.x);
+  if (split < call.encoded_splits) {
+    attend_tile_split<Keys, Values, kHeadTiles>(call, row, split, shared);
+  } else {
+    constexpr int kLanes = Keys::kDim == 64 ? 8 : Keys::kDim == 256 ? 32 : 16, kHeads = 4;
+    for (int first = 0; first < call.group; first += kHeads) {
+      if (first > 0) __syncthreads();
+      attend_exact<kLanes, kHeads>(call, row, split - call.encoded_splits, first,
+                                   min(kHeads, call.group - first), shared);
+    }
+  }
+  finish_row(call, row, static_cast<int>(gridDim.x));
+}
+
+template <typename Keys, typename Values, int kHeadTiles>
+void launch_attend_tiles(const FlashCall& call, cudaStream_t stream) {
+  constexpr int kDim = Keys::kDim;
+  constexpr size_t kStates = sizeof(float) * kFlashWarps * 8 * kHeadTiles * (kDim + 2);
+  constexpr size_t kShared = std::max({sizeof(TileShared<Keys, Values, kHeadTiles>), kStates,
+                                       sizeof(float) * (4 * kDim + kFlashWarps * 4 * (kDim + 2))});
+  const auto kernel = attend_tiles<Keys, Values, kHeadTiles>;
+  if constexpr (kShared > 48 * 1024) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(kShared)),
+          "cudaFuncSetAttribute of attend_tiles");
+  }
+  const dim3 grid(static_cast<unsigned>(call.splits()),
+                  static_cast<unsigned>(call.view.num_sequences * call.view.num_kv_heads));
+  kernel<<<grid, kFlashThreads, kShared, stream>>>(call);
+  check_launch("attend_tiles", grid, kFlashThreads, stream);
+}
+
+}  // namespace sikv::cuda
+
+#endif  // SIKV_KERNELS_COMMON_BLOCK_TILES_CUH_

@@ -1,0 +1,36 @@
+#include <memory>
+
+#include "kernels/common/cuda_launch.h"
+#include "selectors/full/full.h"
+
+namespace sikv::full {
+namespace {
+
+constexpr int kThreads = 128;
+
+__global__ __launch_bounds__(kThreads) void select_all(int32_t* counts, int rows) {
+  const int row = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (row < rows) counts[row] = SIKV_SELECT_ALL;
+}
+
+class Full : public Selector {
+ public:
+  // No list is written, so none needs room.
+  Plan plan() override { return {}; }
+
+  void run(const sikv_select_args& args, const CacheView& view, Launch launch) override {
+    const int rows = view.num_rows();
+    const auto blocks = static_cast<unsigned>((rows + kThreads - 1) / kThreads);
+    select_all<<<blocks, kThreads, 0, cuda::stream(launch)>>>(args.selection.counts, rows);
+    cuda::check_launch("select_all", blocks, kThreads, cuda::stream(launch));
+  }
+};
+
+std::unique_ptr<Selector> make_cuda(const CreateArgs&) { return std::make_unique<Full>(); }
+
+}  // namespace
+}  // namespace sikv::full
+
+SIKV_PLUGIN("full", "1.0.0", SIKV_CUDA, SIKV_KIND_BIT(SIKV_SELECTOR),
+            sikv::selector<sikv::full::make_cuda, sikv::kNoOptions, sikv::cuda::probe,
+                           SIKV_SELECTOR_SELECTS_ALL>("cuda"))

@@ -1,0 +1,82 @@
+// What the launches of each phase take, and how they are sized.
+#ifndef SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_ARGS_CUH_
+#define SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_ARGS_CUH_
+
+#include "kernels/common/warp_rows.cuh"
+#include "selectors/self_index/self_index_step.cuh"
+#include "selectors/self_index/self_index_team.cuh"
+
+namespace sikv::self_index {
+
+// ---- scan ---------------------------------------------------------------------------------------
+
+struct ScanArgs {
+  sikv_cache_view view;
+  Step step;
+  cuda::Plane index, weights;  // weights: SCALE, with norm_weighting
+  const float* codebook;       // [rows, D/4, 16, 4]
+  int chunk;                   // tokens of a block, a multiple of 256
+  int32_t* slots;              // [rows, capacity] what is found, without a pool
+  int64_t capacity;
+  int32_t* found;              // [rows]
+};
+
+// ---- rerank -------------------------------------------------------------------------------------
+
+// Slots encoded since a row's last scan that its pool can take up: periods are at most 64 steps, in
+// which a sequence fills one page.
+inline constexpr int kNewSlots = 4 * SIKV_PAGE_TOKENS;
+
+// How the encoded keys are read: any layout, or as tiles of 16 tokens (warp_rows.cuh).
+enum class RerankKeys { kUnits, kLevels3, kSignMinMax2 };
+
+struct RerankArgs {
+  sikv_cache_view view;
+  Step step;
+  cuda::RowStore keys;
+  const int32_t* candidates;  // [rows, capacity] without a pool
+  int64_t capacity;
+  const int32_t* found;  // [rows]
+  sikv_selection selection;
+  int64_t most;            // candidates of a row
+  int shared_candidates;   // a block's logits and keys fit in shared memory up to this many
+  float* logits;           // [rows, most, padded_heads(G)] for more
+  uint32_t* keys_of_rest;  // [rows, team * share_of(most)] for more
+};
+
+__host__ __device__ constexpr int padded_heads(int group) { return (group + 1) / 2 * 2; }
+
+// Candidates of each of `blocks` blocks.
+__host__ __device__ constexpr int64_t share_of(int64_t candidates, int blocks) {
+  const int64_t each = (candidates + blocks - 1) / blocks;
+  return (each + kCompactTokens - 1) / kCompactTokens * kCompactTokens;
+}
+
+inline int64_t rerank_shared_bytes(int group, int head_dim, int64_t candidates) {
+  return int64_t{2} * group * head_dim * 4 + candidates * (padded_heads(group) + 1) * 4;
+}
+
+// ---- replay of a prompt -------------------------------------------------------------------------
+
+inline constexpr int kNumPeriods = 4;  // 1, 2, 4, 8
+inline constexpr int kReplayThreads = 256;
+inline constexpr int kReplayTokens = 2048;  // of a block, for the exact logits
+
+struct ReplayArgs {
+  sikv_cache_view view;
+  Step step;  // q: the replayed query, prompt_len set
+  sikv_rows keys;
+  int query, num_queries;  // number of the query, of how many
+  int most_tokens;         // of a prompt
+  float* logits;           // [rows, most_tokens, G], times log2(e)
+  float2* sums;            // [rows, blocks, G]
+  float* probability;      // [rows, most_tokens]
+  int64_t capacity;
+  int32_t* candidates[kNumPeriods];  // [rows, capacity], of the last scan of each period
+  int32_t* found[kNumPeriods];       // [rows]
+  double* dropped;                   // [rows, kNumPeriods], summed over the queries
+};
+
+}  // namespace sikv::self_index
+
+#endif  // SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_ARGS_CUH_

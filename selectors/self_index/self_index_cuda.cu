@@ -1,0 +1,368 @@
+// The selector on a GPU: one launch scans and selects (self_index_scan.cuh), one more ranks the
+// candidates by their decoded keys (self_index_rerank.cuh). What lives between steps is in device
+// memory; rows that are not due leave the scan at once, so that a captured step serves any mix.
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/common/cuda_launch.h"
+#include "kernels/common/warp_rows.cuh"
+#include "plugins/sdk/select.h"
+#include "selectors/self_index/self_index.h"
+#include "selectors/self_index/self_index_cuda.h"
+#include "selectors/self_index/self_index_engine.h"
+#include "selectors/self_index/self_index_tables.h"
+
+namespace sikv::self_index {
+namespace {
+
+// Zeroed device memory.
+template <typename T>
+class DeviceArray {
+ public:
+  DeviceArray() = default;
+  explicit DeviceArray(int64_t n) : bytes_(static_cast<size_t>(n) * sizeof(T)) {
+    if (n == 0) return;
+    const cudaError_t status = cudaMalloc(&data_, bytes_);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      throw Refused("self_index needs " + std::to_string(bytes_ >> 20) +
+                    " MB of device memory for its state and the GPU has less free: lower batch, "
+                    "context or budget");
+    }
+    cuda::check(status, "self_index: cudaMalloc");
+    cuda::check(cudaMemset(data_, 0, bytes_), "self_index: cudaMemset");
+  }
+  DeviceArray(DeviceArray&& other) noexcept { swap(other); }
+  DeviceArray& operator=(DeviceArray&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~DeviceArray() { cudaFree(data_); }
+
+  T* data() const { return static_cast<T*>(data_); }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void swap(DeviceArray& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Device memory of a replay, returned in the order of the stream.
+class StreamMemory {
+ public:
+  StreamMemory(size_t bytes, cudaStream_t stream) : stream_(stream) {
+    cuda::check(cudaMallocAsync(&data_, bytes, stream), "self_index: memory for the replay");
+  }
+  StreamMemory(const StreamMemory&) = delete;
+  StreamMemory& operator=(const StreamMemory&) = delete;
+  ~StreamMemory() { cudaFreeAsync(data_, stream_); }
+  std::byte* data() const { return static_cast<std::byte*>(data_); }
+
+ private:
+  cudaStream_t stream_;
+  void* data_ = nullptr;
+};
+
+// What lies in the workspace of a step.
+struct Workspace {
+  Workspace(Arena& arena, int rows, int64_t scanned, const Reranker* reranker)
+      : found(arena.take<int32_t>(rows)),
+        candidates(arena.take<int32_t>(rows * scanned)),
+        logits(arena.take<float>(reranker != nullptr ? reranker->logits(rows) : 0)),
+        keys(arena.take<uint32_t>(reranker != nullptr ? reranker->keys(rows) : 0)) {}
+
+  int32_t* found;       // [rows]
+  int32_t* candidates;  // [rows, scanned]
+  float* logits;
+  uint32_t* keys;
+};
+
+class SelfIndexCuda final : public Selector {
+ public:
+  explicit SelfIndexCuda(const CreateArgs& args)
+      : config_(args.options),
+        shape_(args.shape),
+        device_(args.device),
+        group_(args.group()),
+        capacity_(selection_capacity(config_.budget, args.shape)),
+        scanned_(std::min<int64_t>(shape_.max_tokens, config_.candidates(capacity_))) {
+    if (shape_.head_dim != 64 && shape_.head_dim != 96 && shape_.head_dim != 128 &&
+        shape_.head_dim != 256) {
+      throw Refused("self_index on a GPU takes head_dim 64, 96, 128 or 256, not " +
+                    std::to_string(shape_.head_dim) + ": run on device cpu");
+    }
+    if (group_ > kMaxGroup) {
+      throw Refused("self_index on a GPU takes up to 16 query heads per KV head, not " +
+                    std::to_string(group_) + ": run on device cpu");
+    }
+  }
+
+  void accepts(const LayoutView& layout) override {
+    check_layout(layout, config_);
+    cuda::RowStore keys;
+    cuda::read_key_layout(layout, keys);
+    // Copies of every eighth token or more would save little over reading them where they lie.
+    packs_ = config_.pooled() && cuda::tile_reads(keys) && scanned_ * 8 <= shape_.max_tokens;
+    packed_scale_bytes_ = keys.kind == cuda::RowKind::kSignLevels ? 2 : 16;
+  }
+
+  Plan plan() override {
+    cuda::check(cudaSetDevice(device_.ordinal), "self_index: cudaSetDevice");
+    const int rows = shape_.max_sequences * shape_.num_kv_heads;
+    scanner_ = std::make_unique<Scanner>(device_, shape_.head_dim, config_.integer_scores(),
+                                         config_.group == Group::kMean ? 1 : group_,
+                                         shape_.max_tokens);
+    if (config_.rerank > 1 || config_.pooled()) {
+      const int64_t most = scanned_ + (config_.pooled() ? kNewSlots : 0);
+      reranker_ = std::make_unique<Reranker>(device_, shape_, most);
+    }
+    teams_ = DeviceArray<TeamState>(rows);
+    counts_ = DeviceArray<RowCounts>(rows);
+    if (config_.pooled()) {
+      const int64_t all = int64_t{shape_.num_layers} * rows;
+      states_ = DeviceArray<PoolState>(all);
+      steps_ = DeviceArray<int64_t>(all);
+      pools_ = DeviceArray<int32_t>(all * scanned_);
+      if (packs_) {
+        packed_signs_ = DeviceArray<uint32_t>(all * scanned_ * 4);
+        packed_levels_ = DeviceArray<uint2>(all * scanned_ * 4);
+        packed_scales_ = DeviceArray<uint8_t>(all * scanned_ * packed_scale_bytes_);
+      }
+      if (config_.refreshes()) {
+        scan_queries_ = DeviceArray<float>(all * shape_.head_dim);
+        prompt_means_ = DeviceArray<float>(all * shape_.head_dim);
+      }
+    }
+    Arena counting(nullptr);
+    Workspace(counting, rows, listed(), reranker_.get());
+    return {capacity_, counting.used()};
+  }
+
+  void begin_sequence(int sequence) override {
+    if (!config_.pooled()) return;
+    const auto clear = [&](auto* data, size_t each) {
+      if (data == nullptr) return;
+      const size_t heads = static_cast<size_t>(shape_.num_kv_heads);
+      const size_t size = sizeof(*data) * each * heads;
+      cuda::check(cudaMemset2DAsync(data + static_cast<size_t>(sequence) * heads * each,
+                                    size * static_cast<size_t>(shape_.max_sequences), 0, size,
+                                    static_cast<size_t>(shape_.num_layers)),
+                  "self_index: cudaMemset2DAsync");
+    };
+    clear(states_.data(), 1);
+    clear(prompt_means_.data(), static_cast<size_t>(shape_.head_dim));
+  }
+
+  // Steps are counted on the device, by every run. Where the caller's count does not go on from
+  // there (a new prompt), it is taken over.
+  void begin_step(int64_t step) override {
+    if (config_.pooled() && step != next_step_) {
+      cuda::check(cudaDeviceSynchronize(), "self_index: waiting for the last step");
+      const std::vector<int64_t> steps(steps_.bytes() / sizeof(int64_t), step);
+      cuda::check(cudaMemcpy(steps_.data(), steps.data(), steps_.bytes(), cudaMemcpyHostToDevice),
+                  "self_index: cudaMemcpy");
+    }
+    next_step_ = step + 1;
+  }
+
+  void observe(const sikv_observe_args& args, const CacheView& view, Launch launch) override {
+    if (!config_.auto_schedule && !config_.refreshes()) return;
+    const cudaStream_t stream = cuda::stream(launch);
+    const int count = std::min(config_.window, args.num_queries);
+    Step step = make_step(view.raw());
+    if (config_.refreshes()) run_learn_mean(args, count, group_, step.pool.prompt_mean, stream);
+    if (config_.auto_schedule) replay(args, view, step, count, stream);
+  }
+
+  void run(const sikv_select_args& args, const CacheView& view, Launch launch) override {
+    const cudaStream_t stream = cuda::stream(launch);
+    const int rows = view.num_rows();
+    if (rows == 0) return;
+    Arena arena(static_cast<std::byte*>(launch.workspace));
+    const Workspace workspace(arena, rows, listed(), reranker_.get());
+    Step step = make_step(view.raw());
+    step.q = args.q;
+    step.q_stride = int64_t{args.num_query_heads} * shape_.head_dim;
+    step.scale = args.scale;
+    step.counts = counts_.data();
+    ScanArgs scan = make_scan(view.raw(), step);
+    if (reranker_ == nullptr) {
+      scan.slots = args.selection.slots;
+      scan.capacity = args.selection.capacity;
+      scan.found = args.selection.counts;
+      scanner_->run(scan, stream);
+      return;
+    }
+    scan.slots = workspace.candidates;
+    scan.capacity = scanned_;
+    scan.found = workspace.found;
+    scanner_->run(scan, stream);
+
+    RerankArgs rerank{};
+    rerank.view = view.raw();
+    rerank.step = step;
+    rerank.keys = cuda::key_rows(view.raw().key);
+    rerank.candidates = workspace.candidates;
+    rerank.capacity = scanned_;
+    rerank.found = workspace.found;
+    rerank.selection = args.selection;
+    rerank.logits = workspace.logits;
+    rerank.keys_of_rest = workspace.keys;
+    reranker_->run(rerank, stream);
+  }
+
+  uint64_t state_bytes() const override {
+    return teams_.bytes() + counts_.bytes() + states_.bytes() + steps_.bytes() + pools_.bytes() +
+           packed_signs_.bytes() + packed_levels_.bytes() + packed_scales_.bytes() +
+           scan_queries_.bytes() + prompt_means_.bytes();
+  }
+
+  void counters(const std::function<void(std::string_view, double)>& push) const override {
+    std::vector<RowCounts> counts(counts_.bytes() / sizeof(RowCounts));
+    cuda::check(cudaMemcpy(counts.data(), counts_.data(), counts_.bytes(), cudaMemcpyDeviceToHost),
+                "self_index: cudaMemcpy");
+    RowCounts sum{};
+    for (const RowCounts& row : counts) sum.rows += row.rows, sum.scans += row.scans;
+    push("rows", static_cast<double>(sum.rows));
+    push("scans", static_cast<double>(sum.scans));
+  }
+
+ private:
+  // Candidates of a row that the workspace holds.
+  int64_t listed() const { return reranker_ != nullptr && !config_.pooled() ? scanned_ : 0; }
+
+  Step make_step(const sikv_cache_view& view) const {
+    Step step{};
+    step.budget_count = config_.budget.count;
+    step.budget_fraction = config_.budget.fraction;
+    step.rerank = config_.rerank;
+    step.six_bit = config_.six_bit;
+    step.norm_weighting = config_.norm_weighting;
+    step.max_over_heads = config_.group == Group::kMaxOverHeads;
+    step.rotated = is_rotated(LayoutView(*view.key.layout));
+    step.scan_every = config_.scan_every;
+    step.stagger = config_.stagger;
+    step.refresh_cosine = config_.refresh_cosine;
+    step.group = group_;
+    step.teams = teams_.data();
+    if (config_.pooled()) {
+      const int64_t first = int64_t{view.layer} * shape_.max_sequences * shape_.num_kv_heads;
+      step.pool.state = states_.data() + first;
+      step.pool.step = steps_.data() + first;
+      step.pool.slots = pools_.data() + first * scanned_;
+      step.pool.capacity = scanned_;
+      if (packs_) {
+        step.pool.packed = {packed_signs_.data() + first * scanned_ * 4,
+                            packed_levels_.data() + first * scanned_ * 4,
+                            packed_scales_.data() + first * scanned_ * packed_scale_bytes_};
+      }
+      if (config_.refreshes()) {
+        step.pool.scan_query = scan_queries_.data() + first * shape_.head_dim;
+        step.pool.prompt_mean = prompt_means_.data() + first * shape_.head_dim;
+      }
+    }
+    return step;
+  }
+
+  ScanArgs make_scan(const sikv_cache_view& view, const Step& step) const {
+    ScanArgs scan{};
+    scan.view = view;
+    scan.step = step;
+    scan.index = cuda::plane_of(view.key, SIKV_INDEX_CODE);
+    scan.weights = cuda::plane_of(view.key, SIKV_SCALE);
+    scan.codebook = cuda::table_of(view.key, SIKV_CODEBOOK);
+    return scan;
+  }
+
+  void replay(const sikv_observe_args& args, const CacheView& view, Step step, int count,
+              cudaStream_t stream) const {
+    const int rows = view.num_rows();
+    ReplayArgs replay{};
+    replay.view = view.raw();
+    replay.keys = args.keys;
+    replay.num_queries = count;
+    replay.most_tokens = std::max(args.keys.max_count, 1);
+    replay.capacity = scanned_;
+    const int64_t tokens = int64_t{rows} * replay.most_tokens;
+    const int64_t blocks = (replay.most_tokens + kReplayTokens - 1) / kReplayTokens;
+    const auto carve = [&](Arena arena) {
+      replay.logits = arena.take<float>(tokens * group_);
+      replay.sums = arena.take<float2>(rows * blocks * group_);
+      replay.probability = arena.take<float>(tokens);
+      replay.dropped = arena.take<double>(int64_t{rows} * kNumPeriods);
+      for (int j = 0; j < kNumPeriods; ++j) {
+        replay.candidates[j] = arena.take<int32_t>(rows * scanned_);
+        replay.found[j] = arena.take<int32_t>(rows);
+      }
+      return arena.used();
+    };
+    const StreamMemory memory(carve(Arena(nullptr)), stream);
+    carve(Arena(memory.data()));
+    cuda::check(cudaMemsetAsync(replay.dropped, 0,
+                                sizeof(double) * static_cast<size_t>(rows) * kNumPeriods, stream),
+                "self_index: cudaMemsetAsync");
+
+    const Pool pool = step.pool;
+    const int64_t position = int64_t{shape_.num_query_heads} * shape_.head_dim;
+    const int64_t element = sikv_dtype_bytes(view.dtype());
+    step.pool = {};
+    step.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
+    step.q_stride = args.num_queries * position;
+    step.prompt_len = args.prompt_len;
+    for (int i = 0; i < count; ++i) {
+      step.q = static_cast<const std::byte*>(args.queries) +
+               (args.num_queries - count + i) * position * element;
+      ScanArgs scan = make_scan(view.raw(), step);
+      scan.slots = replay.candidates[0];
+      scan.capacity = scanned_;
+      scan.found = replay.found[0];
+      scanner_->run(scan, stream);
+      replay.step = step;
+      replay.query = i;
+      run_replay(replay, stream);
+    }
+    replay.step.pool = pool;
+    run_choose_period(replay, config_.tolerance, stream);
+  }
+
+  Config config_;
+  sikv_shape shape_;
+  sikv_device device_;
+  int group_;
+  int32_t capacity_;
+  int64_t scanned_;  // candidates of one scan
+  bool packs_ = false;  // the pool has copies of its keys
+  int packed_scale_bytes_ = 0;
+  int64_t next_step_ = 0;
+  std::unique_ptr<Scanner> scanner_;
+  std::unique_ptr<Reranker> reranker_;
+  DeviceArray<TeamState> teams_;
+  DeviceArray<RowCounts> counts_;
+  // [layers, rows, ...], with a pool
+  DeviceArray<PoolState> states_;
+  DeviceArray<int64_t> steps_;
+  DeviceArray<int32_t> pools_;
+  DeviceArray<uint32_t> packed_signs_;
+  DeviceArray<uint2> packed_levels_;
+  DeviceArray<uint8_t> packed_scales_;
+  DeviceArray<float> scan_queries_, prompt_means_;
+};
+
+std::unique_ptr<Selector> make_cuda(const CreateArgs& args) {
+  return std::make_unique<SelfIndexCuda>(args);
+}
+
+}  // namespace
+}  // namespace sikv::self_index
+
+SIKV_PLUGIN("self_index", "1.0.0", SIKV_CUDA, SIKV_KIND_BIT(SIKV_SELECTOR),
+            sikv::selector<sikv::self_index::make_cuda, sikv::self_index::kOptions,
+                           sikv::cuda::probe>("cuda"))

@@ -1,0 +1,48 @@
+// Launchers of the cuda variant's kernels, one source file per phase.
+#ifndef SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_CUDA_H_
+#define SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_CUDA_H_
+
+#include <cuda_runtime.h>
+
+#include "selectors/self_index/self_index_args.cuh"
+
+namespace sikv::self_index {
+
+
+class Scanner {
+ public:
+  // Throws Refused if a row of `max_tokens` needs more blocks than the GPU holds.
+  Scanner(const sikv_device& device, int head_dim, bool integer, int sets, int max_tokens);
+  // Fills args.chunk and launches.
+  void run(ScanArgs args, cudaStream_t stream) const;
+
+ private:
+  int head_dim_, sets_, largest_chunk_, resident_;
+  bool integer_;
+};
+
+class Reranker {
+ public:
+  Reranker(const sikv_device& device, const sikv_shape& shape, int64_t most_candidates);
+  // Blocks of each row.
+  int team(int rows) const;
+  // Of `rows` rows: logits and keys of candidates that do not fit in shared memory.
+  int64_t logits(int rows) const;
+  int64_t keys(int rows) const;
+  // Fills args.most and .shared_candidates and launches.
+  void run(RerankArgs args, cudaStream_t stream) const;
+
+ private:
+  int group_, head_dim_, resident_, shared_candidates_;
+  int64_t most_;
+};
+
+// Launches of one replayed query, after its scan into candidates[0].
+void run_replay(const ReplayArgs& args, cudaStream_t stream);
+void run_choose_period(const ReplayArgs& args, double tolerance, cudaStream_t stream);
+void run_learn_mean(const sikv_observe_args& args, int num_queries, int group, float* prompt_mean,
+                    cudaStream_t stream);
+
+}  // namespace sikv::self_index
+
+#endif  // SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_CUDA_H_

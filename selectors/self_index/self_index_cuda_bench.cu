@@ -1,0 +1,702 @@
+// Checks the cuda variant against `ref` on awkward caches of random codes, then times it.
+//
+//   self_index_cuda_bench [check|time|variants|profile]...     default: check time
+//
+// A step of L layers, each on a cache of its own so that L2 is cold, is one CUDA graph; a time is
+// the median over replays, divided by L. Bytes are what the step must move: codes of the index plane
+// and, for the scan alone, the scores it writes.
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "framework/base/random.h"
+#include "kernels/common/cuda_launch.h"
+#include "selectors/self_index/self_index_scan.cuh"
+#include "tests/support/plugins.h"
+
+namespace sikv::self_index {
+namespace {
+
+using testing::Choices;
+
+void check(cudaError_t status) { cuda::check(status, "self_index_cuda_bench"); }
+
+template <typename T>
+T* device_copy(const std::vector<T>& host) {
+  T* data = nullptr;
+  check(cudaMalloc(&data, std::max<size_t>(host.size() * sizeof(T), 256)));
+  check(cudaMemcpy(data, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+  return data;
+}
+
+struct Spec {
+  const char* codec = "rot_lm";
+  int head_dim = 128, heads = 8, group = 4;
+  std::vector<int> lengths;  // [B] encoded
+  int tail = 40, pinned = 64;
+  int32_t dtype = SIKV_FP16;
+  int layer = 0;
+  uint64_t seed = 1;
+  enum { kRandom, kConstant, kTies } codebook = kRandom;
+};
+
+// Random codes under random tables: what a selector reads, not what a codec wrote.
+class Cache {
+ public:
+  // With `host`, planes are also in host memory.
+  Cache(const Spec& spec, bool host) : spec_(spec), host_planes_(host) {
+    sikv_shape shape = this->shape(1);
+    codec_ = std::make_unique<CodecInstance>(
+        testing::make_codec(SIKV_KEY_CODEC, spec.codec, {}, shape));
+    layout_ = codec_->describe();
+    const int batch = static_cast<int>(spec.lengths.size()), rows = batch * spec.heads;
+    const int longest = *std::max_element(spec.lengths.begin(), spec.lengths.end());
+    const int max_pages = (longest + 255) / 256 + 1;
+    Random random(spec.seed);
+    std::vector<int32_t> order;
+    for (int row = 0; row < rows; ++row) {
+      encoded_.push_back(spec.lengths[row / spec.heads]);
+      for (int p = 0; p * 256 < encoded_.back(); ++p) order.push_back(0);
+    }
+    std::iota(order.begin(), order.end(), 0);
+    const int pages = static_cast<int>(order.size()) + 1;
+    // Pages of a long prompt mostly lie in order; those of a check do not.
+    if (host) {
+      for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
+    }
+    page_table_.assign(static_cast<size_t>(rows) * max_pages, -1);
+    size_t next = 0;
+    for (int row = 0; row < rows; ++row) {
+      for (int p = 0; p * 256 < encoded_[row]; ++p) page_table_[row * max_pages + p] = order[next++];
+    }
+    tail_len_.assign(batch, spec.tail);
+    for (int row = 0; row < rows; ++row) {
+      std::vector<int32_t> slots;
+      while (static_cast<int>(slots.size()) < std::min(spec.pinned, encoded_[row])) {
+        const auto slot = static_cast<int32_t>(random.below(encoded_[row]));
+        if (std::find(slots.begin(), slots.end(), slot) == slots.end()) slots.push_back(slot);
+      }
+      std::sort(slots.begin(), slots.end());
+      pinned_len_.push_back(static_cast<int32_t>(slots.size()));
+      slots.resize(spec.pinned, -1);
+      pinned_slots_.insert(pinned_slots_.end(), slots.begin(), slots.end());
+    }
+    const auto typed = [&](size_t n) {
+      std::vector<uint8_t> bytes(n * sikv_dtype_bytes(spec.dtype));
+      for (size_t i = 0; i < n; ++i) {
+        sikv_store(bytes.data(), spec.dtype, i, static_cast<float>(random.normal()));
+      }
+      return bytes;
+    };
+    pinned_k_ = typed(static_cast<size_t>(rows) * spec.pinned * spec.head_dim);
+    tail_k_ = typed(static_cast<size_t>(batch) * 256 * spec.heads * spec.head_dim);
+
+    host_view_ = {};
+    host_view_.struct_size = sizeof host_view_;
+    host_view_.layer = spec.layer;
+    host_view_.num_sequences = batch;
+    host_view_.num_kv_heads = spec.heads;
+    host_view_.head_dim = spec.head_dim;
+    host_view_.dtype = spec.dtype;
+    host_view_.max_pages = max_pages;
+    host_view_.max_encoded_len = longest;
+    host_view_.tail_capacity = 256;
+    host_view_.pinned_capacity = spec.pinned;
+    host_view_.key.layout = &layout_;
+    host_view_.key.codec = &codec_->variant().codec();
+    host_view_.key.codec_self = codec_->self();
+    host_view_.value.layout = &layout_;
+    device_view_ = host_view_;
+    for (uint32_t i = 0; i < layout_.num_planes; ++i) {
+      const sikv_plane& plane = layout_.planes[i];
+      const int64_t bytes = int64_t{256} / plane.tile_tokens * plane.bytes_per_tile;
+      host_view_.key.page_stride_bytes[i] = device_view_.key.page_stride_bytes[i] = bytes;
+      const size_t total = static_cast<size_t>(bytes) * pages;
+      std::vector<uint8_t>& data = planes_[i];
+      // Enough random bytes that no two heads agree; a plane on the device repeats them.
+      data.resize(host ? total : std::min<size_t>(total, 64 << 20));
+      for (size_t j = 0; j + 8 <= data.size(); j += 8) {
+        const uint64_t word = random.next();
+        std::memcpy(&data[j], &word, 8);
+      }
+      if (plane.role == SIKV_SCALE) {
+        for (size_t j = 0; j < data.size() / 2; ++j) {
+          sikv_store(data.data(), SIKV_FP16, j, 0.5f + (data[2 * j] & 63) / 64.0f);
+        }
+      }
+      uint8_t* device = nullptr;
+      check(cudaMalloc(&device, total));
+      for (size_t done = 0; done < total; done += data.size()) {
+        check(cudaMemcpy(device + done, data.data(), std::min(data.size(), total - done),
+                         cudaMemcpyHostToDevice));
+      }
+      host_view_.key.planes[i] = data.data();
+      device_view_.key.planes[i] = device;
+      device_memory_.push_back(device);
+    }
+    for (uint32_t i = 0; i < layout_.num_tables; ++i) {
+      std::vector<float>& table = tables_[i];
+      table.resize(static_cast<size_t>(layout_.tables[i].count) * rows);
+      for (size_t j = 0; j < table.size(); ++j) {
+        table[j] = static_cast<float>(random.normal());
+        if (layout_.tables[i].role != SIKV_CODEBOOK) continue;
+        const size_t group = j % layout_.tables[i].count / 64;
+        if (spec.codebook == Spec::kConstant || (spec.codebook == Spec::kTies && group != 3)) {
+          table[j] = 0.0f;
+        }
+      }
+      host_view_.key.tables[i] = table.data();
+      device_view_.key.tables[i] = keep(device_copy(table));
+    }
+    const auto both = [&](auto sikv_cache_view::*field, auto& host_data) {
+      host_view_.*field = host_data.data();
+      device_view_.*field = keep(device_copy(host_data));
+    };
+    both(&sikv_cache_view::page_table, page_table_);
+    both(&sikv_cache_view::encoded_len, encoded_);
+    both(&sikv_cache_view::tail_len, tail_len_);
+    both(&sikv_cache_view::pinned_slots, pinned_slots_);
+    both(&sikv_cache_view::pinned_len, pinned_len_);
+    both(&sikv_cache_view::pinned_k, pinned_k_);
+    both(&sikv_cache_view::tail_k, tail_k_);
+    if (!host) {
+      for (auto& plane : planes_) plane = {};
+    }
+  }
+  ~Cache() {
+    for (void* data : device_memory_) cudaFree(data);
+  }
+  Cache(const Cache&) = delete;
+  Cache& operator=(const Cache&) = delete;
+
+  sikv_shape shape(int layers) const {
+    sikv_shape shape = testing::make_shape(spec_.head_dim, spec_.dtype, spec_.heads, spec_.group);
+    shape.num_layers = layers;
+    shape.max_sequences = static_cast<int32_t>(spec_.lengths.size());
+    shape.max_tokens = *std::max_element(spec_.lengths.begin(), spec_.lengths.end()) + 256;
+    return shape;
+  }
+  const sikv_cache_view& host() const { return host_view_; }
+  const sikv_cache_view& device() const { return device_view_; }
+  int rows() const { return host_view_.num_sequences * host_view_.num_kv_heads; }
+  int64_t tokens() const {
+    return std::accumulate(encoded_.begin(), encoded_.end(), int64_t{0});
+  }
+  std::vector<uint8_t> queries(uint64_t seed) const {
+    Random random(seed);
+    const size_t n = spec_.lengths.size() * spec_.heads * spec_.group * spec_.head_dim;
+    std::vector<uint8_t> bytes(n * sikv_dtype_bytes(spec_.dtype));
+    for (size_t i = 0; i < n; ++i) {
+      sikv_store(bytes.data(), spec_.dtype, i, static_cast<float>(random.normal()));
+    }
+    return bytes;
+  }
+
+ private:
+  template <typename T>
+  T* keep(T* data) {
+    device_memory_.push_back(data);
+    return data;
+  }
+
+  Spec spec_;
+  bool host_planes_;
+  std::unique_ptr<CodecInstance> codec_;
+  sikv_layout layout_{};
+  std::vector<int32_t> page_table_, encoded_, tail_len_, pinned_slots_, pinned_len_;
+  std::vector<uint8_t> planes_[SIKV_MAX_PLANES], pinned_k_, tail_k_;
+  std::vector<float> tables_[SIKV_MAX_TABLES];
+  sikv_cache_view host_view_{}, device_view_{};
+  std::vector<void*> device_memory_;
+};
+
+// One instance on the GPU, with its selection.
+class GpuSelector {
+ public:
+  GpuSelector(const Choices& choices, const sikv_shape& shape, const sikv_layout& layout)
+      : selector_(testing::make_instance<SelectorInstance>(
+            *testing::find_gpu_variant(SIKV_SELECTOR, "self_index"), choices, shape,
+            testing::gpu())) {
+    const std::string refusal = selector_.refusal(layout);
+    if (!refusal.empty()) throw Refused(refusal);
+    plan_ = selector_.plan();
+    rows_ = shape.max_sequences * shape.num_kv_heads;
+    check(cudaMalloc(&workspace_, std::max<size_t>(plan_.workspace_bytes, 256)));
+    check(cudaMemset(workspace_, 0xd7, std::max<size_t>(plan_.workspace_bytes, 256)));
+    check(cudaMalloc(&slots_, slot_bytes()));
+    check(cudaMalloc(&counts_, sizeof(int32_t) * rows_));
+  }
+  ~GpuSelector() {
+    for (void* data : {static_cast<void*>(slots_), static_cast<void*>(counts_), workspace_}) {
+      cudaFree(data);
+    }
+  }
+  GpuSelector(const GpuSelector&) = delete;
+  GpuSelector& operator=(const GpuSelector&) = delete;
+
+  SelectorInstance& selector() { return selector_; }
+  void run(const sikv_cache_view& view, int query_heads, const void* q, cudaStream_t stream) {
+    selector_.run({sizeof(sikv_select_args), query_heads, &view, q,
+                   1.0f / std::sqrt(static_cast<float>(view.head_dim)), 0,
+                   {slots_, counts_, plan_.capacity, 0}},
+                  workspace_, stream);
+  }
+  void poison() {
+    check(cudaMemset(slots_, 0xd7, slot_bytes()));
+    check(cudaMemset(counts_, 0xd7, sizeof(int32_t) * rows_));
+  }
+  std::vector<std::vector<int32_t>> selection() const {
+    check(cudaDeviceSynchronize());
+    std::vector<int32_t> slots(slot_bytes() / 4), counts(rows_);
+    check(cudaMemcpy(slots.data(), slots_, slot_bytes(), cudaMemcpyDeviceToHost));
+    check(cudaMemcpy(counts.data(), counts_, counts.size() * 4, cudaMemcpyDeviceToHost));
+    std::vector<std::vector<int32_t>> out;
+    for (int row = 0; row < rows_; ++row) {
+      const auto begin = slots.begin() + int64_t{row} * plan_.capacity;
+      out.emplace_back(begin, begin + std::clamp(counts[row], 0, plan_.capacity));
+    }
+    return out;
+  }
+
+ private:
+  size_t slot_bytes() const { return (size_t{4} * rows_ * plan_.capacity + 255) / 256 * 256; }
+  SelectorInstance selector_;
+  SelectorInstance::Plan plan_{};
+  int rows_ = 0;
+  void* workspace_ = nullptr;
+  int32_t *slots_ = nullptr, *counts_ = nullptr;
+};
+
+// ---- check --------------------------------------------------------------------------------------
+
+// Steps of the reference and of the GPU on one cache; false and a line if they differ. Scans must
+// agree exactly; of reranked tokens `slack` may differ where probabilities agree to fp32 rounding.
+bool compare(const char* name, const Spec& spec, const Choices& choices, int slack, int steps = 2,
+             int observed = 0) {
+  const Cache cache(spec, true);
+  const sikv_shape shape = cache.shape(1);
+  auto ref = testing::make_instance<SelectorInstance>(
+      testing::find_variant(SIKV_SELECTOR, "self_index", "ref"), choices, shape);
+  if (!ref.refusal(*cache.host().key.layout).empty()) return true;
+  const SelectorInstance::Plan plan = ref.plan();
+  std::vector<uint64_t> workspace(plan.workspace_bytes / 8 + 64);
+  auto* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 63) / 64 * 64);
+  GpuSelector gpu(choices, shape, *cache.host().key.layout);
+  for (int b = 0; b < shape.max_sequences; ++b) {
+    ref.begin_sequence(b);
+    gpu.selector().begin_sequence(b);
+  }
+  // A prompt of the encoded tokens and the tail, whose exact keys are random too.
+  if (observed > 0) {
+    Random random(spec.seed + 77);
+    std::vector<int32_t> lens, firsts;
+    int32_t total = 0;
+    for (int length : spec.lengths) {
+      firsts.push_back(total);
+      lens.push_back(length + spec.tail);
+      total += lens.back();
+    }
+    const auto normals = [&](size_t n) {
+      std::vector<uint16_t> out(n);
+      for (size_t i = 0; i < n; ++i) {
+        sikv_store(out.data(), SIKV_FP16, i, static_cast<float>(random.normal()));
+      }
+      return out;
+    };
+    const int64_t stride = int64_t{spec.heads} * spec.head_dim;
+    const auto keys = normals(static_cast<size_t>(total) * stride);
+    const auto queries =
+        normals(lens.size() * observed * shape.num_query_heads * spec.head_dim);
+    sikv_rows rows{keys.data(), SIKV_FP16,   *std::max_element(lens.begin(), lens.end()),
+                   firsts.data(), lens.data(), stride, spec.head_dim};
+    ref.observe({sizeof(sikv_observe_args), observed, &cache.host(), rows, rows, queries.data(),
+                 lens.data()},
+                aligned, nullptr);
+    void* device[] = {device_copy(keys), device_copy(firsts), device_copy(lens),
+                      device_copy(queries)};
+    rows.data = device[0];
+    rows.first = static_cast<const int32_t*>(device[1]);
+    rows.count = static_cast<const int32_t*>(device[2]);
+    gpu.selector().observe({sizeof(sikv_observe_args), observed, &cache.device(), rows, rows,
+                            device[3], rows.count},
+                           nullptr, nullptr);
+    check(cudaDeviceSynchronize());
+    for (void* data : device) check(cudaFree(data));
+  }
+  const auto fail = [&](const std::string& what) {
+    std::printf("FAILED %s %s: %s\n", name, testing::describe("", choices).c_str(), what.c_str());
+    return false;
+  };
+  for (int step = 0; step < steps; ++step) {
+    const std::vector<uint8_t> q = cache.queries(1000 + step);
+    std::vector<int32_t> slots(static_cast<size_t>(cache.rows()) * plan.capacity + 1), counts(cache.rows());
+    ref.begin_step(step);
+    ref.run({sizeof(sikv_select_args), shape.num_query_heads, &cache.host(), q.data(),
+             1.0f / std::sqrt(static_cast<float>(spec.head_dim)), 0,
+             {slots.data(), counts.data(), plan.capacity, 0}},
+            aligned, nullptr);
+    uint8_t* device_q = device_copy(q);
+    gpu.poison();
+    gpu.selector().begin_step(step);
+    gpu.run(cache.device(), shape.num_query_heads, device_q, nullptr);
+    const auto first = gpu.selection();
+    check(cudaFree(device_q));
+    for (int row = 0; row < cache.rows(); ++row) {
+      const auto begin = slots.begin() + int64_t{row} * plan.capacity;
+      const std::vector<int32_t> want(begin, begin + counts[row]);
+      const std::vector<int32_t>& got = first[row];
+      const std::string where = "step " + std::to_string(step) + " row " + std::to_string(row);
+      if (got.size() != want.size()) {
+        return fail(where + ": " + std::to_string(got.size()) + " slots, not " + std::to_string(want.size()));
+      }
+      if (!std::is_sorted(got.begin(), got.end())) return fail(where + ": not ascending");
+      std::vector<int32_t> common;
+      std::set_intersection(got.begin(), got.end(), want.begin(), want.end(), std::back_inserter(common));
+      if (common.size() + slack < want.size()) {
+        return fail(where + ": " + std::to_string(want.size() - common.size()) + " of " +
+                    std::to_string(want.size()) + " slots differ");
+      }
+    }
+  }
+  const auto scans = [](const SelectorInstance& selector) {
+    for (const sikv_counter& counter : selector.counters()) {
+      if (std::string_view(counter.name) == "scans") return counter.value;
+    }
+    return -1.0;
+  };
+  if (scans(ref) != scans(gpu.selector())) {
+    return fail(std::to_string(scans(gpu.selector())) + " scans, not " + std::to_string(scans(ref)));
+  }
+  return true;
+}
+
+int run_checks() {
+  int failed = 0, done = 0;
+  const auto test = [&](const char* name, const Spec& spec, const Choices& choices, int slack = 0,
+                        int steps = 2, int observed = 0) {
+    ++done;
+    failed += compare(name, spec, choices, slack, steps, observed) ? 0 : 1;
+  };
+  const std::vector<int> ragged = {1, 31, 257, 3000, 5000};
+  for (const char* codec : {"rot_lm", "sign_vq"}) {
+    for (int dim : {64, 96, 128, 256}) {
+      for (int group : {1, 3, 4}) {
+        Spec spec{.codec = codec, .head_dim = dim, .heads = 2, .group = group, .lengths = ragged};
+        for (const char* budget : {"0", "1", "96", "0.075", "1000000"}) {
+          test("ragged", spec, {{"budget", budget}, {"tables", "6bit"}});
+        }
+        test("exact", spec, {{"budget", "96"}});
+        test("max", spec, {{"budget", "96"}, {"tables", "6bit"}, {"group", "max_over_heads"}});
+        test("norm", spec, {{"budget", "96"}, {"weighting", "norm"}, {"group", "max_over_heads"}});
+        test("rerank", spec, {{"budget", "96"}, {"tables", "6bit"}, {"rerank", "4"}}, 1);
+        test("pool", spec, {{"budget", "96"}, {"tables", "6bit"}, {"rerank", "4"}, {"scan_every", "4"},
+                            {"stagger", "true"}, {"refresh_cosine", "0.1"}}, 1, 6);
+      }
+    }
+  }
+  Spec spec{.heads = 2, .lengths = {70000, 20000}};
+  for (auto codebook : {Spec::kRandom, Spec::kConstant, Spec::kTies}) {
+    spec.codebook = codebook;
+    for (const char* budget : {"1", "2048", "0.1"}) {
+      test("long", spec, {{"budget", budget}, {"tables", "6bit"}});
+      test("long exact", spec, {{"budget", budget}});
+    }
+    test("long rerank", spec, {{"budget", "2048"}, {"tables", "6bit"}, {"rerank", "4"}}, 2);
+    test("long rerank", spec, {{"budget", "0.1"}, {"tables", "6bit"}, {"rerank", "4"}}, 2);
+  }
+  spec.group = 16;
+  test("16 heads", spec, {{"budget", "512"}, {"tables", "6bit"}, {"rerank", "4"}}, 2);
+  spec.pinned = 0;
+  test("no pinned", spec, {{"budget", "512"}, {"tables", "6bit"}});
+  for (int dim : {64, 128}) {
+    Spec prompt{.head_dim = dim, .heads = 2, .group = 3, .lengths = {2560, 1024}};
+    for (const char* tolerance : {"0", "0.02", "0.05", "1"}) {
+      test("auto", prompt, {{"budget", "64"}, {"rerank", "2"}, {"schedule", "auto"},
+                            {"tolerance", tolerance}, {"window", "12"}}, 1, 9, 16);
+    }
+    test("refresh", prompt, {{"budget", "64"}, {"rerank", "2"}, {"scan_every", "8"},
+                             {"refresh_cosine", "0.05"}, {"window", "12"}}, 1, 9, 16);
+  }
+  std::printf("check: %d of %d cases equal ref\n", done - failed, done);
+  return failed;
+}
+
+// ---- time ---------------------------------------------------------------------------------------
+
+// Median time of `graph` in microseconds over replays.
+float time_graph(cudaGraphExec_t graph, cudaStream_t stream, int replays, std::vector<float>* all = nullptr) {
+  std::vector<cudaEvent_t> events(replays + 1);
+  for (cudaEvent_t& event : events) check(cudaEventCreate(&event));
+  for (int i = 0; i < 3; ++i) check(cudaGraphLaunch(graph, stream));
+  check(cudaEventRecord(events[0], stream));
+  for (int i = 0; i < replays; ++i) {
+    check(cudaGraphLaunch(graph, stream));
+    check(cudaEventRecord(events[i + 1], stream));
+  }
+  check(cudaStreamSynchronize(stream));
+  std::vector<float> us;
+  for (int i = 0; i < replays; ++i) {
+    float ms = 0;
+    check(cudaEventElapsedTime(&ms, events[i], events[i + 1]));
+    us.push_back(ms * 1000);
+  }
+  for (cudaEvent_t& event : events) cudaEventDestroy(event);
+  if (all != nullptr) *all = us;
+  std::sort(us.begin(), us.end());
+  return us[us.size() / 2];
+}
+
+template <typename Body>
+cudaGraphExec_t capture(cudaStream_t stream, Body&& body) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  body();
+  check(cudaStreamEndCapture(stream, &graph));
+  check(cudaGraphInstantiate(&exec, graph, 0));
+  check(cudaGraphDestroy(graph));
+  return exec;
+}
+
+template <typename Body>
+float time_steps(cudaStream_t stream, int layers, Body&& body, int replays = 24) {
+  cudaGraphExec_t graph = capture(stream, [&] {
+    for (int l = 0; l < layers; ++l) body(l);
+  });
+  const float us = time_graph(graph, stream, replays) / layers;
+  check(cudaGraphExecDestroy(graph));
+  return us;
+}
+
+// Bytes read and written per second by a device-to-device copy, in TB/s.
+double copy_bandwidth(cudaStream_t stream) {
+  const size_t bytes = size_t{1} << 30;
+  void *from = nullptr, *to = nullptr;
+  check(cudaMalloc(&from, bytes));
+  check(cudaMalloc(&to, bytes));
+  check(cudaMemset(from, 0x3c, bytes));
+  const float us = time_steps(stream, 1, [&](int) {
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
+  });
+  check(cudaFree(from));
+  check(cudaFree(to));
+  return 2.0 * bytes / us * 1e-6;
+}
+
+struct Size {
+  int batch, context;
+};
+constexpr Size kSizes[] = {{8, 131072}, {16, 65536}, {8, 32768}, {1, 131072}, {1, 32768}};
+
+struct Timed {
+  std::vector<std::unique_ptr<Cache>> caches;
+  uint8_t* q;
+  int heads;
+  explicit Timed(Size size, const char* codec = "rot_lm") {
+    Spec spec{.codec = codec, .lengths = std::vector<int>(size.batch, size.context)};
+    const double megabytes = size.batch * 8.0 * size.context * 16 / 1e6;
+    const int layers = std::clamp(static_cast<int>(std::ceil(200 / megabytes)), 2, 24);
+    for (int l = 0; l < layers; ++l) {
+      spec.layer = l;
+      spec.seed = 7 + l;
+      caches.push_back(std::make_unique<Cache>(spec, false));
+    }
+    q = device_copy(caches[0]->queries(3));
+    heads = spec.heads * spec.group;
+  }
+  ~Timed() { cudaFree(q); }
+  int layers() const { return static_cast<int>(caches.size()); }
+};
+
+void run_times(cudaStream_t stream) {
+  const double copy = copy_bandwidth(stream);
+  std::printf("copy %.3f TB/s\n", copy);
+  std::printf("%9s %-8s %8s  %8s %6s  %8s | %9s %9s %9s\n", "B x T", "budget", "select", "TB/s", "share",
+              "rerank 4", "pool mean", "max", "refresh");
+  for (const Size size : kSizes) {
+    Timed timed(size);
+    for (const char* budget : {"2048", "512", "0.075"}) {
+      const auto time = [&](Choices choices) {
+        choices.push_back({"budget", budget});
+        choices.push_back({"tables", "6bit"});
+        GpuSelector gpu(choices, timed.caches[0]->shape(timed.layers()), *timed.caches[0]->host().key.layout);
+        return time_steps(stream, timed.layers(), [&](int l) {
+          gpu.run(timed.caches[l]->device(), timed.heads, timed.q, stream);
+        });
+      };
+      const float select = time({}), rerank = time({{"rerank", "4"}});
+      // Every layer is at the same phase unless staggered; a replay is one step.
+      std::vector<float> pool;
+      {
+        GpuSelector gpu({{"budget", budget}, {"tables", "6bit"}, {"rerank", "4"}, {"scan_every", "4"}, {"stagger", "true"}},
+                        timed.caches[0]->shape(timed.layers()), *timed.caches[0]->host().key.layout);
+        cudaGraphExec_t graph = capture(stream, [&] {
+          for (int l = 0; l < timed.layers(); ++l) gpu.run(timed.caches[l]->device(), timed.heads, timed.q, stream);
+        });
+        time_graph(graph, stream, 24, &pool);
+        check(cudaGraphExecDestroy(graph));
+      }
+      const float mean = std::accumulate(pool.begin(), pool.end(), 0.0f) / pool.size() / timed.layers();
+      const float most = *std::max_element(pool.begin(), pool.end()) / timed.layers();
+      const double bytes = timed.caches[0]->tokens() * 16.0;
+      std::printf("%3d x %3dK %-8s %8.1f  %8.3f %5.0f%%  %8.1f | %9.1f %9.1f\n", size.batch, size.context / 1024,
+                  budget, select, bytes / select * 1e-6, 100 * bytes / select * 1e-6 / copy, rerank, mean, most);
+      std::fflush(stdout);
+    }
+  }
+}
+
+// One step after the other without a graph, for profilers.
+void run_profile(cudaStream_t stream) {
+  for (const Size size : {Size{8, 131072}, Size{1, 131072}}) {
+    Timed timed(size);
+    for (const Choices& extra :
+         {Choices{}, Choices{{"rerank", "4"}},
+          Choices{{"rerank", "4"}, {"scan_every", "4"}, {"stagger", "true"}}}) {
+      Choices choices = extra;
+      choices.push_back({"budget", "2048"});
+      choices.push_back({"tables", "6bit"});
+      std::printf("%d x %dK %s\n", size.batch, size.context / 1024,
+                  testing::describe("self_index", choices).c_str());
+      GpuSelector gpu(choices, timed.caches[0]->shape(timed.layers()),
+                      *timed.caches[0]->host().key.layout);
+      for (int i = 0; i < 3 * timed.layers(); ++i) {
+        gpu.run(timed.caches[i % timed.layers()]->device(), timed.heads, timed.q, stream);
+        check(cudaStreamSynchronize(stream));
+      }
+    }
+  }
+}
+
+// ---- variants of the scan -----------------------------------------------------------------------
+
+// Tables, scores and histogram; the scores go to memory, as separate stages would need them.
+template <int kThreads, bool kStore>
+__global__ void __launch_bounds__(kThreads, 1024 / kThreads)
+    scan_alone(const __grid_constant__ ScanArgs args, uint16_t* scores) {
+  constexpr int D = 128;
+  extern __shared__ uint4 dynamic[];
+  auto* tables = reinterpret_cast<uint8_t*>(dynamic);
+  auto* histogram = reinterpret_cast<uint32_t*>(tables + 4 * D);
+  auto* keys = reinterpret_cast<uint16_t*>(histogram + ScanShape<D>::kBins);
+  const int row = blockIdx.y, first = blockIdx.x * args.chunk;
+  const Chunk chunk{row, first, min(args.chunk, args.view.encoded_len[row] - first)};
+  for (int i = threadIdx.x; i < 4 * D; i += kThreads) tables[i] = i * 2654435761u >> 26;
+  for (int i = threadIdx.x; i < ScanShape<D>::kBins; i += kThreads) histogram[i] = 0;
+  __syncthreads();
+  scan_integer<D, kThreads>(args, chunk, tables, keys, histogram);
+  __syncthreads();
+  if (kStore) {
+    const auto* from = reinterpret_cast<const uint4*>(keys);
+    auto* to = reinterpret_cast<uint4*>(scores + int64_t{row} * args.view.max_encoded_len + first);
+    for (int i = threadIdx.x; i < chunk.tokens / 8; i += kThreads) to[i] = from[i];
+  } else if (histogram[0] == 0xffffffffu) {
+    scores[0] = keys[0];
+  }
+}
+
+template <int kThreads>
+void time_variant(const Timed& timed, Size size, cudaStream_t stream, double copy) {
+  const int rows = timed.caches[0]->rows();
+  TeamState* teams = nullptr;
+  int32_t *slots = nullptr, *found = nullptr;
+  uint16_t* scores = nullptr;
+  check(cudaMalloc(&teams, sizeof(TeamState) * rows));
+  check(cudaMemset(teams, 0, sizeof(TeamState) * rows));
+  check(cudaMalloc(&slots, int64_t{rows} * 2048 * 4));
+  check(cudaMalloc(&found, rows * 4));
+  check(cudaMalloc(&scores, int64_t{rows} * size.context * 2));
+  const auto args_of = [&](int l, int chunk) {
+    ScanArgs args{};
+    args.view = timed.caches[l]->device();
+    args.step.budget_count = 2048;
+    args.step.rerank = 1;
+    args.step.six_bit = args.step.rotated = true;
+    args.step.q = timed.q;
+    args.step.q_stride = int64_t{timed.heads} * 128;
+    args.step.group = 4;
+    args.step.teams = teams;
+    args.index = cuda::plane_of(timed.caches[l]->host().key, SIKV_INDEX_CODE);
+    args.index.base = cuda::plane_of(timed.caches[l]->device().key, SIKV_INDEX_CODE).base;
+    args.codebook = cuda::table_of(timed.caches[l]->device().key, SIKV_CODEBOOK);
+    args.chunk = chunk;
+    args.slots = slots;
+    args.capacity = 2048;
+    args.found = found;
+    return args;
+  };
+  const int resident = 132 * 1024 / kThreads;
+  const int64_t tokens = int64_t{size.context} * rows;
+  for (int waves : {1, 2, 4}) {
+    const int chunk = static_cast<int>((tokens / (resident * waves) + 255) / 256 * 256);
+    const auto bytes = static_cast<size_t>(scan_shared_bytes<128>(true, 1, chunk));
+    if (bytes > 220 * 1024u / (1024 / kThreads)) continue;
+    const dim3 grid((size.context + chunk - 1) / chunk, rows);
+    const auto time = [&](auto kernel, auto&&... rest) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+      return time_steps(stream, timed.layers(), [&](int l) {
+        kernel<<<grid, kThreads, bytes, stream>>>(args_of(l, chunk), rest...);
+        check(cudaGetLastError());
+      });
+    };
+    const float no_store = time(scan_alone<kThreads, false>, scores);
+    const float store = time(scan_alone<kThreads, true>, scores);
+    const float select = time(scan_select<128, kThreads, true>);
+    std::printf("%3d x %3dK threads %4d chunk %6d blocks %5d: scan %6.1f us, with scores written %6.1f us "
+                "(%.3f TB/s, %.0f%% of copy), scan + select %6.1f us\n",
+                size.batch, size.context / 1024, kThreads, chunk, grid.x * grid.y, no_store, store,
+                tokens * 18.0 / store * 1e-6, 100 * tokens * 18.0 / store * 1e-6 / copy, select);
+    std::fflush(stdout);
+  }
+  for (void* data : {static_cast<void*>(teams), static_cast<void*>(slots), static_cast<void*>(found),
+                     static_cast<void*>(scores)}) {
+    check(cudaFree(data));
+  }
+}
+
+void run_variants(cudaStream_t stream) {
+  const double copy = copy_bandwidth(stream);
+  for (const Size size : kSizes) {
+    const Timed timed(size);
+    time_variant<256>(timed, size, stream, copy);
+    time_variant<512>(timed, size, stream, copy);
+    time_variant<1024>(timed, size, stream, copy);
+  }
+}
+
+}  // namespace
+}  // namespace sikv::self_index
+
+int main(int argc, char** argv) {
+  using namespace sikv::self_index;
+  if (!sikv::testing::gpu_missing().empty()) {
+    std::printf("SKIPPED: %s\n", sikv::testing::gpu_missing().c_str());
+    return 0;
+  }
+  std::vector<std::string_view> modes(argv + 1, argv + argc);
+  if (modes.empty()) modes = {"check", "time"};
+  try {
+    cudaStream_t stream = nullptr;
+    check(cudaStreamCreate(&stream));
+    int failed = 0;
+    for (std::string_view mode : modes) {
+      if (mode == "check") failed += run_checks();
+      if (mode == "time") run_times(stream);
+      if (mode == "profile") run_profile(stream);
+      if (mode == "variants") run_variants(stream);
+    }
+    return failed == 0 ? 0 : 1;
+  } catch (const std::exception& error) {
+    std::printf("FAILED: %s\n", error.what());
+    return 1;
+  }
+}

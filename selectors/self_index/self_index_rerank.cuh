@@ -1,0 +1,391 @@
+// Ranks a row's candidates by their decoded keys and keeps the budget's best, in one launch: the
+// blocks of a row share its candidates, pinned tokens and tail.
+//
+//   logits of the block's tokens -> softmax sums of the row, exchanged -> probabilities as keys
+//   -> the row's cut -> slots
+#ifndef SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_RERANK_CUH_
+#define SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_RERANK_CUH_
+
+#include <cfloat>
+
+#include "kernels/common/warp_rows.cuh"
+#include "selectors/self_index/self_index_args.cuh"
+#include "selectors/self_index/self_index_softmax.cuh"
+#include "selectors/self_index/self_index_team.cuh"
+
+namespace sikv::self_index {
+
+inline constexpr int kRerankThreads = 256;
+
+// Candidates of a row: what a scan found, and the slots encoded since.
+struct CandidateList {
+  const int32_t* listed;
+  int num_listed, first_new, num_new;
+
+  __device__ int size() const { return num_listed + num_new; }
+  __device__ int operator[](int i) const {
+    return i < num_listed ? listed[i] : first_new + (i - num_listed);
+  }
+};
+
+struct RerankShared {
+  float shift[kMaxGroup];
+  float2 sums[2 * kRerankThreads / 32][kMaxGroup];  // encoded, then exact, of each warp
+  float highest[kMaxGroup], weight[kMaxGroup];
+  SelectScratch<kRerankThreads> select;
+  uint32_t histogram[kRadixBins];
+};
+
+__device__ inline bool is_pinned(const sikv_cache_view& view, int row, int slot) {
+  const int32_t* slots = view.pinned_slots + int64_t{row} * view.pinned_capacity;
+  const int n = view.pinned_len[row];
+  for (int i = 0; i < n; ++i) {
+    if (slots[i] == slot) return true;
+  }
+  return false;
+}
+
+// -inf marks what cannot be selected; a query that is not finite must not add to that.
+__device__ inline float open_logit(float logit) { return fmaxf(logit, -FLT_MAX); }
+
+// q_exact, q_stored [G, D] and shift [G]: the queries times scale * log2(e), so that logits are
+// powers of two; as they are, in the stored keys' space, and what the latter lack.
+__device__ inline void prepare_queries(const RerankArgs& args, int row, float* q_exact,
+                                       float* q_stored, float* shift) {
+  const int head_dim = args.view.head_dim, lane = threadIdx.x % 32;
+  const float scale = args.step.scale * 1.4426950408889634f;
+  const int64_t first = first_query(args.step, args.view, row);
+  for (int g = threadIdx.x / 32; g < args.step.group; g += kRerankThreads / 32) {
+    float q[cuda::kMaxLaneChannels] = {};
+#pragma unroll
+    for (int i = 0; i < cuda::kMaxLaneChannels; ++i) {
+      const int d = lane + 32 * i;
+      if (32 * i >= head_dim) continue;
+      q[i] = scale * load_element(args.step.q, args.view.dtype, first + int64_t{g} * head_dim + d);
+      q_exact[g * head_dim + d] = q[i];
+    }
+    const float missing = cuda::warp_key_shift(args.keys, row, q);
+    if (lane == 0) shift[g] = missing;
+    cuda::warp_prepare_query(args.keys, row, q);
+#pragma unroll
+    for (int i = 0; i < cuda::kMaxLaneChannels; ++i) {
+      if (32 * i < head_dim) q_stored[g * head_dim + lane + 32 * i] = q[i];
+    }
+  }
+}
+
+// Which copies of a row's keys are read or written: from `first` on, in the order of its list.
+struct PackedUse {
+  PackedKeys keys;
+  int64_t first;
+  bool read, write;
+};
+
+template <cuda::TileKeys kTile>
+__device__ inline void read_packed(const PackedKeys& packed, int64_t token, int i,
+                                   cuda::KeyTile<kTile>& tile) {
+  const int64_t part = token * 4 + threadIdx.x % 4;
+  const uint32_t signs = __ldcs(packed.signs + part);
+  const uint2 levels = __ldcs(packed.levels + part);
+  tile.levels[i][0] = levels.x, tile.levels[i][1] = levels.y;
+  tile.shift[i] = 0;
+#pragma unroll
+  for (int w = 0; w < 8; ++w) tile.index[i][w] = signs >> (4 * w);
+  if constexpr (kTile == cuda::TileKeys::kLevels3) {
+    tile.scale[i].x = __ldcs(static_cast<const unsigned short*>(packed.scales) + token);
+  } else {
+    tile.scale[i] = __ldcs(static_cast<const uint4*>(packed.scales) + token);
+  }
+}
+
+template <cuda::TileKeys kTile>
+__device__ inline void write_packed(const cuda::KeyTile<kTile>& tile, int i, int64_t token,
+                                    const PackedKeys& packed) {
+  const int64_t part = token * 4 + threadIdx.x % 4;
+  uint32_t signs = 0;
+#pragma unroll
+  for (int w = 0; w < 8; ++w) signs |= (tile.index[i][w] >> tile.shift[i] & 15u) << (4 * w);
+  packed.signs[part] = signs;
+  packed.levels[part] = make_uint2(tile.levels[i][0], tile.levels[i][1]);
+  if (threadIdx.x % 4 != 0) return;
+  if constexpr (kTile == cuda::TileKeys::kLevels3) {
+    static_cast<unsigned short*>(packed.scales)[token] =
+        static_cast<unsigned short>(tile.scale[i].x);
+  } else {
+    static_cast<uint4*>(packed.scales)[token] = tile.scale[i];
+  }
+}
+
+// Writes logits [last - first, padded_heads(G)] of candidates [first, last) and leaves each warp's
+// sums in shared.sums. Candidates that turn out to be pinned get -inf.
+template <RerankKeys kKeys>
+__device__ void score_candidates(const RerankArgs& args, int row, const CandidateList& list,
+                                 int first, int last, const PackedUse& packed,
+                                 const float* q_stored, float* logits,
+                                 RerankShared& shared) {
+  const sikv_cache_view& view = args.view;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  constexpr int kWarps = kRerankThreads / 32;
+  const int group = args.step.group, padded = padded_heads(group);
+  if constexpr (kKeys != RerankKeys::kUnits) {
+    constexpr auto kTile =
+        kKeys == RerankKeys::kLevels3 ? cuda::TileKeys::kLevels3 : cuda::TileKeys::kSignMinMax2;
+    __shared__ cuda::TileQuery queries[kMaxGroup / 8];
+    for (int set = 0; set * 8 < group; ++set) {
+      cuda::build_tile_query<kTile>(q_stored + set * 8 * cuda::kTileDim, min(group - set * 8, 8),
+                                    queries[set]);
+    }
+    __syncthreads();
+    SoftmaxSum sums[kMaxGroup / 8][2];
+    for (int base = first + warp * cuda::kTileTokens; base < last;
+         base += kWarps * cuda::kTileTokens) {
+      cuda::KeyTile<kTile> tile;
+      bool open[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int candidate = min(base + lane / 4 + 8 * i, last - 1);
+        const bool copied = candidate < list.num_listed;
+        open[i] = base + lane / 4 + 8 * i < last;
+        if (copied && packed.read) {
+          read_packed<kTile>(packed.keys, packed.first + candidate, i, tile);
+          continue;
+        }
+        const int slot = list[candidate];
+        open[i] = open[i] && (copied || !is_pinned(view, row, slot));
+        tile.load(args.keys, i, cuda::page_number(view, row, slot / SIKV_PAGE_TOKENS),
+                  slot % SIKV_PAGE_TOKENS);
+        if (copied && packed.write) {
+          write_packed<kTile>(tile, i, packed.first + candidate, packed.keys);
+        }
+      }
+#pragma unroll
+      for (int set = 0; set < kMaxGroup / 8; ++set) {
+        if (set * 8 >= group) break;
+        float c[4];
+        tile.score(queries[set], c);
+        const int head = set * 8 + lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int candidate = base + lane / 4 + 8 * i;
+          if (head >= group || candidate >= last) continue;
+          const float2 pair =
+              open[i] ? make_float2(open_logit(c[2 * i] + shared.shift[head]),
+                                    open_logit(c[2 * i + 1] + shared.shift[head + 1]))
+                      : make_float2(-INFINITY, -INFINITY);
+          *reinterpret_cast<float2*>(logits + int64_t{candidate - first} * padded + head) = pair;
+          sums[set][0].add(pair.x);
+          sums[set][1].add(pair.y);
+        }
+      }
+    }
+#pragma unroll
+    for (int set = 0; set < kMaxGroup / 8; ++set) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        for (int distance = 4; distance < 32; distance *= 2) sums[set][i].merge_lanes(distance);
+        if (lane < 4) shared.sums[warp][set * 8 + lane * 2 + i] = sums[set][i].pair();
+      }
+    }
+  } else {
+    const UnitReader reader(view.head_dim);
+    SoftmaxSum sums[2];
+    for (int base = first + warp * reader.tokens(); base < last;
+         base += kWarps * reader.tokens()) {
+      const int candidate = base + reader.token;
+      const int slot = list[min(candidate, last - 1)];
+      const bool open =
+          candidate < last && (candidate < list.num_listed || !is_pinned(view, row, slot));
+      float x[cuda::kUnit] = {}, found[2];
+      if (reader.unit >= 0) {
+        cuda::load_unit(args.keys, row, cuda::page_number(view, row, slot / SIKV_PAGE_TOKENS),
+                        slot % SIKV_PAGE_TOKENS, reader.unit, x);
+      }
+      reader.dot(x, q_stored, group, view.head_dim, found);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int head = reader.sub + i * reader.lanes;
+        if (head >= group || candidate >= last) continue;
+        const float logit = open ? open_logit(found[i] + shared.shift[head]) : -INFINITY;
+        logits[int64_t{candidate - first} * padded + head] = logit;
+        sums[i].add(logit);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      for (int distance = reader.lanes; distance < 32; distance *= 2) sums[i].merge_lanes(distance);
+      const int head = reader.sub + i * reader.lanes;
+      if (reader.token == 0 && head < kMaxGroup) shared.sums[warp][head] = sums[i].pair();
+    }
+  }
+}
+
+// The block's share of pinned tokens and tail, which only take part in the normalisation.
+__device__ inline void score_exact(const RerankArgs& args, int row, const Team& team,
+                                   const float* q_exact, RerankShared& shared) {
+  const sikv_cache_view& view = args.view;
+  constexpr int kWarps = kRerankThreads / 32;
+  const int warp = threadIdx.x / 32, head_dim = view.head_dim;
+  const int pinned = view.pinned_len[row], sequence = row / view.num_kv_heads;
+  const int tokens = pinned + view.tail_len[sequence];
+  const int row_bytes = head_dim * sikv_dtype_bytes(view.dtype);
+  const UnitReader reader(head_dim);
+  SoftmaxSum sums[2];
+  for (int base = (team.rank() * kWarps + warp) * reader.tokens(); base < tokens;
+       base += team.size() * kWarps * reader.tokens()) {
+    const int token = base + reader.token;
+    float x[cuda::kUnit] = {}, found[2];
+    if (token < tokens && reader.unit >= 0) {
+      const int64_t pinned_row = int64_t{row} * view.pinned_capacity + token;
+      const int64_t tail_row = (int64_t{sequence} * view.tail_capacity + token - pinned) *
+                                   view.num_kv_heads +
+                               row % view.num_kv_heads;
+      const void* data = token < pinned ? view.pinned_k : view.tail_k;
+      cuda::load_raw_unit(static_cast<const uint8_t*>(data) +
+                              (token < pinned ? pinned_row : tail_row) * row_bytes,
+                          view.dtype, reader.unit, x);
+    }
+    reader.dot(x, q_exact, args.step.group, head_dim, found);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (token < tokens && reader.sub + i * reader.lanes < args.step.group) sums[i].add(found[i]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    for (int distance = reader.lanes; distance < 32; distance *= 2) sums[i].merge_lanes(distance);
+    const int head = reader.sub + i * reader.lanes;
+    if (reader.token == 0 && head < kMaxGroup) shared.sums[kWarps + warp][head] = sums[i].pair();
+  }
+}
+
+// highest [G] and weight [G] = 1 / (G * sum) of the whole row. All threads.
+__device__ inline void exchange_sums(Team& team, int group, RerankShared& shared) {
+  __syncthreads();
+  SoftmaxSum sum;
+  const int head = threadIdx.x;
+  if (head < group) {
+    for (int i = 0; i < 2 * kRerankThreads / 32; ++i) {
+      sum.merge(shared.sums[i][head]);
+    }
+    if (team.size() > 1) {
+      __stcg(&team.state().softmax[team.rank()][head], sum.pair());
+    }
+  }
+  team.barrier();
+  if (team.size() > 1) {
+    const int lane = threadIdx.x % 32;
+    for (int g = threadIdx.x / 32; g < group; g += kRerankThreads / 32) {
+      SoftmaxSum total;
+      if (lane < team.size()) total.merge(__ldcg(&team.state().softmax[lane][g]));
+      for (int distance = 16; distance > 0; distance /= 2) total.merge_lanes(distance);
+      if (lane == 0) {
+        shared.highest[g] = total.highest;
+        shared.weight[g] = 1.0f / (static_cast<float>(group) * total.sum);
+      }
+    }
+  } else if (head < group) {
+    shared.highest[head] = sum.highest;
+    shared.weight[head] = 1.0f / (static_cast<float>(group) * sum.sum);
+  }
+  __syncthreads();
+}
+
+// grid (blocks of a row, rows)
+template <RerankKeys kKeys>
+__global__ void __launch_bounds__(kRerankThreads, 2)
+    rerank_select(const __grid_constant__ RerankArgs args) {
+  const sikv_cache_view& view = args.view;
+  const Step& step = args.step;
+  const int row = blockIdx.y, group = step.group, padded = padded_heads(group);
+  CandidateList list{args.candidates + int64_t{row} * args.capacity, 0, 0, 0};
+  if (step.pool.state != nullptr) {
+    const PoolState& state = step.pool.state[row];
+    list = {step.pool.slots + int64_t{row} * step.pool.capacity, state.pool_count,
+            state.scanned_len, view.encoded_len[row] - state.scanned_len};
+    list.num_new = min(list.num_new, static_cast<int>(args.most) - list.num_listed);
+  } else {
+    list.num_listed = args.found[row];
+  }
+  const int n = list.size();
+  const int closed = list.num_new > 0
+                         ? count_pinned(view, row, list.first_new, list.first_new + list.num_new)
+                         : 0;
+  const int64_t budget = min(row_budget(step, view, row), int64_t{args.selection.capacity});
+  int32_t* out = args.selection.slots + int64_t{row} * args.selection.capacity;
+  if (n - closed <= budget || budget <= 0) {
+    const int kept = budget <= 0 ? 0 : n - closed;
+    for (int i = blockIdx.x * kRerankThreads + threadIdx.x; i < n && kept > 0;
+         i += gridDim.x * kRerankThreads) {
+      const int slot = list[i];
+      int before = 0;
+      if (i >= list.num_listed && closed > 0) {
+        const int32_t* pinned = view.pinned_slots + int64_t{row} * view.pinned_capacity;
+        bool is_closed = false;
+        for (int p = 0; p < view.pinned_len[row]; ++p) {
+          before += pinned[p] >= list.first_new && pinned[p] < slot ? 1 : 0;
+          is_closed |= pinned[p] == slot;
+        }
+        if (is_closed) continue;
+      }
+      out[i - before] = slot;
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) args.selection.counts[row] = kept;
+    return;
+  }
+
+  const int share = static_cast<int>(share_of(n, gridDim.x)), blocks = (n + share - 1) / share;
+  if (static_cast<int>(blockIdx.x) >= blocks) return;
+  Team team(step.teams + row, blockIdx.x, blocks);
+  const int first = blockIdx.x * share, last = min(first + share, n);
+
+  extern __shared__ uint4 dynamic[];
+  __shared__ RerankShared shared;
+  float* q_exact = reinterpret_cast<float*>(dynamic);
+  float* q_stored = q_exact + group * view.head_dim;
+  float* logits = q_stored + group * view.head_dim;
+  uint32_t* keys = reinterpret_cast<uint32_t*>(logits + int64_t{share} * padded);
+  if (share > args.shared_candidates) {
+    logits = args.logits + (int64_t{row} * args.most + first) * padded;
+    keys = args.keys_of_rest + int64_t{row} * share_of(args.most, gridDim.x) * gridDim.x + first;
+  }
+  prepare_queries(args, row, q_exact, q_stored, shared.shift);
+  __syncthreads();
+  PackedUse packed{step.pool.packed, int64_t{row} * step.pool.capacity, false, false};
+  if (packed.keys.signs != nullptr) {
+    packed.read = step.pool.state[row].packed != 0;
+    packed.write = !packed.read;
+  }
+  score_candidates<kKeys>(args, row, list, first, last, packed, q_stored, logits, shared);
+  score_exact(args, row, team, q_exact, shared);
+  exchange_sums(team, group, shared);
+
+  // Probabilities are not negative: their bits are ordered as they are.
+  const int mine = last - first;
+  const int end = (mine + kCompactTokens - 1) / kCompactTokens * kCompactTokens;
+  for (int i = threadIdx.x; i < end; i += kRerankThreads) {
+    uint32_t key = 0;
+    if (i < mine && logits[int64_t{i} * padded] != -INFINITY) {
+      float probability = 0.0f;
+      for (int g = 0; g < group; ++g) {
+        probability += exp2f(logits[int64_t{i} * padded + g] - shared.highest[g]) *
+                       shared.weight[g];
+      }
+      key = __float_as_uint(probability) + 1;
+    }
+    keys[i] = key;
+  }
+  __syncthreads();
+  const Cut cut = find_radix_cut<kRerankThreads>(
+      team, [&](int i) { return keys[i]; }, mine, static_cast<uint32_t>(budget), shared.histogram,
+      shared.select);
+  compact<kRerankThreads>(team, keys, mine, cut, out, [&](int i) { return list[first + i]; },
+                          shared.select);
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    args.selection.counts[row] = static_cast<int32_t>(budget);
+  }
+  if (team.leave() && packed.write && threadIdx.x == 0) step.pool.state[row].packed = 1;
+}
+
+}  // namespace sikv::self_index
+
+#endif  // SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_RERANK_CUH_

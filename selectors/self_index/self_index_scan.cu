@@ -1,0 +1,76 @@
+#include <algorithm>
+#include <string>
+
+#include "kernels/common/cuda_launch.h"
+#include "selectors/self_index/self_index_cuda.h"
+#include "selectors/self_index/self_index_scan.cuh"
+
+namespace sikv::self_index {
+namespace {
+
+constexpr int kThreads = 512;
+
+// The scores of a block's tokens fill 64 KB at most, so that two blocks share a multiprocessor.
+constexpr int kLargestChunk = 32768;
+// Below this the tables cost more than the scan.
+constexpr int64_t kLeastChunk = 1024;
+
+// body(kernel, shared memory of a chunk in bytes)
+template <typename Body>
+void with_kernel(int head_dim, bool integer, int sets, int chunk, Body&& body) {
+  cuda::with_head_dim(head_dim, [&](auto d) {
+    constexpr int kDim = decltype(d)::value;
+    const auto bytes = static_cast<size_t>(scan_shared_bytes<kDim>(integer, sets, chunk));
+    if (integer) {
+      body(scan_select<kDim, kThreads, true>, bytes);
+    } else {
+      body(scan_select<kDim, kThreads, false>, bytes);
+    }
+  });
+}
+
+}  // namespace
+
+Scanner::Scanner(const sikv_device& device, int head_dim, bool integer, int sets, int max_tokens)
+    : head_dim_(head_dim),
+      sets_(sets),
+      largest_chunk_(integer ? kLargestChunk : kLargestChunk / 2),
+      integer_(integer) {
+  with_kernel(head_dim, integer, sets, largest_chunk_, [&](auto kernel, size_t bytes) {
+    cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     static_cast<int>(bytes)),
+                "self_index: asking for shared memory");
+    int per_sm = 0;
+    cuda::check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, kThreads, bytes),
+                "self_index: asking for the occupancy");
+    resident_ = std::min(std::max(per_sm, 1) * device.multiprocessors, kMaxTeam);
+  });
+  const int64_t most = int64_t{largest_chunk_} * resident_;
+  if (max_tokens > most) {
+    throw Refused("self_index scans sequences of up to " + std::to_string(most) +
+                  " tokens on this GPU, not " + std::to_string(max_tokens) +
+                  ": lower the context");
+  }
+}
+
+void Scanner::run(ScanArgs args, cudaStream_t stream) const {
+  const int rows = args.view.num_sequences * args.view.num_kv_heads;
+  const int64_t tokens = std::max(args.view.max_encoded_len, 1);
+  // All tokens in one wave of blocks, where their scores fit. With a pool a part of the rows is
+  // scanned at a time: smaller shares keep the GPU full all the same.
+  const Step& step = args.step;
+  const bool pooled = step.pool.state != nullptr;
+  const int period = !pooled ? 1 : step.scan_every > 1 ? std::min(step.scan_every, 4) : 4;
+  const int blocks = std::clamp(resident_ * period / rows, 1, resident_);
+  const int64_t pages = (tokens + blocks * SIKV_PAGE_TOKENS - 1) / (blocks * SIKV_PAGE_TOKENS);
+  args.chunk = static_cast<int>(
+      std::clamp<int64_t>(pages * SIKV_PAGE_TOKENS, kLeastChunk, largest_chunk_));
+  const dim3 grid(static_cast<unsigned>((tokens + args.chunk - 1) / args.chunk),
+                  static_cast<unsigned>(rows));
+  with_kernel(head_dim_, integer_, sets_, args.chunk, [&](auto kernel, size_t bytes) {
+    kernel<<<grid, kThreads, bytes, stream>>>(args);
+  });
+  cuda::check_launch("self_index scan_select", grid, kThreads, stream);
+}
+
+}  // namespace sikv::self_index
