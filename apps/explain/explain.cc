@@ -91,7 +91,7 @@ std::string parts_text(const Composition& composition, const Registry& registry,
 }
 
 std::string sizes_text(const PipelineSpec& spec, const Registry& registry, Device& device,
-                       const Sizes& sizes, const TableStyle& style) {
+                       const Sizes& sizes, uint64_t weights, const TableStyle& style) {
   const sikv_shape& shape = sizes.shape;
   const int new_tokens = static_cast<int>(sizes.new_tokens);
   const Composition composition(spec, registry, device, shape);
@@ -101,18 +101,19 @@ std::string sizes_text(const PipelineSpec& spec, const Registry& registry, Devic
       static_cast<double>(layout_page_bytes(composition.key_layout()) +
                           layout_page_bytes(composition.value_layout())) /
       SIKV_PAGE_TOKENS;
-  const uint64_t usable = usable_bytes(device);
+  const uint64_t free = usable_bytes(device), usable = free > weights ? free - weights : 0;
   const double dense = 4.0 * shape.head_dim * shape.num_layers * shape.num_kv_heads *
                        static_cast<double>(shape.max_sequences) * shape.max_tokens;
   const auto budget = composition.budget(shape.max_tokens);
   return fmt::format(
       "  {} layers, batch {}, {} tokens each{}\n{}"
       "  dense fp16 would take {}: {:.2f}x\n"
-      "  {} are free for it: the largest batch at this length is {} (dense: {})\n",
+      "  {} are free for it{}: the largest batch at this length is {} (dense: {})\n",
       shape.num_layers, shape.max_sequences, shape.max_tokens,
       budget ? fmt::format(", budget {} tokens", *budget) : "",
       memory_table(ledger, bytes_per_token, style), bytes_text(static_cast<uint64_t>(dense)),
       dense / static_cast<double>(ledger.total()), bytes_text(usable),
+      weights > 0 ? " beside the model's weights" : "",
       largest_planned_batch(spec, registry, device, shape, new_tokens, usable, kLargestBatch),
       static_cast<uint64_t>(static_cast<double>(usable) * shape.max_sequences / dense));
 }
@@ -131,8 +132,11 @@ void explain(const ExplainFlags& flags) {
     text += fmt::format("  keys in {}, values in {}\n\n", layout_text(composition.key_layout()),
                         layout_text(composition.value_layout()));
     text += parts_text(composition, registry, style);
+    // They lie where the cache does.
+    const int64_t weights = device.is_cuda() && config.model ? config.model->weight_bytes : 0;
     for (const Sizes& sizes : all_sizes) {
-      text += "\n" + sizes_text(spec, registry, device, sizes, style);
+      text +=
+          "\n" + sizes_text(spec, registry, device, sizes, static_cast<uint64_t>(weights), style);
     }
   }
   print(text + "\nPlanned, without what selectors keep for themselves; nothing was run.\n");

@@ -195,8 +195,9 @@ std::string show_one(const Registry& registry, sikv_kind kind, const std::string
   std::string text = fmt::format("{} {}\n", kind_name(kind), id);
   for (const Variant& variant : registry.variants()) {
     if (variant.kind != kind || variant.id != id) continue;
-    text +=
-        fmt::format("  {} {} from {}\n", variant.variant, variant.version, variant.path.string());
+    text += fmt::format("  {} {} {}from {}\n", variant.variant, variant.version,
+                        variant.architectures.empty() ? "" : "for " + variant.architectures + ", ",
+                        variant.path.string());
   }
   const auto own = registry.options(kind, id);
   std::vector<sikv_option_spec> options(own.begin(), own.end());

@@ -2,7 +2,7 @@
 // of a row merges them in the same launch.
 //
 //   splits of a row   | encoded 0 | ... | encoded E-1 | exact 0 | ... | exact X-1 |
-//   a split's result  per query head | m | l | acc 0 | ... | acc D-1 |   fp32, in the workspace
+//   a split's result  per query head acc [D] and (m, l), fp32, in the workspace
 //
 // m is the largest logit so far times log2(e), l the sum of 2^(logit - m), acc that of
 // 2^(logit - m) v. Encoded splits work in the space that tokens are stored in (rotated, centred);
@@ -20,6 +20,8 @@
 namespace sikv::cuda {
 
 inline constexpr int kFlashWarps = 4, kFlashThreads = 32 * kFlashWarps;
+// Blocks a multiprocessor holds at once: up to 168 registers a thread.
+inline constexpr int kResident = 3;
 inline constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // Where encoded token i of a split's list lies.
@@ -40,15 +42,16 @@ struct FlashCall {
   int32_t encoded_splits, exact_splits;
   bool resume;       // encoded splits go on from their results so far
   bool finish;       // merge after this launch
-  float* partials;   // [B, H, splits, G, D + 2]
+  float* sums;       // [B, H, splits, G, D] acc
+  float2* tops;      // [B, H, splits, G] (m, l)
   int32_t* tickets;  // [B, H], zero before and after
   float* out;        // [B, Hq, D]
   float* lse;        // [B, Hq]
 
   __host__ __device__ int splits() const { return encoded_splits + exact_splits; }
-  __host__ __device__ int stride() const { return view.head_dim + 2; }
-  __device__ float* partial(int row, int split, int g) const {
-    return partials + ((int64_t{row} * splits() + split) * group + g) * stride();
+  // Of head g of a split, in sums (times D) and tops.
+  __device__ int64_t result(int row, int split, int g) const {
+    return (int64_t{row} * splits() + split) * group + g;
   }
   // Query head g of a row, in [B, Hq] order: rows are (sequence, KV head).
   __device__ int64_t head(int row, int g) const { return int64_t{row} * group + g; }
@@ -93,7 +96,7 @@ __device__ inline void load_queries(const FlashCall& call, int row, int first, i
 // acc not read) into the split's result of heads first .. . All threads; after a barrier.
 __device__ inline void store_split(const FlashCall& call, int row, int split, int first, int heads,
                                    int state_heads, const float* states) {
-  const int dim = call.view.head_dim, stride = call.stride();
+  const int dim = call.view.head_dim, stride = dim + 2;
   for (int i = threadIdx.x; i < heads * dim; i += kFlashThreads) {
     const int g = i / dim, d = i % dim;
     float m = -INFINITY, l = 0.0f, x = 0.0f;
@@ -109,83 +112,119 @@ __device__ inline void store_split(const FlashCall& call, int row, int split, in
       l = fmaf(weight, state[1], l);
       x = fmaf(weight, state[2 + d], x);
     }
-    float* to = call.partial(row, split, first + g);
-    to[2 + d] = x;
-    if (d == 0) to[0] = m, to[1] = l;
+    const int64_t result = call.result(row, split, first + g);
+    call.sums[result * dim + d] = x;
+    if (d == 0) call.tops[result] = {m, l};
   }
 }
 
-// One warp merges head g of a row and writes its output.
-__device__ inline void merge_head(const FlashCall& call, int row, int g) {
-  const int lane = threadIdx.x % 32, dim = call.view.head_dim, splits = call.splits();
-  float m[2] = {-INFINITY, -INFINITY};  // encoded, exact
-  for (int s = lane; s < splits; s += 32) {
-    float& side = m[s < call.encoded_splits ? 0 : 1];
-    side = fmaxf(side, __ldcg(call.partial(row, s, g)));
+// Query heads a block merges at a time, and the shared memory it takes.
+inline constexpr int kMergeHeads = 4, kMaxSplits = 128;
+struct MergeShared {
+  float2 tops[kMergeHeads][2 * kMaxSplits];  // (m, l) of a split; then (weight, -)
+  float sums[2][kMergeHeads][kMaxHeadDim];   // encoded, exact
+  float weights[kMergeHeads][2];             // of these two in the output
+  float encoded_l[kMergeHeads];
+};
+
+// Merges heads first .. first + heads - 1 of a row and writes their output. All threads.
+__device__ inline void merge_heads(const FlashCall& call, int row, int first, int heads,
+                                   MergeShared& shared) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int dim = call.view.head_dim, splits = call.splits();
+  for (int i = threadIdx.x; i < splits * heads; i += kFlashThreads) {
+    const int s = i / heads, g = i % heads;
+    shared.tops[g][s] = __ldcg(call.tops + call.result(row, s, first + g));
   }
-  m[0] = warp_max(m[0]);
-  m[1] = warp_max(m[1]);
-  float l[2] = {}, acc[2][kMaxLaneChannels] = {};
-  for (int base = 0; base < splits; base += 32) {
-    const int s = base + lane;
-    float weight = 0.0f;
-    if (s < splits) {
-      const float* part = call.partial(row, s, g);
-      const int side = s < call.encoded_splits ? 0 : 1;
-      const float split_m = __ldcg(part);
-      if (split_m != -INFINITY) {
-        weight = exp2f(split_m - m[side]);
-        l[side] = fmaf(weight, __ldcg(part + 1), l[side]);
+  __syncthreads();
+  for (int g = warp; g < heads; g += kFlashWarps) {
+    float2* const tops = shared.tops[g];
+    float m[2] = {-INFINITY, -INFINITY}, l[2] = {};  // encoded, exact
+    for (int s = lane; s < splits; s += 32) {
+      if (s < call.encoded_splits) {
+        m[0] = fmaxf(m[0], tops[s].x);
+      } else {
+        m[1] = fmaxf(m[1], tops[s].x);
       }
     }
-    const int count = min(32, splits - base);
-#pragma unroll 4
-    for (int i = 0; i < count; ++i) {
-      const float w = __shfl_sync(0xffffffffu, weight, i);
-      const float* part = call.partial(row, base + i, g) + 2 + lane;
-      const bool encoded = base + i < call.encoded_splits;
-#pragma unroll
-      for (int c = 0; c < kMaxLaneChannels; ++c) {
-        if (32 * c >= dim) break;
-        const float x = w != 0.0f ? __ldcg(part + 32 * c) : 0.0f;
-        if (encoded) {
-          acc[0][c] = fmaf(w, x, acc[0][c]);
-        } else {
-          acc[1][c] = fmaf(w, x, acc[1][c]);
-        }
+    m[0] = warp_max(m[0]);
+    m[1] = warp_max(m[1]);
+    for (int s = lane; s < splits; s += 32) {
+      const bool encoded = s < call.encoded_splits;
+      const float weight = tops[s].x == -INFINITY ? 0.0f : exp2f(tops[s].x - m[encoded ? 0 : 1]);
+      if (encoded) {
+        l[0] = fmaf(weight, tops[s].y, l[0]);
+      } else {
+        l[1] = fmaf(weight, tops[s].y, l[1]);
       }
+      tops[s].x = weight;
     }
-  }
-  l[0] = warp_sum(l[0]);
-  l[1] = warp_sum(l[1]);
-  if (m[0] != -INFINITY) {  // else the row's side tables may never have been filled
-    if (call.keys.mean != nullptr) {
+    l[0] = warp_sum(l[0]);
+    l[1] = warp_sum(l[1]);
+    // Without encoded tokens the row's side tables may never have been filled.
+    if (m[0] != -INFINITY && call.keys.mean != nullptr) {
       float q[kMaxLaneChannels] = {};
 #pragma unroll
       for (int i = 0; i < kMaxLaneChannels; ++i) {
         if (32 * i < dim) {
-          q[i] = sikv_load(call.q, call.view.dtype, call.head(row, g) * dim + lane + 32 * i);
+          q[i] =
+              sikv_load(call.q, call.view.dtype, call.head(row, first + g) * dim + lane + 32 * i);
         }
       }
       m[0] += warp_key_shift(call.keys, row, q) * call.scale;
     }
-    warp_restore_value(call.values, row, l[0], acc[0]);
+    const float top = fmaxf(m[0], m[1]);
+    const float w0 = m[0] == -INFINITY ? 0.0f : exp2f(m[0] - top);
+    const float w1 = m[1] == -INFINITY ? 0.0f : exp2f(m[1] - top);
+    const float sum = w0 * l[0] + w1 * l[1];
+    if (lane == 0) {
+      const bool empty = top == -INFINITY;
+      shared.weights[g][0] = empty ? 0.0f : w0 / sum;
+      shared.weights[g][1] = empty ? 0.0f : w1 / sum;
+      shared.encoded_l[g] = l[0];
+      call.lse[call.head(row, first + g)] = empty ? -INFINITY : (top + log2f(sum)) * kLn2;
+    }
   }
-  const float top = fmaxf(m[0], m[1]);
-  const bool empty = top == -INFINITY;
-  const float w0 = m[0] == -INFINITY ? 0.0f : exp2f(m[0] - top);
-  const float w1 = m[1] == -INFINITY ? 0.0f : exp2f(m[1] - top);
-  const float sum = w0 * l[0] + w1 * l[1];
-  float* out = call.out + call.head(row, g) * dim + lane;
+  __syncthreads();
+  for (int i = threadIdx.x; i < heads * (dim / 4); i += kFlashThreads) {
+    const int g = i / (dim / 4), chunk = i % (dim / 4);
+    const float4* from =
+        reinterpret_cast<const float4*>(call.sums + call.result(row, 0, first + g) * dim) + chunk;
+    const int64_t next = int64_t{call.group} * (dim / 4);
+    const auto sum = [&](int begin, int end, float* to) {
+      float4 x = {};
+#pragma unroll 8
+      for (int s = begin; s < end; ++s) {
+        const float4 y = __ldcg(from + s * next);
+        const float w = shared.tops[g][s].x;
+        x.x = fmaf(w, y.x, x.x), x.y = fmaf(w, y.y, x.y);
+        x.z = fmaf(w, y.z, x.z), x.w = fmaf(w, y.w, x.w);
+      }
+      reinterpret_cast<float4*>(to)[chunk] = x;
+    };
+    sum(0, call.encoded_splits, shared.sums[0][g]);
+    sum(call.encoded_splits, splits, shared.sums[1][g]);
+  }
+  __syncthreads();
+  for (int g = warp; g < heads; g += kFlashWarps) {
+    float acc[kMaxLaneChannels] = {};
 #pragma unroll
-  for (int c = 0; c < kMaxLaneChannels; ++c) {
-    if (32 * c < dim) out[32 * c] = empty ? 0.0f : (w0 * acc[0][c] + w1 * acc[1][c]) / sum;
+    for (int c = 0; c < kMaxLaneChannels; ++c) {
+      if (32 * c < dim) acc[c] = shared.sums[0][g][lane + 32 * c];
+    }
+    const float w0 = shared.weights[g][0], w1 = shared.weights[g][1];
+    if (w0 != 0.0f) warp_restore_value(call.values, row, shared.encoded_l[g], acc);
+    float* out = call.out + call.head(row, first + g) * dim + lane;
+#pragma unroll
+    for (int c = 0; c < kMaxLaneChannels; ++c) {
+      if (32 * c < dim) out[32 * c] = w0 * acc[c] + w1 * shared.sums[1][g][lane + 32 * c];
+    }
   }
-  if (lane == 0) call.lse[call.head(row, g)] = empty ? -INFINITY : (top + log2f(sum)) * kLn2;
 }
 
-// After a block has stored its results: the last of `blocks` blocks of a row merges it.
-__device__ inline void finish_row(const FlashCall& call, int row, int blocks) {
+// After a block has stored its results: the last of `blocks` blocks of a row merges it, in the
+// block's shared memory.
+__device__ inline void finish_row(const FlashCall& call, int row, int blocks, float* shared) {
   if (!call.finish) return;
   __shared__ bool last;
   __threadfence();
@@ -194,7 +233,11 @@ __device__ inline void finish_row(const FlashCall& call, int row, int blocks) {
   __syncthreads();
   if (!last) return;
   __threadfence();
-  for (int g = threadIdx.x / 32; g < call.group; g += kFlashWarps) merge_head(call, row, g);
+  for (int first = 0; first < call.group; first += kMergeHeads) {
+    merge_heads(call, row, first, min(kMergeHeads, call.group - first),
+                *reinterpret_cast<MergeShared*>(shared));
+    __syncthreads();
+  }
   if (threadIdx.x == 0) call.tickets[row] = 0;
 }
 
@@ -231,25 +274,24 @@ class LaneFlash {
     }
   }
 
-  // Goes on from a stored state [heads, D + 2].
-  __device__ void resume(const float* state, int heads) {
+  // Goes on from stored results: sums [heads, D], tops [heads].
+  __device__ void resume(const float* sums, const float2* tops, int heads) {
     const int lane = threadIdx.x % 32;
     if (lane >= kLanes || kUnit * lane >= dim_) return;
 #pragma unroll
     for (int g = 0; g < kHeads; ++g) {
       if (g >= heads) break;
-      const float* from = state + g * (dim_ + 2);
-      m_[g] = from[0];
-      l_[g] = from[1];
+      m_[g] = tops[g].x;
+      l_[g] = tops[g].y;
 #pragma unroll
-      for (int i = 0; i < kUnit; ++i) acc_[g][i] = from[2 + kUnit * lane + i];
+      for (int i = 0; i < kUnit; ++i) acc_[g][i] = sums[g * dim_ + kUnit * lane + i];
     }
   }
 
   // load(i, unit, k [8], v [8]) -> whether token i counts.
-  template <typename Load>
+  template <int kUnroll, typename Load>
   __device__ void attend(Range range, Load&& load) {
-    constexpr int kPer = 32 / kLanes, kStep = kFlashWarps * kPer, kUnroll = 1;
+    constexpr int kPer = 32 / kLanes, kStep = kFlashWarps * kPer;
     const int sub = threadIdx.x % 32 / kLanes;
     const int unit = min(static_cast<int>(threadIdx.x) % kLanes, dim_ / kUnit - 1);
     for (int base = range.begin + static_cast<int>(threadIdx.x) / 32 * kPer; base < range.end;
@@ -352,8 +394,10 @@ struct EncodedList {
 };
 
 // Shared memory of a block that attends to `heads` heads at a time.
-inline size_t flash_shared_bytes(int heads, int dim) {
-  return sizeof(float) * static_cast<size_t>(heads * dim + kFlashWarps * heads * (dim + 2));
+constexpr size_t flash_shared_bytes(int heads, int dim) {
+  return std::max(
+      sizeof(float) * static_cast<size_t>(heads * dim + kFlashWarps * heads * (dim + 2)),
+      sizeof(MergeShared));
 }
 
 // A split of encoded tokens of any layout, heads first .. first + heads - 1.
@@ -368,8 +412,11 @@ __device__ void attend_encoded(const FlashCall& call, int row, int split, int fi
   if (range.begin < range.end) load_queries(call, row, first, heads, true, q_s);
   __syncthreads();
   LaneFlash<kLanes, kHeads> flash(q_s, range.begin < range.end ? heads : 0, dim);
-  if (call.resume && threadIdx.x < 32) flash.resume(call.partial(row, split, first), heads);
-  flash.attend(range, [&](int i, int unit, float(&k)[kUnit], float(&v)[kUnit]) {
+  if (call.resume && threadIdx.x < 32) {
+    const int64_t result = call.result(row, split, first);
+    flash.resume(call.sums + result * dim, call.tops + result, heads);
+  }
+  flash.template attend<1>(range, [&](int i, int unit, float(&k)[kUnit], float(&v)[kUnit]) {
     const int slot = list.slots != nullptr ? list.slots[i] : i;
     int64_t page = row;
     int token = slot;
@@ -381,7 +428,7 @@ __device__ void attend_encoded(const FlashCall& call, int row, int split, int fi
     load_unit(call.values, row, page, token, unit, v);
     return !(list.skip_pinned && is_pinned(call.view, row, slot));
   });
-  flash.store(states + threadIdx.x / 32 * kHeads * call.stride(), heads);
+  flash.store(states + threadIdx.x / 32 * kHeads * (dim + 2), heads);
   __syncthreads();
   store_split(call, row, split, first, heads, kHeads, states);
 }
@@ -401,7 +448,7 @@ __device__ void attend_exact(const FlashCall& call, int row, int part, int first
       call.listed != Listed::kPages && view.pinned_capacity > 0 ? view.pinned_len[row] : 0;
   const int64_t row_bytes = int64_t{dim} * sikv_dtype_bytes(view.dtype);
   LaneFlash<kLanes, kHeads> flash(q_s, heads, dim);
-  flash.attend(
+  flash.template attend<2>(
       part_of(pinned + view.tail_len[sequence], part, call.exact_splits, 1),
       [&](int i, int unit, float(&k)[kUnit], float(&v)[kUnit]) {
         const bool is_tail = i >= pinned;
@@ -415,15 +462,15 @@ __device__ void attend_exact(const FlashCall& call, int row, int part, int first
         load_raw_unit(static_cast<const uint8_t*>(v_row) + token * row_bytes, view.dtype, unit, v);
         return true;
       });
-  flash.store(states + threadIdx.x / 32 * kHeads * call.stride(), heads);
+  flash.store(states + threadIdx.x / 32 * kHeads * (dim + 2), heads);
   __syncthreads();
   store_split(call, row, call.encoded_splits + part, first, heads, kHeads, states);
 }
 
 // Grid (splits, rows, tiles of kHeads query heads).
 template <int kLanes, int kHeads>
-__global__ __launch_bounds__(kFlashThreads) void attend_any(
-    const __grid_constant__ FlashCall call) {
+__global__ __launch_bounds__(kFlashThreads,
+                             kResident) void attend_any(const __grid_constant__ FlashCall call) {
   extern __shared__ float4 shared_words[];
   float* const shared = reinterpret_cast<float*>(shared_words);
   const int row = static_cast<int>(blockIdx.y), split = static_cast<int>(blockIdx.x);
@@ -433,7 +480,7 @@ __global__ __launch_bounds__(kFlashThreads) void attend_any(
   } else if (call.finish) {
     attend_exact<kLanes, kHeads>(call, row, split - call.encoded_splits, first, heads, shared);
   }
-  finish_row(call, row, static_cast<int>(gridDim.x * gridDim.z));
+  finish_row(call, row, static_cast<int>(gridDim.x * gridDim.z), shared);
 }
 
 // ---- host ---------------------------------------------------------------------------------------
@@ -457,23 +504,37 @@ class Tickets {
   int32_t* data_ = nullptr;
 };
 
-// Splits of a row's `tokens` encoded tokens: enough blocks for `waves` on each multiprocessor, each
-// with at least `least` tokens, so that its result (D + 2 floats a head) is small against them.
-inline int flash_splits(int64_t tokens, int64_t rows, int multiprocessors, int waves, int least) {
-  const int64_t wanted = (int64_t{multiprocessors} * waves + rows - 1) / rows;
-  const int64_t most = (tokens + least - 1) / least;
-  return static_cast<int>(std::max<int64_t>(std::min({wanted, most, int64_t{128}}), 1));
+inline constexpr int kMaxRounds = 4;
+
+struct Splits {
+  int encoded, exact;
+};
+
+// Splits of `tokens` encoded and `exact_tokens` other tokens of each row: as many blocks as the GPU
+// holds at once (one more would run alone afterwards), or up to kMaxRounds times that while a split
+// keeps kLong tokens, so that blocks that end early are followed by others. 64 tokens at least: a
+// tile for each warp.
+inline Splits flash_splits(int64_t tokens, int64_t exact_tokens, int64_t rows,
+                           int multiprocessors) {
+  constexpr int64_t kLeast = 64, kLong = 512;
+  const int64_t blocks = int64_t{multiprocessors} * kResident;
+  const int64_t rounds = std::clamp<int64_t>(
+      std::min(tokens / kLong * rows, kMaxSplits * rows) / blocks, 1, int64_t{kMaxRounds});
+  const int64_t share = std::min<int64_t>(blocks * rounds / rows, kMaxSplits);
+  const auto parts = [](int64_t n, int64_t most) {
+    return static_cast<int>(std::max<int64_t>(std::min((n + kLeast - 1) / kLeast, most), 1));
+  };
+  const int exact = parts(exact_tokens, blocks / rows / 4);
+  return {parts(tokens, share - exact), exact};
+}
+inline Splits flash_splits(int64_t tokens, const sikv_cache_view& view, int multiprocessors) {
+  return flash_splits(tokens, view.pinned_capacity + view.tail_capacity,
+                      int64_t{view.num_sequences} * view.num_kv_heads, multiprocessors);
 }
 
-// Splits of pinned copies and tail.
-inline constexpr int kExactWaves = 4;
-inline int flash_exact_splits(const sikv_cache_view& view, int64_t rows, int multiprocessors) {
-  return flash_splits(view.pinned_capacity + view.tail_capacity, rows, multiprocessors, kExactWaves,
-                      64);
-}
-
-// A call over all of `args` but its lists, stores and splits.
-inline FlashCall flash_call(const sikv_attend_args& args, void* workspace, const Tickets& tickets) {
+// A call over all of `args` but its lists and stores.
+inline FlashCall flash_call(const sikv_attend_args& args, void* workspace, const Tickets& tickets,
+                            Splits splits) {
   FlashCall call{};
   call.view = *args.view;
   call.q = args.q;
@@ -481,19 +542,23 @@ inline FlashCall flash_call(const sikv_attend_args& args, void* workspace, const
   call.scale = args.scale * kLog2e;
   call.selection = args.selection;
   call.finish = true;
-  call.partials = static_cast<float*>(workspace);
+  call.encoded_splits = splits.encoded;
+  call.exact_splits = splits.exact;
+  call.sums = static_cast<float*>(workspace);
+  call.tops = reinterpret_cast<float2*>(call.sums + int64_t{args.view->num_sequences} *
+                                                        args.num_query_heads * call.splits() *
+                                                        args.view->head_dim);
   call.tickets = tickets.data();
   call.out = args.out;
   call.lse = args.lse;
   return call;
 }
 
-// Bytes of results of any batch of at most `rows` rows, whose splits flash_splits counted with
-// `waves`: rows * splits is at most the blocks asked for and one more a row.
-inline uint64_t flash_workspace_bytes(int64_t rows, int group, int dim, int multiprocessors,
-                                      int waves) {
-  const int64_t splits = int64_t{multiprocessors} * (waves + kExactWaves) + 2 * rows;
-  return sizeof(float) * static_cast<uint64_t>(splits * group * (dim + 2));
+// Bytes of results of any batch of at most `rows` rows, whose splits flash_splits counted.
+inline uint64_t flash_workspace_bytes(int64_t rows, int group, int dim, int multiprocessors) {
+  const int64_t splits = int64_t{multiprocessors} * kResident * kMaxRounds + 2 * rows;
+  return static_cast<uint64_t>(splits * group) *
+         (sizeof(float2) + sizeof(float) * static_cast<uint64_t>(dim));
 }
 
 inline void launch_attend_any(const FlashCall& call, cudaStream_t stream) {

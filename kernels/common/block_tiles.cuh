@@ -362,6 +362,8 @@ struct TilePlaces {
   uint32_t place;
   uint32_t counts;  // bit n: token n counts
 
+  TilePlaces() = default;
+
   __device__ TilePlaces(const FlashCall& call, int row, const EncodedList& list, int first,
                         int end) {
     const int i = first + static_cast<int>(threadIdx.x) % 16, last = min(i, end - 1);
@@ -401,10 +403,16 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, flo
                    [&](int64_t page, int token) { values.load(call.values, i, page, token); });
     }
   };
-  // The first tile's bytes are on their way while the query is prepared.
+  // The first tile's bytes are on their way while the query is prepared; a later tile's places are
+  // looked up a tile ahead.
+  const auto places_at = [&](int first) {
+    return TilePlaces(call, row, list, min(first, range.end - 1), range.end);
+  };
   uint32_t counts = 0;
+  TilePlaces next{};
   if (base < range.end) {
-    const TilePlaces places(call, row, list, base, range.end);
+    const TilePlaces places = places_at(base);
+    next = places_at(base + kStep);
     counts = places.counts;
     load(places);
   }
@@ -459,9 +467,9 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, flo
     values.template add<kHeadTiles>(weight, f, acc, extra);
     base += kStep;
     if (base < range.end) {
-      const TilePlaces places(call, row, list, base, range.end);
-      counts = places.counts;
-      load(places);
+      counts = next.counts;
+      load(next);
+      next = places_at(base + kStep);
     }
   }
   values.template finish<kHeadTiles>(acc, extra);
@@ -492,8 +500,8 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, flo
 
 // Grid (splits, rows).
 template <typename Keys, typename Values, int kHeadTiles>
-__global__ __launch_bounds__(kFlashThreads) void attend_tiles(
-    const __grid_constant__ FlashCall call) {
+__global__ __launch_bounds__(kFlashThreads,
+                             kResident) void attend_tiles(const __grid_constant__ FlashCall call) {
   extern __shared__ float4 shared_words[];
   float* const shared = reinterpret_cast<float*>(shared_words);
   const int row = static_cast<int>(blockIdx.y), split = static_cast<int>(blockIdx.x);
@@ -507,15 +515,15 @@ __global__ __launch_bounds__(kFlashThreads) void attend_tiles(
                                    min(kHeads, call.group - first), shared);
     }
   }
-  finish_row(call, row, static_cast<int>(gridDim.x));
+  finish_row(call, row, static_cast<int>(gridDim.x), shared);
 }
 
 template <typename Keys, typename Values, int kHeadTiles>
 void launch_attend_tiles(const FlashCall& call, cudaStream_t stream) {
   constexpr int kDim = Keys::kDim;
   constexpr size_t kStates = sizeof(float) * kFlashWarps * 8 * kHeadTiles * (kDim + 2);
-  constexpr size_t kShared = std::max({sizeof(TileShared<Keys, Values, kHeadTiles>), kStates,
-                                       sizeof(float) * (4 * kDim + kFlashWarps * 4 * (kDim + 2))});
+  constexpr size_t kShared = std::max(
+      {sizeof(TileShared<Keys, Values, kHeadTiles>), kStates, flash_shared_bytes(4, kDim)});
   const auto kernel = attend_tiles<Keys, Values, kHeadTiles>;
   if constexpr (kShared > 48 * 1024) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

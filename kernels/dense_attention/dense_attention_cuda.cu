@@ -7,10 +7,6 @@
 namespace sikv::dense_attention {
 namespace {
 
-// Many short blocks: 64 rows of 128K tokens are 33 splits of 4K tokens, four rounds of the GPU, so
-// that the last round idles little of it.
-constexpr int kWaves = 16, kLeastTokens = 512;
-
 // Launches what reads these rows fastest: the tensor cores take 16-bit types and 8 query heads a KV
 // head, the rest goes through fp32 units.
 void launch(const cuda::FlashCall& call, cudaStream_t stream) {
@@ -48,17 +44,16 @@ class DenseAttention : public Kernel {
   }
   uint64_t plan(int32_t) override {
     tickets_.allocate(rows_);
-    return cuda::flash_workspace_bytes(rows_, group_, dim_, multiprocessors_, kWaves);
+    return cuda::flash_workspace_bytes(rows_, group_, dim_, multiprocessors_);
   }
   // Pinned tokens are attended where they are stored: their copies hold the same bytes.
   void run(const sikv_attend_args& args, const CacheView& view, Launch launch_on) override {
-    cuda::FlashCall call = cuda::flash_call(args, launch_on.workspace, tickets_);
+    cuda::FlashCall call = cuda::flash_call(
+        args, launch_on.workspace, tickets_,
+        cuda::flash_splits(args.view->max_encoded_len, *args.view, multiprocessors_));
     call.keys = cuda::key_rows(args.view->key);
     call.values = cuda::value_rows(args.view->value);
     call.listed = cuda::Listed::kPages;
-    call.encoded_splits = cuda::flash_splits(args.view->max_encoded_len, view.num_rows(),
-                                             multiprocessors_, kWaves, kLeastTokens);
-    call.exact_splits = cuda::flash_exact_splits(*args.view, view.num_rows(), multiprocessors_);
     launch(call, cuda::stream(launch_on));
   }
 

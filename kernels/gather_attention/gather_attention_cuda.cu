@@ -8,7 +8,6 @@
 namespace sikv::gather_attention {
 namespace {
 
-constexpr int kWaves = 4, kLeastTokens = 64;
 // K and V of a chunk, decoded: launches are few where rows are few, and the workspace is bounded.
 constexpr int64_t kChunkBytes = int64_t{256} << 20;
 constexpr int kMinChunk = 256;
@@ -73,7 +72,6 @@ class GatherAttention : public Kernel {
   // Every row's list is as long as its selection or, if that is everything, its encoded tokens:
   // only the device knows which, so launches cover both.
   void run(const sikv_attend_args& args, const CacheView& view, Launch launch) override {
-    cuda::FlashCall call = cuda::flash_call(args, launch.workspace, tickets_);
     const int rows = view.num_rows(), dim = view.head_dim();
     const int bound = std::max(args.view->max_encoded_len, 1);
     const int capacity = std::min(chunk_tokens(rows_, dim, max_tokens_), bound);
@@ -85,13 +83,13 @@ class GatherAttention : public Kernel {
     chunk.slots = take<int32_t>(bytes, tokens);
     chunk.counts = take<int32_t>(bytes, rows);
 
+    cuda::FlashCall call =
+        cuda::flash_call(args, launch.workspace, tickets_,
+                         cuda::flash_splits(capacity, *args.view, multiprocessors_));
     call.keys = decoded_rows(chunk.k, capacity);
     call.values = decoded_rows(chunk.v, capacity);
     call.listed = cuda::Listed::kDecoded;
     call.selection = {chunk.slots, chunk.counts, capacity, 0};
-    call.encoded_splits =
-        cuda::flash_splits(capacity, rows, multiprocessors_, kWaves, kLeastTokens);
-    call.exact_splits = cuda::flash_exact_splits(*args.view, rows, multiprocessors_);
     const cudaStream_t stream = cuda::stream(launch);
     for (int first = 0; first < bound; first += capacity) {
       list_chunk<<<static_cast<unsigned>(rows), kListThreads, 0, stream>>>(
@@ -116,7 +114,7 @@ class GatherAttention : public Kernel {
   }
   static uint64_t aligned(uint64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
   uint64_t flash_bytes() const {
-    return aligned(cuda::flash_workspace_bytes(rows_, group_, dim_, multiprocessors_, kWaves));
+    return aligned(cuda::flash_workspace_bytes(rows_, group_, dim_, multiprocessors_));
   }
   uint64_t chunk_bytes(int64_t rows, int64_t capacity) const {
     const uint64_t tokens = static_cast<uint64_t>(rows * capacity);

@@ -7,10 +7,6 @@
 namespace sikv::sparse_flash {
 namespace {
 
-// Blocks of 4 warps a multiprocessor should get: 2048 tokens of 64 rows are 8 splits, in which a
-// warp does four tiles of 16 tokens.
-constexpr int kWaves = 4, kLeastTokens = 64;
-
 // Launches what reads these stores fastest. More than 8 query heads a KV head would need a second
 // accumulator of each lane: they go the general way.
 void launch(const cuda::FlashCall& call, cudaStream_t stream) {
@@ -51,20 +47,19 @@ class SparseFlash : public Kernel {
   }
   uint64_t plan(int32_t) override {
     tickets_.allocate(rows_);
-    return cuda::flash_workspace_bytes(rows_, group_, dim_, multiprocessors_, kWaves);
+    return cuda::flash_workspace_bytes(rows_, group_, dim_, multiprocessors_);
   }
   void run(const sikv_attend_args& args, const CacheView& view, Launch launch_on) override {
-    cuda::FlashCall call = cuda::flash_call(args, launch_on.workspace, tickets_);
-    call.keys = cuda::key_rows(args.view->key);
-    call.values = cuda::value_rows(args.view->value);
     // A capacity of 0 goes with selectors that select all. One that only now and then answers
     // SIKV_SELECT_ALL is served too, by fewer blocks than there could be.
     const int bound = args.selection.capacity > 0
                           ? std::min(args.selection.capacity, args.view->max_encoded_len)
                           : args.view->max_encoded_len;
-    call.encoded_splits =
-        cuda::flash_splits(bound, view.num_rows(), multiprocessors_, kWaves, kLeastTokens);
-    call.exact_splits = cuda::flash_exact_splits(*args.view, view.num_rows(), multiprocessors_);
+    cuda::FlashCall call =
+        cuda::flash_call(args, launch_on.workspace, tickets_,
+                         cuda::flash_splits(bound, *args.view, multiprocessors_));
+    call.keys = cuda::key_rows(args.view->key);
+    call.values = cuda::value_rows(args.view->value);
     launch(call, cuda::stream(launch_on));
   }
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 
 import environment
@@ -78,9 +79,15 @@ def join(bench, peers):
 
 # ---- the plot -----------------------------------------------------------------------------------
 
-WIDTH, HEIGHT = 760, 460
-LEFT, RIGHT, TOP, BOTTOM = 70, 250, 30, 50
-COLOURS = ["#1f6feb", "#2da44e", "#bf8700", "#cf222e", "#8250df", "#57606a"]
+WIDTH, HEIGHT = 860, 460
+LEFT, RIGHT, TOP, BOTTOM = 70, 330, 30, 50
+COLOURS = ["#1f6feb", "#2da44e", "#bf8700", "#cf222e", "#8250df", "#8c959f", "#24292f"]
+OPTIONS = {"rerank {}": r"rerank=(\d+)", "scan every {}": r"scan_every=(\d+)", "refresh": "refresh_cosine"}
+
+
+def dense_bytes(row):
+    """Of fp16 K and V."""
+    return 4.0 * row["batch"] * row["context"] * row["kv_heads"] * row["head_dim"]
 
 
 def roofline(rows, peers, copy_tb_per_s):
@@ -89,14 +96,17 @@ def roofline(rows, peers, copy_tb_per_s):
     points = []
     for row in rows:
         name = row["pipeline"].split(" > ")
-        options = [x for x in ("rerank=4", "scan_every=4") if x in row["pipeline"]]
-        label = name[0] + (" " + ", ".join(options) if options else "")
+        options = [
+            text.format(*found.groups())
+            for text, pattern in OPTIONS.items()
+            if (found := re.search(pattern, row["pipeline"]))
+        ]
+        label = ", ".join([name[0]] + options)
         if is_dense(row):
             label = "dense_attention"
         points.append((label, row["bytes"], us(row)))
-    for row in peers["rows"]:
-        if "median_us" in row:
-            points.append(("PyTorch SDPA, FlashInfer", row["bytes"], row["median_us"]))
+    for best_us, size in {(row["dense_best_us"], dense_bytes(row)) for row in rows}:
+        points.append(("best dense", size, best_us))
     for label, _, _ in points:
         if label not in names:
             names.append(label)

