@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -45,7 +46,8 @@ struct Result {
   std::string out, err;
 };
 
-// A folder of its own for each test, and sikv running in it.
+// A folder of its own for each test, and sikv running in it; without a GPU, which `device: auto`
+// would take where there is one.
 class Cli : public testing::Test {
  protected:
   Cli()
@@ -53,6 +55,7 @@ class Cli : public testing::Test {
                 fmt::format("sikv_cli_{}_{}", getpid(),
                             testing::UnitTest::GetInstance()->current_test_info()->name())) {
     fs::create_directories(folder_);
+    setenv("CUDA_VISIBLE_DEVICES", "", 1);
   }
   ~Cli() override { fs::remove_all(folder_); }
 

@@ -64,7 +64,7 @@ void ConfigFlags::add_to(CLI::App& app) {
       ->allow_extra_args(false);
   plugins_.add_to(app);
   app.add_option("--threads", threads_, "CPU workers; 0 = one per core")->type_name("N");
-  app.add_option("--device", device_, "cpu, cuda or auto")->type_name("NAME");
+  app.add_option("--device", device_, "cpu, cuda, cuda:N or auto")->type_name("NAME");
 }
 
 Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry) const {
@@ -139,7 +139,8 @@ bool runs_on_gpu(const PipelineSpec& spec, const Registry& registry) {
 Device& Devices::open(const std::string& name) {
   std::unique_ptr<Device>& device = open_[name];
   if (device == nullptr) {
-    device = name == "cuda" ? open_cuda_device(0, threads_) : open_cpu_device(threads_);
+    const int gpu = gpu_number(name);
+    device = gpu >= 0 ? open_cuda_device(gpu, threads_) : open_cpu_device(threads_);
   }
   return *device;
 }

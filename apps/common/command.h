@@ -66,7 +66,7 @@ class ConfigFlags {
 class Devices {
  public:
   explicit Devices(int threads) : threads_(threads) {}
-  // "cpu" or "cuda"; Error if there is none.
+  // "cpu", "cuda" or "cuda:N"; Error if there is none.
   Device& open(const std::string& name);
   // The one a pipeline names. `auto` is the GPU where there is one that every part has a variant
   // for, else the CPU.

@@ -138,7 +138,7 @@ Command add_generate(CLI::App& app) {
   command->add_flag("--ignore-stop", flags->ignore_stop, "goes on behind the end of the text");
   flags->plugins.add_to(*command);
   command->add_option("--threads", flags->threads, "CPU workers; 0 = one per core")->type_name("N");
-  command->add_option("--device", flags->device, "cpu, cuda or auto")->type_name("NAME");
+  command->add_option("--device", flags->device, "cpu, cuda, cuda:N or auto")->type_name("NAME");
   command->footer(examples({
       "sikv generate --model smollm2.h5 --prompt 'The capital of France is'",
       "sikv generate --model smollm2.h5 --prompt-file long.txt --compare",

@@ -1,6 +1,8 @@
 #include "framework/config/pipeline_parts.h"
 
 #include <algorithm>
+#include <cctype>
+#include <charconv>
 #include <vector>
 
 #include "framework/base/error.h"
@@ -84,8 +86,22 @@ const std::string* forced_variant(const PipelineSpec& spec, const PipelinePart& 
   return found == spec.force.end() ? nullptr : &found->second;
 }
 
+int gpu_number(const std::string& device) {
+  constexpr std::string_view kPrefix = "cuda:";
+  if (device == "cuda") return 0;
+  int number = -1;
+  const char* const end = device.data() + device.size();
+  if (device.starts_with(kPrefix) && device.size() > kPrefix.size() &&
+      std::isdigit(static_cast<unsigned char>(device[kPrefix.size()])) != 0) {
+    const auto [rest, failed] = std::from_chars(device.data() + kPrefix.size(), end, number);
+    if (failed != std::errc() || rest != end) return -1;
+  }
+  return number;
+}
+
 void check_device_name(const std::string& device) {
   if (std::find(kDeviceNames.begin(), kDeviceNames.end(), device) != kDeviceNames.end()) return;
+  if (gpu_number(device) >= 0) return;
   const std::vector<std::string> names(kDeviceNames.begin(), kDeviceNames.end());
   const std::string near = did_you_mean(device, names);
   throw Error("device is '{}'{}", device, near.empty() ? ", expected " + join(names) : near);

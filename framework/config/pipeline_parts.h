@@ -49,7 +49,9 @@ void force_variant(PipelineSpec& spec, const PipelinePart& part, const std::stri
 // The forced variant of one part, or nullptr.
 const std::string* forced_variant(const PipelineSpec& spec, const PipelinePart& part);
 
-// "auto", "cpu" or "cuda"; Error otherwise.
+// N of "cuda:N", 0 of "cuda"; -1 of anything else.
+int gpu_number(const std::string& device);
+// "auto", "cpu", "cuda" or "cuda:N"; Error otherwise.
 void check_device_name(const std::string& device);
 
 }  // namespace sikv

@@ -60,6 +60,7 @@ class Parser {
     if (accept('@')) {
       const size_t start = skip_spaces();
       spec.device = word("a device after '@'");
+      if (accept(':')) spec.device += ":" + word("the number of a GPU after ':'");
       at(start, [&] { check_device_name(spec.device); });
     }
     skip_spaces();

@@ -27,6 +27,7 @@ TEST(PipelineText, PrintsWhatItReads) {
            "sign_vq(magnitude_bits=2)+intq(bits=2) > self_index(budget=2048,pinned=64) > "
            "sparse_flash @cuda",
            "rot_lm+rot_lm(bits=4) > full(pinned=0) > sparse_flash",
+           "rot_lm+rot_lm > full(pinned=0) > sparse_flash @cuda:1",
            "sign_vq[ref](magnitude_bits=4,scale_group=16)+intq[ref] > "
            "self_index[cpu](budget=0.075,rerank=4,threshold=1e-3,schedule=auto,pinned=32,"
            "pin=snapkv,keep_generated=true) > sparse_flash[ref](fast=false) @cpu",

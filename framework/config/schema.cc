@@ -164,8 +164,11 @@ json pipeline_schema(const Registry& registry) {
     }
     force[part.family] = {{"enum", variants}};
   }
-  properties["device"] = {
-      {"enum", kDeviceNames}, {"default", "auto"}, {"description", "where it runs"}};
+  const json name = {{"enum", kDeviceNames}};
+  const json numbered = {{"type", "string"}, {"pattern", "^cuda:[0-9]+$"}};
+  properties["device"] = {{"anyOf", json::array({name, numbered})},
+                          {"default", "auto"},
+                          {"description", "where it runs"}};
   properties["force"] = object(std::move(force));
   properties["force"]["description"] = "variant of a part that must run";
   const json line = {

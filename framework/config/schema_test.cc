@@ -151,6 +151,8 @@ TEST_F(SchemaTest, AgreesWithTheParser) {
            "rot_lm}, selector: {name: self_index, budget: 64K, threshold: 0.25, schedule: 2, "
            "pinned: 8, pin: first, keep_generated: true}, attention: {kernel: sparse_flash, fast: "
            "false}, device: cpu, force: {selector: cpu}}",
+           "pipeline: {keys: {codec: sign_vq}, values: {codec: intq}, selector: {name: full}, "
+           "attention: {kernel: sparse_flash}, device: 'cuda:1'}",
            "pipelines: [sign_vq+intq > full > sparse_flash]",
        }) {
     std::string text = kRest;
@@ -190,6 +192,8 @@ TEST_F(SchemaTest, AgreesWithTheParser) {
            "{name: full}, attention: {kernel: sparse_flash}}",
            "pipeline: {keys: {codec: sign_vq}, values: {codec: intq}, selector: {name: full}, "
            "attention: {kernel: sparse_flash}, device: gpu}",
+           "pipeline: {keys: {codec: sign_vq}, values: {codec: intq}, selector: {name: full}, "
+           "attention: {kernel: sparse_flash}, device: 'cuda:x'}",
        }) {
     std::string text = kRest;
     const std::string line = bad;

@@ -23,6 +23,10 @@ namespace {
 constexpr int64_t kDefaultSteps = 16;
 // Tokens drawn before they repeat with other signs: filling runs at the speed of memory.
 constexpr int64_t kTile = 4096;
+// A GPU also holds the queries of the prompts and all decode steps' tokens, and rounds each of the
+// 15 or so blocks of a layer up to 2 MiB.
+constexpr double kPromptQueries = 64;
+constexpr double kRoundingOfLayer = 16 << 20;
 // Of the free memory. A GPU's is nobody else's, and what a cache takes there is known to the byte.
 constexpr double kUsable = 0.9, kUsableOfGpu = 0.97;
 
@@ -241,20 +245,26 @@ uint64_t ThroughputBench::cache_bytes(const PipelineSpec& spec, int64_t context,
          static_cast<uint64_t>(state_bytes(spec, shape(context, batch)));
 }
 
-bool ThroughputBench::has_room(uint64_t cache, int64_t context) const {
+bool ThroughputBench::has_room(uint64_t cache, int64_t context, int batch) const {
   if (memory_limit_ > 0 && cache > memory_limit_) return false;
-  const sikv_shape s = shape(context, 1);
+  const sikv_shape s = shape(context, batch);
   // K and V of one layer and sequence, drawn in fp32 and then rounded; a GPU gets the rounded ones.
   const auto input =
       static_cast<double>(s.max_tokens) * s.num_kv_heads * s.head_dim * 2 *
       ((device_.is_cuda() ? 0 : sizeof(float)) + static_cast<double>(sikv_dtype_bytes(s.dtype)));
-  return static_cast<double>(cache) + input <= static_cast<double>(usable_bytes(device_));
+  double beside = 0;
+  if (device_.is_cuda()) {
+    const auto query = double{sizeof(uint16_t)} * s.num_query_heads * s.head_dim;
+    const auto tokens = static_cast<double>(kPromptQueries + 2 * (warmup() + steps_));
+    beside = kRoundingOfLayer * s.num_layers + tokens * 2 * query * batch;
+  }
+  return static_cast<double>(cache) + input + beside <= static_cast<double>(usable_bytes(device_));
 }
 
 bool ThroughputBench::fits(const PipelineSpec& spec, int64_t context, int batch) {
   // The state is measured; what is too large without it is not asked for it.
-  return has_room(plan_bytes(spec, context, batch), context) &&
-         has_room(cache_bytes(spec, context, batch), context);
+  return has_room(plan_bytes(spec, context, batch), context, batch) &&
+         has_room(cache_bytes(spec, context, batch), context, batch);
 }
 
 int ThroughputBench::largest_batch(const PipelineSpec& spec, int64_t context, int most) {
@@ -267,7 +277,7 @@ void ThroughputBench::check_fits(const PipelineSpec& spec, int64_t context, int 
   const std::string name = pipeline_text(spec, registry_);
   const uint64_t plan = plan_bytes(spec, context, batch);
   const std::string needs =
-      bytes_text(has_room(plan, context) ? cache_bytes(spec, context, batch) : plan);
+      bytes_text(has_room(plan, context, batch) ? cache_bytes(spec, context, batch) : plan);
   const uint64_t usable = usable_bytes(device_);
   const std::string room = bytes_text(memory_limit_ > 0 ? std::min(memory_limit_, usable) : usable);
   if (const int largest = largest_batch(spec, context, batch - 1); largest > 0) {

@@ -68,7 +68,7 @@ class ThroughputBench {
  private:
   sikv_shape shape(int64_t context, int batch) const;
   // Whether a cache of that many bytes and its input go into what is free or allowed.
-  bool has_room(uint64_t cache, int64_t context) const;
+  bool has_room(uint64_t cache, int64_t context, int batch) const;
   bool fits(const PipelineSpec& spec, int64_t context, int batch);
   // As planned, without the selector's state.
   uint64_t plan_bytes(const PipelineSpec& spec, int64_t context, int batch);

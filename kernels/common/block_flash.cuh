@@ -59,62 +59,84 @@ struct FlashCall {
 
 // ---- queries ------------------------------------------------------------------------------------
 
-// q_s [heads, D] <- query heads `first` .. of a row times call.scale, prepared for encoded tokens
-// or as they are. A barrier must follow.
-__device__ inline void load_queries(const FlashCall& call, int row, int first, int heads,
-                                    bool prepared, float* q_s) {
-  const int lane = threadIdx.x % 32, dim = call.view.head_dim;
-  for (int g = threadIdx.x / 32; g < heads; g += kFlashWarps) {
-    float q[kMaxLaneChannels] = {};
-    const int64_t base = call.head(row, first + g) * dim;
+// Reports query head g of a row if it holds what no cache takes. One warp.
+template <int kN>
+__device__ inline void check_query(const FlashCall& call, int row, int g, const float (&q)[kN]) {
+  bool storable = true;
 #pragma unroll
-    for (int i = 0; i < kMaxLaneChannels; ++i) {
-      if (32 * i < dim) {
-        const float x = sikv_load(call.q, call.view.dtype, base + lane + 32 * i);
-        // One kind of split reports; there is always an exact one.
-        if (!prepared && !is_storable(x)) {
-          const int sequence = row / call.view.num_kv_heads;
-          const int heads_before = row % call.view.num_kv_heads * call.group;
-          report_fault(call.view, SIKV_FAULT_Q, sequence, heads_before + first + g,
-                       call.view.encoded_len[row] + call.view.tail_len[sequence] - 1, lane + 32 * i,
-                       x);
-        }
-        q[i] = x * call.scale;
-      }
-    }
-    if (prepared) warp_prepare_query(call.keys, row, q);
+  for (int i = 0; i < kN; ++i) storable = storable && is_storable(q[i]);
+  if (storable) return;
+  const int sequence = row / call.view.num_kv_heads;
+  const int head = row % call.view.num_kv_heads * call.group + g;
+  const int position = call.view.encoded_len[row] + call.view.tail_len[sequence] - 1;
 #pragma unroll
-    for (int i = 0; i < kMaxLaneChannels; ++i) {
-      if (32 * i < dim) q_s[g * dim + lane + 32 * i] = q[i];
-    }
+  for (int i = 0; i < kN; ++i) {
+    if (is_storable(q[i])) continue;
+    report_fault(call.view, SIKV_FAULT_Q, sequence, head, position,
+                 static_cast<int>(threadIdx.x) % 32 + 32 * i, q[i]);
   }
 }
 
-// ---- results of a split -------------------------------------------------------------------------
+// Query head g of a row times call.scale, prepared for encoded tokens; returns what is missing from
+// their logits. One warp.
+template <int kN>
+__device__ inline float prepare_query(const FlashCall& call, int row, int g, float (&q)[kN]) {
+  const int dim = call.view.head_dim;
+  warp_load(call.q, call.view.dtype, call.head(row, g) * dim, dim, q);
+#pragma unroll
+  for (int i = 0; i < kN; ++i) q[i] *= call.scale;
+  const float shift = warp_key_shift(call.keys, row, q);
+  warp_prepare_query(call.keys, row, q);
+  return shift;
+}
 
-// Merges the warps' states [kFlashWarps, state_heads, D + 2] in shared memory (m = -inf: nothing,
-// acc not read) into the split's result of heads first .. . All threads; after a barrier.
+// Results of the block's warps, in shared memory.
+struct WarpStates {
+  float* sums;   // [kFlashWarps, heads, D] acc
+  float2* tops;  // [kFlashWarps, heads] (m, l); m = -inf: nothing, acc not read
+  float* shift;  // [heads] to be added to m
+  int heads;
+
+  static constexpr size_t bytes(int heads, int dim) {
+    return static_cast<size_t>(heads) *
+           (kFlashWarps * (sizeof(float) * static_cast<size_t>(dim) + sizeof(float2)) +
+            sizeof(float));
+  }
+  __device__ WarpStates(float* shared, int heads, int dim)
+      : sums(shared),
+        tops(reinterpret_cast<float2*>(sums + kFlashWarps * heads * dim)),
+        shift(reinterpret_cast<float*>(tops + kFlashWarps * heads)),
+        heads(heads) {}
+};
+
+// Merges the warps' states of `heads` heads into the split's result of heads first .. . All
+// threads; after a barrier.
 __device__ inline void store_split(const FlashCall& call, int row, int split, int first, int heads,
-                                   int state_heads, const float* states) {
-  const int dim = call.view.head_dim, stride = dim + 2;
-  for (int i = threadIdx.x; i < heads * dim; i += kFlashThreads) {
-    const int g = i / dim, d = i % dim;
-    float m = -INFINITY, l = 0.0f, x = 0.0f;
+                                   const WarpStates& states) {
+  const int dim = call.view.head_dim;
+  for (int i = threadIdx.x; i < heads * (dim / 4); i += kFlashThreads) {
+    const int g = i / (dim / 4), chunk = i % (dim / 4);
+    float2 tops[kFlashWarps];
+    float m = -INFINITY, l = 0.0f;
 #pragma unroll
     for (int w = 0; w < kFlashWarps; ++w) {
-      m = fmaxf(m, states[(w * state_heads + g) * stride]);
+      tops[w] = states.tops[w * states.heads + g];
+      m = fmaxf(m, tops[w].x);
     }
+    float4 sum = {};
 #pragma unroll
     for (int w = 0; w < kFlashWarps; ++w) {
-      const float* state = states + (w * state_heads + g) * stride;
-      if (state[0] == -INFINITY) continue;
-      const float weight = exp2f(state[0] - m);
-      l = fmaf(weight, state[1], l);
-      x = fmaf(weight, state[2 + d], x);
+      if (tops[w].x == -INFINITY) continue;
+      const float weight = exp2f(tops[w].x - m);
+      const float4 x =
+          reinterpret_cast<const float4*>(states.sums + (w * states.heads + g) * dim)[chunk];
+      l = fmaf(weight, tops[w].y, l);
+      sum.x = fmaf(weight, x.x, sum.x), sum.y = fmaf(weight, x.y, sum.y);
+      sum.z = fmaf(weight, x.z, sum.z), sum.w = fmaf(weight, x.w, sum.w);
     }
     const int64_t result = call.result(row, split, first + g);
-    call.sums[result * dim + d] = x;
-    if (d == 0) call.tops[result] = {m, l};
+    reinterpret_cast<float4*>(call.sums + result * dim)[chunk] = sum;
+    if (chunk == 0) call.tops[result] = {m + states.shift[g], l};
   }
 }
 
@@ -132,6 +154,10 @@ __device__ inline void merge_heads(const FlashCall& call, int row, int first, in
                                    MergeShared& shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int dim = call.view.head_dim, splits = call.splits();
+  float mean[kMaxLaneChannels] = {};
+  if (call.values.rotated()) {
+    warp_load(call.values.mean, SIKV_FP32, int64_t{row} * dim, dim, mean);
+  }
   for (int i = threadIdx.x; i < splits * heads; i += kFlashThreads) {
     const int s = i / heads, g = i % heads;
     shared.tops[g][s] = __ldcg(call.tops + call.result(row, s, first + g));
@@ -161,18 +187,6 @@ __device__ inline void merge_heads(const FlashCall& call, int row, int first, in
     }
     l[0] = warp_sum(l[0]);
     l[1] = warp_sum(l[1]);
-    // Without encoded tokens the row's side tables may never have been filled.
-    if (m[0] != -INFINITY && call.keys.mean != nullptr) {
-      float q[kMaxLaneChannels] = {};
-#pragma unroll
-      for (int i = 0; i < kMaxLaneChannels; ++i) {
-        if (32 * i < dim) {
-          q[i] =
-              sikv_load(call.q, call.view.dtype, call.head(row, first + g) * dim + lane + 32 * i);
-        }
-      }
-      m[0] += warp_key_shift(call.keys, row, q) * call.scale;
-    }
     const float top = fmaxf(m[0], m[1]);
     const float w0 = m[0] == -INFINITY ? 0.0f : exp2f(m[0] - top);
     const float w1 = m[1] == -INFINITY ? 0.0f : exp2f(m[1] - top);
@@ -213,7 +227,10 @@ __device__ inline void merge_heads(const FlashCall& call, int row, int first, in
       if (32 * c < dim) acc[c] = shared.sums[0][g][lane + 32 * c];
     }
     const float w0 = shared.weights[g][0], w1 = shared.weights[g][1];
-    if (w0 != 0.0f) warp_restore_value(call.values, row, shared.encoded_l[g], acc);
+    // Without encoded tokens the row's side tables may never have been filled.
+    if (w0 != 0.0f && call.values.rotated()) {
+      warp_restore_value(call.values, mean, shared.encoded_l[g], acc);
+    }
     float* out = call.out + call.head(row, first + g) * dim + lane;
 #pragma unroll
     for (int c = 0; c < kMaxLaneChannels; ++c) {
@@ -318,8 +335,9 @@ class LaneFlash {
     }
   }
 
-  // Writes the warp's state [heads, D + 2].
-  __device__ void store(float* state, int heads) {
+  // Writes the warp's state.
+  __device__ void store(const WarpStates& states, int heads) {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int g = 0; g < kHeads; ++g) {
 #pragma unroll
@@ -331,12 +349,11 @@ class LaneFlash {
         for (int i = 0; i < kUnit; ++i) acc[i] = __shfl_xor_sync(0xffffffffu, acc_[g][i], o);
         add(g, m, l, acc);
       }
-      const int lane = threadIdx.x % 32;
       if (g >= heads || kUnit * lane >= dim_) continue;
-      float* to = state + g * (dim_ + 2);
-      if (lane == 0) to[0] = m_[g], to[1] = l_[g];
+      if (lane == 0) states.tops[warp * states.heads + g] = {m_[g], l_[g]};
+      float* to = states.sums + (warp * states.heads + g) * dim_ + kUnit * lane;
 #pragma unroll
-      for (int i = 0; i < kUnit; ++i) to[2 + kUnit * lane + i] = acc_[g][i];
+      for (int i = 0; i < kUnit; ++i) to[i] = acc_[g][i];
     }
   }
 
@@ -393,25 +410,33 @@ struct EncodedList {
   }
 };
 
-// Shared memory of a block that attends to `heads` heads at a time.
+// Shared memory of a block that attends to `heads` heads at a time: queries, then states.
 constexpr size_t flash_shared_bytes(int heads, int dim) {
-  return std::max(
-      sizeof(float) * static_cast<size_t>(heads * dim + kFlashWarps * heads * (dim + 2)),
-      sizeof(MergeShared));
+  return std::max(sizeof(float) * static_cast<size_t>(heads * dim) + WarpStates::bytes(heads, dim),
+                  sizeof(MergeShared));
 }
 
 // A split of encoded tokens of any layout, heads first .. first + heads - 1.
 template <int kLanes, int kHeads>
 __device__ void attend_encoded(const FlashCall& call, int row, int split, int first, int heads,
                                float* shared) {
-  const int dim = call.view.head_dim;
+  const int dim = call.view.head_dim, lane = static_cast<int>(threadIdx.x) % 32;
   float* const q_s = shared;
-  float* const states = shared + kHeads * dim;
+  const WarpStates states(shared + kHeads * dim, kHeads, dim);
   const EncodedList list(call, row);
   const Range range = part_of(list.count, split, call.encoded_splits, 16);
-  if (range.begin < range.end) load_queries(call, row, first, heads, true, q_s);
+  const bool any = range.begin < range.end;  // else the side tables may never have been filled
+  for (int g = static_cast<int>(threadIdx.x) / 32; g < heads; g += kFlashWarps) {
+    float q[kMaxLaneChannels] = {};
+    const float shift = any ? prepare_query(call, row, first + g, q) : 0.0f;
+    if (lane == 0) states.shift[g] = shift;
+#pragma unroll
+    for (int i = 0; i < kMaxLaneChannels; ++i) {
+      if (32 * i < dim) q_s[g * dim + lane + 32 * i] = q[i];
+    }
+  }
   __syncthreads();
-  LaneFlash<kLanes, kHeads> flash(q_s, range.begin < range.end ? heads : 0, dim);
+  LaneFlash<kLanes, kHeads> flash(q_s, heads, dim);
   if (call.resume && threadIdx.x < 32) {
     const int64_t result = call.result(row, split, first);
     flash.resume(call.sums + result * dim, call.tops + result, heads);
@@ -428,43 +453,69 @@ __device__ void attend_encoded(const FlashCall& call, int row, int split, int fi
     load_unit(call.values, row, page, token, unit, v);
     return !(list.skip_pinned && is_pinned(call.view, row, slot));
   });
-  flash.store(states + threadIdx.x / 32 * kHeads * (dim + 2), heads);
+  flash.store(states, heads);
   __syncthreads();
-  store_split(call, row, split, first, heads, kHeads, states);
+  store_split(call, row, split, first, heads, states);
 }
 
-// Split `part` of pinned copies and tail.
+// Pinned copies and tail of a row, one after the other: rows in the view's type.
+struct ExactRows {
+  const uint8_t *pinned_k, *pinned_v, *tail_k, *tail_v;
+  int64_t row_bytes, tail_stride;  // from one token to the next
+  int pinned, count;
+
+  __device__ ExactRows(const FlashCall& call, int row) {
+    const sikv_cache_view& view = call.view;
+    const int sequence = row / view.num_kv_heads, head = row % view.num_kv_heads;
+    row_bytes = int64_t{view.head_dim} * sikv_dtype_bytes(view.dtype);
+    tail_stride = row_bytes * view.num_kv_heads;
+    const int64_t first_pinned = int64_t{row} * view.pinned_capacity * row_bytes;
+    const int64_t first_tail =
+        int64_t{sequence} * view.tail_capacity * tail_stride + head * row_bytes;
+    pinned_k = static_cast<const uint8_t*>(view.pinned_k) + first_pinned;
+    pinned_v = static_cast<const uint8_t*>(view.pinned_v) + first_pinned;
+    tail_k = static_cast<const uint8_t*>(view.tail_k) + first_tail;
+    tail_v = static_cast<const uint8_t*>(view.tail_v) + first_tail;
+    pinned = call.listed != Listed::kPages && view.pinned_capacity > 0 ? view.pinned_len[row] : 0;
+    count = pinned + view.tail_len[sequence];
+  }
+  __device__ const uint8_t* k(int i) const {
+    return i < pinned ? pinned_k + i * row_bytes : tail_k + (i - pinned) * tail_stride;
+  }
+  __device__ const uint8_t* v(int i) const {
+    return i < pinned ? pinned_v + i * row_bytes : tail_v + (i - pinned) * tail_stride;
+  }
+};
+
+// Split `part` of the exact rows.
 template <int kLanes, int kHeads>
 __device__ void attend_exact(const FlashCall& call, int row, int part, int first, int heads,
                              float* shared) {
-  const sikv_cache_view& view = call.view;
-  const int dim = view.head_dim, sequence = row / view.num_kv_heads,
-            kv_head = row % view.num_kv_heads;
+  const int dim = call.view.head_dim, lane = static_cast<int>(threadIdx.x) % 32;
   float* const q_s = shared;
-  float* const states = shared + kHeads * dim;
-  load_queries(call, row, first, heads, false, q_s);
+  const WarpStates states(shared + kHeads * dim, kHeads, dim);
+  for (int g = static_cast<int>(threadIdx.x) / 32; g < heads; g += kFlashWarps) {
+    float q[kMaxLaneChannels];
+    warp_load(call.q, call.view.dtype, call.head(row, first + g) * dim, dim, q);
+    check_query(call, row, first + g, q);
+    if (lane == 0) states.shift[g] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kMaxLaneChannels; ++i) {
+      if (32 * i < dim) q_s[g * dim + lane + 32 * i] = q[i] * call.scale;
+    }
+  }
   __syncthreads();
-  const int pinned =
-      call.listed != Listed::kPages && view.pinned_capacity > 0 ? view.pinned_len[row] : 0;
-  const int64_t row_bytes = int64_t{dim} * sikv_dtype_bytes(view.dtype);
+  const ExactRows rows(call, row);
   LaneFlash<kLanes, kHeads> flash(q_s, heads, dim);
-  flash.template attend<2>(
-      part_of(pinned + view.tail_len[sequence], part, call.exact_splits, 1),
-      [&](int i, int unit, float(&k)[kUnit], float(&v)[kUnit]) {
-        const bool is_tail = i >= pinned;
-        const int64_t token =
-            is_tail ? (int64_t{sequence} * view.tail_capacity + i - pinned) * view.num_kv_heads +
-                          kv_head
-                    : int64_t{row} * view.pinned_capacity + i;
-        const void* k_row = is_tail ? view.tail_k : view.pinned_k;
-        const void* v_row = is_tail ? view.tail_v : view.pinned_v;
-        load_raw_unit(static_cast<const uint8_t*>(k_row) + token * row_bytes, view.dtype, unit, k);
-        load_raw_unit(static_cast<const uint8_t*>(v_row) + token * row_bytes, view.dtype, unit, v);
-        return true;
-      });
-  flash.store(states + threadIdx.x / 32 * kHeads * (dim + 2), heads);
+  flash.template attend<2>(part_of(rows.count, part, call.exact_splits, 1),
+                           [&](int i, int unit, float(&k)[kUnit], float(&v)[kUnit]) {
+                             load_raw_unit(rows.k(i), call.view.dtype, unit, k);
+                             load_raw_unit(rows.v(i), call.view.dtype, unit, v);
+                             return true;
+                           });
+  flash.store(states, heads);
   __syncthreads();
-  store_split(call, row, call.encoded_splits + part, first, heads, kHeads, states);
+  store_split(call, row, call.encoded_splits + part, first, heads, states);
 }
 
 // Grid (splits, rows, tiles of kHeads query heads).

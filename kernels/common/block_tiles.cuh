@@ -27,6 +27,11 @@ __device__ inline void rescale_add(float (&acc)[4], const float (&t)[4], const f
 #pragma unroll
   for (int i = 0; i < 4; ++i) acc[i] = fmaf(acc[i], f[i % 2], t[i]);
 }
+__device__ inline void rescale_add(float (&acc)[4], const float (&t)[4], const float (&u)[4],
+                                   const float (&f)[2]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) acc[i] = fmaf(acc[i], f[i % 2], t[i] + u[i]);
+}
 
 // ---- keys ---------------------------------------------------------------------------------------
 
@@ -34,13 +39,21 @@ __device__ inline void rescale_add(float (&acc)[4], const float (&t)[4], const f
 template <TileKeys kKeys>
 struct CodeKeys {
   static constexpr int kDim = kTileDim;
-  static constexpr bool kPrepared = true;  // wants q_s [heads, D], prepared
   using Shared = TileQuery;
 
-  __device__ void init(const FlashCall&, int, int) {}
-  __device__ static void build(const float* q_s, int heads, Shared& shared) {
-    build_tile_query<kKeys>(q_s, heads, shared);
+  // Head `n` of 8 of tile t, which is query head g of the row or, for g = -1, none; returns what is
+  // missing from its logits. One warp; a barrier must follow.
+  __device__ static float prepare(const FlashCall& call, int row, int g, int n, Shared& shared) {
+    if (g < 0) {
+      clear_tile_query(n, shared);
+      return 0.0f;
+    }
+    float q[kDim / 32];
+    const float shift = prepare_query(call, row, g, q);
+    store_tile_query<kKeys>(q, n, shared);
+    return shift;
   }
+  __device__ void init(const FlashCall&, int) {}
   __device__ void load(const RowStore& keys, int i, int64_t page, int token) {
     tile.load(keys, i, page, token);
   }
@@ -55,11 +68,12 @@ struct CodeKeys {
 template <typename T, int kD, int kHeadTiles>
 struct RawKeys {
   static constexpr int kDim = kD, kChunks = kD / 32;  // of 32 channels, 8 a lane
-  static constexpr bool kPrepared = false;
   struct Shared {};
 
+  __device__ static float prepare(const FlashCall&, int, int, int, Shared&) { return 0.0f; }
   // B fragments: the very bytes of the queries.
-  __device__ void init(const FlashCall& call, int row, int group) {
+  __device__ void init(const FlashCall& call, int row) {
+    const int group = call.group;
     const int r = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
 #pragma unroll
     for (int t = 0; t < kHeadTiles; ++t) {
@@ -70,10 +84,11 @@ struct RawKeys {
       for (int i = 0; i < kChunks; ++i) query[t][i] = g < group ? q[4 * i + j] : uint4{};
     }
   }
-  __device__ static void build(const float*, int, Shared&) {}
   __device__ void load(const RowStore& keys, int i, int64_t page, int token) {
-    const uint4* from = reinterpret_cast<const uint4*>(keys.payload.page(page)) + token * (kD / 8) +
-                        threadIdx.x % 4;
+    load_row(i, keys.payload.page(page) + token * static_cast<int>(kD * sizeof(T)));
+  }
+  __device__ void load_row(int i, const uint8_t* row) {
+    const uint4* from = reinterpret_cast<const uint4*>(row) + threadIdx.x % 4;
 #pragma unroll
     for (int n = 0; n < kChunks; ++n) words[i][n] = __ldg(from + 4 * n);
   }
@@ -112,8 +127,10 @@ struct RawValues {
            half;
   }
   __device__ void load(const RowStore& values, int i, int64_t page, int token) {
+    load_row(i, values.payload.page(page) + token * static_cast<int>(kD * sizeof(T)));
+  }
+  __device__ void load_row(int i, const uint8_t* row) {
     const int r = threadIdx.x % 32 / 4;
-    const T* row = reinterpret_cast<const T*>(values.payload.page(page)) + token * kD;
 #pragma unroll
     for (int n = 0; n < kChunks; ++n) {
       if constexpr (kWords == 4) {
@@ -222,13 +239,14 @@ struct LevelValues {
       }
 #pragma unroll
       for (int t = 0; t < kHeadTiles; ++t) {
-        float sum[4] = {};
+        // Two chains of products, for latency.
+        float sum[4] = {}, other[4] = {};
 #pragma unroll
         for (int i = kTerms<T> - 1; i >= 0; --i) {
-          mma_16bit<T>(sum, a_low, low[t][i]);
+          mma_16bit<T>(other, a_low, low[t][i]);
           mma_16bit<T>(sum, a_high, high[t][i]);
         }
-        rescale_add(acc[t][m], sum, f[t]);
+        rescale_add(acc[t][m], sum, other, f[t]);
       }
     }
   }
@@ -312,13 +330,13 @@ struct MinMaxValues {
         }
 #pragma unroll
         for (int t = 0; t < kHeadTiles; ++t) {
-          float sum[4] = {};
+          float sum[4] = {}, other[4] = {};
 #pragma unroll
           for (int i = kTerms<T> - 1; i >= 0; --i) {
-            mma_16bit<T>(sum, a_low, b[t][i]);
+            mma_16bit<T>(other, a_low, b[t][i]);
             mma_16bit<T>(sum, a_high, b[t][i]);
           }
-          rescale_add(acc[t][2 * g + n], sum, f[t]);
+          rescale_add(acc[t][2 * g + n], sum, other, f[t]);
         }
       }
     }
@@ -351,11 +369,11 @@ struct MinMaxValues {
 
 // ---- a split ------------------------------------------------------------------------------------
 
-template <typename Keys, typename Values, int kHeadTiles>
-struct TileShared {
-  typename Keys::Shared query[kHeadTiles];
-  float q[Keys::kPrepared ? 8 * kHeadTiles * Keys::kDim : 1];
-};
+// Shared memory of a split: its queries, then its warps' states.
+template <typename Keys, int kHeadTiles>
+constexpr size_t query_bytes() {
+  return (sizeof(typename Keys::Shared) * kHeadTiles + 15) / 16 * 16;
+}
 
 // The 16 tokens from `first` on, one per lane (twice): page << 8 | token in the page.
 struct TilePlaces {
@@ -363,7 +381,6 @@ struct TilePlaces {
   uint32_t counts;  // bit n: token n counts
 
   TilePlaces() = default;
-
   __device__ TilePlaces(const FlashCall& call, int row, const EncodedList& list, int first,
                         int end) {
     const int i = first + static_cast<int>(threadIdx.x) % 16, last = min(i, end - 1);
@@ -380,10 +397,88 @@ struct TilePlaces {
   }
 };
 
+// The running softmax of a warp over tiles of 16 tokens.
 template <typename Keys, typename Values, int kHeadTiles>
-__device__ void attend_tile_split(const FlashCall& call, int row, int split, float* shared) {
-  constexpr int kDim = Keys::kDim, kTiles = Values::kTiles, kStep = kTileTokens * kFlashWarps;
-  auto& local = *reinterpret_cast<TileShared<Keys, Values, kHeadTiles>*>(shared);
+class TileFlash {
+ public:
+  __device__ TileFlash() {
+#pragma unroll
+    for (int t = 0; t < kHeadTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) m_[t][i] = -INFINITY, l_[t][i] = 0.0f;
+#pragma unroll
+      for (int n = 0; n < Values::kTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) acc_[t][n][i] = 0.0f;
+      }
+    }
+  }
+
+  // counts: bit n is set where token n of the tile counts.
+  __device__ void add(const FlashCall& call, const typename Keys::Shared* query, const Keys& keys,
+                      const Values& values, uint32_t counts) {
+    const int r = threadIdx.x % 32 / 4;
+    float weight[kHeadTiles][4], f[kHeadTiles][2];
+#pragma unroll
+    for (int t = 0; t < kHeadTiles; ++t) {
+      float c[4];
+      keys.score(call, query[t], t, c);
+      if ((counts >> r & 1u) == 0) c[0] = c[1] = -INFINITY;
+      if ((counts >> (r + 8) & 1u) == 0) c[2] = c[3] = -INFINITY;
+      float top[2] = {fmaxf(c[0], c[2]), fmaxf(c[1], c[3])};
+#pragma unroll
+      for (int o = 4; o < 32; o *= 2) {
+        top[0] = fmaxf(top[0], __shfl_xor_sync(0xffffffffu, top[0], o));
+        top[1] = fmaxf(top[1], __shfl_xor_sync(0xffffffffu, top[1], o));
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float m = fmaxf(top[i], m_[t][i]);
+        const float zero = m == -INFINITY ? 0.0f : m;
+        f[t][i] = exp2_approx(m_[t][i] - zero);
+        m_[t][i] = m;
+        c[i] = exp2_approx(c[i] - zero);
+        c[i + 2] = exp2_approx(c[i + 2] - zero);
+        l_[t][i] = fmaf(l_[t][i], f[t][i], c[i] + c[i + 2]);
+      }
+      transpose_fragment(c, weight[t]);
+    }
+    values.template add<kHeadTiles>(weight, f, acc_, extra_);
+  }
+
+  __device__ void store(const WarpStates& states, int group, const Values& values) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, j = lane % 4;
+    values.template finish<kHeadTiles>(acc_, extra_);
+#pragma unroll
+    for (int t = 0; t < kHeadTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int o = 4; o < 32; o *= 2) l_[t][i] += __shfl_xor_sync(0xffffffffu, l_[t][i], o);
+        const int g = 8 * t + 2 * j + i, state = warp * states.heads + g;
+        if (g >= group) continue;
+        if (r == 0) states.tops[state] = {m_[t][i], l_[t][i]};
+        float* const sums = states.sums + state * (16 * Values::kTiles);
+#pragma unroll
+        for (int n = 0; n < Values::kTiles; ++n) {
+          sums[Values::channel(n, 0)] = acc_[t][n][i] * Values::kUnit;
+          sums[Values::channel(n, 1)] = acc_[t][n][i + 2] * Values::kUnit;
+        }
+      }
+    }
+  }
+
+ private:
+  float m_[kHeadTiles][2], l_[kHeadTiles][2], acc_[kHeadTiles][Values::kTiles][4];
+  typename Values::template Extra<kHeadTiles> extra_;
+};
+
+template <typename Keys, typename Values, int kHeadTiles>
+__device__ void attend_tile_split(const FlashCall& call, int row, int split, uint8_t* shared) {
+  constexpr int kDim = Keys::kDim, kStep = kTileTokens * kFlashWarps;
+  auto* const query = reinterpret_cast<typename Keys::Shared*>(shared);
+  const WarpStates states(reinterpret_cast<float*>(shared + query_bytes<Keys, kHeadTiles>()),
+                          8 * kHeadTiles, kDim);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, j = lane % 4;
   const EncodedList list(call, row);
   const Range range = part_of(list.count, split, call.encoded_splits, kTileTokens);
@@ -412,59 +507,24 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, flo
   TilePlaces next{};
   if (base < range.end) {
     const TilePlaces places = places_at(base);
-    next = places_at(base + kStep);
     counts = places.counts;
     load(places);
+    next = places_at(base + kStep);
   }
-  if (range.begin < range.end) {
-    keys.init(call, row, call.group);
-    if constexpr (Keys::kPrepared) {
-      load_queries(call, row, 0, call.group, true, local.q);
-      __syncthreads();
-#pragma unroll
-      for (int t = 0; t < kHeadTiles; ++t) {
-        Keys::build(local.q + 8 * t * kDim, min(8, call.group - 8 * t), local.query[t]);
-      }
+  if (range.begin < range.end) {  // else the side tables may never have been filled
+    keys.init(call, row);
+    for (int n = warp; n < 8 * kHeadTiles; n += kFlashWarps) {
+      const float shift = Keys::prepare(call, row, n < call.group ? n : -1, n % 8, query[n / 8]);
+      if (lane == 0) states.shift[n] = shift;
     }
+  } else if (threadIdx.x < 8 * kHeadTiles) {
+    states.shift[threadIdx.x] = 0.0f;
   }
   __syncthreads();
 
-  float m[kHeadTiles][2], l[kHeadTiles][2], acc[kHeadTiles][kTiles][4];
-  typename Values::template Extra<kHeadTiles> extra;
-#pragma unroll
-  for (int t = 0; t < kHeadTiles; ++t) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) m[t][i] = -INFINITY, l[t][i] = 0.0f;
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) acc[t][n][i] = 0.0f;
-    }
-  }
+  TileFlash<Keys, Values, kHeadTiles> flash;
   while (base < range.end) {
-    float weight[kHeadTiles][4], f[kHeadTiles][2];
-#pragma unroll
-    for (int t = 0; t < kHeadTiles; ++t) {
-      float c[4];
-      keys.score(call, local.query[t], t, c);
-      if ((counts >> r & 1u) == 0) c[0] = c[1] = -INFINITY;
-      if ((counts >> (r + 8) & 1u) == 0) c[2] = c[3] = -INFINITY;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float top = fmaxf(c[i], c[i + 2]);
-#pragma unroll
-        for (int o = 4; o < 32; o *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, o));
-        top = fmaxf(top, m[t][i]);
-        const float zero = top == -INFINITY ? 0.0f : top;
-        f[t][i] = exp2_approx(m[t][i] - zero);
-        m[t][i] = top;
-        c[i] = exp2_approx(c[i] - zero);
-        c[i + 2] = exp2_approx(c[i + 2] - zero);
-        l[t][i] = fmaf(l[t][i], f[t][i], c[i] + c[i + 2]);
-      }
-      transpose_fragment(c, weight[t]);
-    }
-    values.template add<kHeadTiles>(weight, f, acc, extra);
+    flash.add(call, query, keys, values, counts);
     base += kStep;
     if (base < range.end) {
       counts = next.counts;
@@ -472,58 +532,83 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, flo
       next = places_at(base + kStep);
     }
   }
-  values.template finish<kHeadTiles>(acc, extra);
-
-  // The query's shared memory becomes the warps' states [kFlashWarps, 8 kHeadTiles, D + 2].
+  flash.store(states, call.group, values);
   __syncthreads();
-  float* const states = shared + warp * 8 * kHeadTiles * (kDim + 2);
-#pragma unroll
-  for (int t = 0; t < kHeadTiles; ++t) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int o = 4; o < 32; o *= 2) l[t][i] += __shfl_xor_sync(0xffffffffu, l[t][i], o);
-      const int g = 8 * t + 2 * j + i;
-      if (g >= call.group) continue;
-      float* const state = states + g * (kDim + 2);
-      if (r == 0) state[0] = m[t][i], state[1] = l[t][i];
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        state[2 + Values::channel(n, 0)] = acc[t][n][i] * Values::kUnit;
-        state[2 + Values::channel(n, 1)] = acc[t][n][i + 2] * Values::kUnit;
-      }
-    }
-  }
-  __syncthreads();
-  store_split(call, row, split, 0, call.group, 8 * kHeadTiles, shared);
+  store_split(call, row, split, 0, call.group, states);
 }
+
+// Split `part` of the exact rows, of T = __half or __nv_bfloat16.
+template <typename T, int kDim, int kHeadTiles>
+__device__ void attend_exact_tiles(const FlashCall& call, int row, int part, uint8_t* shared) {
+  using Keys = RawKeys<T, kDim, kHeadTiles>;
+  using Values = RawValues<T, kDim>;
+  const WarpStates states(reinterpret_cast<float*>(shared), 8 * kHeadTiles, kDim);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, j = lane % 4;
+  const ExactRows rows(call, row);
+  const Range range = part_of(rows.count, part, call.exact_splits, kTileTokens);
+  if (threadIdx.x < 8 * kHeadTiles) states.shift[threadIdx.x] = 0.0f;
+  for (int g = warp; part == 0 && g < call.group; g += kFlashWarps) {
+    float q[kDim / 32];
+    warp_load(call.q, call.view.dtype, call.head(row, g) * kDim, kDim, q);
+    check_query(call, row, g, q);
+  }
+  Keys keys;
+  Values values;
+  keys.init(call, row);
+  TileFlash<Keys, Values, kHeadTiles> flash;
+  for (int base = range.begin + warp * kTileTokens; base < range.end;
+       base += kTileTokens * kFlashWarps) {
+    const int last = range.end - 1;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) keys.load_row(i, rows.k(min(base + r + 8 * i, last)));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      values.load_row(i, rows.v(min(base + 2 * j + i % 2 + i / 2 * 8, last)));
+    }
+    const int count = range.end - base;
+    const typename Keys::Shared none[kHeadTiles] = {};
+    flash.add(call, none, keys, values, count >= kTileTokens ? 0xffffu : (1u << count) - 1u);
+  }
+  flash.store(states, call.group, values);
+  __syncthreads();
+  store_split(call, row, call.encoded_splits + part, 0, call.group, states);
+}
+
+// Blocks a multiprocessor holds at once: rows of 256 channels take more registers.
+constexpr int tile_blocks(int dim) { return dim > 128 ? 2 : kResident; }
 
 // Grid (splits, rows).
 template <typename Keys, typename Values, int kHeadTiles>
-__global__ __launch_bounds__(kFlashThreads,
-                             kResident) void attend_tiles(const __grid_constant__ FlashCall call) {
+__global__ __launch_bounds__(kFlashThreads, tile_blocks(Keys::kDim)) void attend_tiles(
+    const __grid_constant__ FlashCall call) {
   extern __shared__ float4 shared_words[];
-  float* const shared = reinterpret_cast<float*>(shared_words);
+  auto* const shared = reinterpret_cast<uint8_t*>(shared_words);
+  constexpr int kDim = Keys::kDim;
   const int row = static_cast<int>(blockIdx.y), split = static_cast<int>(blockIdx.x);
-  if (split < call.encoded_splits) {
+  const int part = split - call.encoded_splits;
+  if (part < 0) {
     attend_tile_split<Keys, Values, kHeadTiles>(call, row, split, shared);
+  } else if (call.view.dtype == SIKV_FP16) {
+    attend_exact_tiles<__half, kDim, kHeadTiles>(call, row, part, shared);
+  } else if (call.view.dtype == SIKV_BF16) {
+    attend_exact_tiles<__nv_bfloat16, kDim, kHeadTiles>(call, row, part, shared);
   } else {
-    constexpr int kLanes = Keys::kDim == 64 ? 8 : Keys::kDim == 256 ? 32 : 16, kHeads = 4;
+    constexpr int kLanes = kDim == 64 ? 8 : kDim == 256 ? 32 : 16, kHeads = 4;
     for (int first = 0; first < call.group; first += kHeads) {
       if (first > 0) __syncthreads();
-      attend_exact<kLanes, kHeads>(call, row, split - call.encoded_splits, first,
-                                   min(kHeads, call.group - first), shared);
+      attend_exact<kLanes, kHeads>(call, row, part, first, min(kHeads, call.group - first),
+                                   reinterpret_cast<float*>(shared));
     }
   }
-  finish_row(call, row, static_cast<int>(gridDim.x), shared);
+  finish_row(call, row, static_cast<int>(gridDim.x), reinterpret_cast<float*>(shared));
 }
 
 template <typename Keys, typename Values, int kHeadTiles>
 void launch_attend_tiles(const FlashCall& call, cudaStream_t stream) {
   constexpr int kDim = Keys::kDim;
-  constexpr size_t kStates = sizeof(float) * kFlashWarps * 8 * kHeadTiles * (kDim + 2);
-  constexpr size_t kShared = std::max(
-      {sizeof(TileShared<Keys, Values, kHeadTiles>), kStates, flash_shared_bytes(4, kDim)});
+  constexpr size_t kShared =
+      std::max(query_bytes<Keys, kHeadTiles>() + WarpStates::bytes(8 * kHeadTiles, kDim),
+               flash_shared_bytes(4, kDim));
   const auto kernel = attend_tiles<Keys, Values, kHeadTiles>;
   if constexpr (kShared > 48 * 1024) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

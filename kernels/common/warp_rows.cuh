@@ -310,52 +310,84 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
+// Elements `offset` + lane + 32 i of an array of the input's type.
+template <int kN>
+__device__ inline void warp_load(const void* data, int32_t dtype, int64_t offset, int head_dim,
+                                 float (&x)[kN]) {
+  const int64_t first = offset + threadIdx.x % 32;
+  const auto load = [&](auto* typed) {
+#pragma unroll
+    for (int i = 0; i < kN; ++i) x[i] = 32 * i < head_dim ? to_float(typed[first + 32 * i]) : 0.0f;
+  };
+  if (dtype == SIKV_FP16) {
+    load(static_cast<const __half*>(data));
+  } else if (dtype == SIKV_BF16) {
+    load(static_cast<const __nv_bfloat16*>(data));
+  } else {
+    load(static_cast<const float*>(data));
+  }
+}
+
 // x <- blockdiag(H) x of plugins/layouts/rotation.h, up to the last bit's rounding.
-__device__ inline void warp_hadamard(float (&x)[kMaxLaneChannels], int head_dim) {
+template <int kN>
+__device__ inline void warp_hadamard(float (&x)[kN], int head_dim) {
   const int lane = threadIdx.x % 32, block = rotation::block(head_dim);
 #pragma unroll
   for (int half = 1; half < 32; half *= 2) {
+    const float sign = (lane & half) != 0 ? -1.0f : 1.0f;
 #pragma unroll
-    for (int i = 0; i < kMaxLaneChannels; ++i) {
-      const float other = __shfl_xor_sync(0xffffffffu, x[i], half);
-      x[i] = (lane & half) != 0 ? other - x[i] : x[i] + other;
+    for (int i = 0; i < kN; ++i) {
+      x[i] = fmaf(sign, x[i], __shfl_xor_sync(0xffffffffu, x[i], half));
     }
   }
 #pragma unroll
-  for (int half = 1; half < kMaxLaneChannels; half *= 2) {
+  for (int half = 1; half < kN; half *= 2) {
     if (32 * half >= block) break;
 #pragma unroll
-    for (int i = 0; i < kMaxLaneChannels; ++i) {
-      if ((i & half) != 0) continue;
-      const float lower = x[i], upper = x[i | half];
+    for (int i = 0; i < kN; ++i) {
+      if ((i & half) != 0 || i + half >= kN) continue;
+      const float lower = x[i], upper = x[i + half];
       x[i] = lower + upper;
-      x[i | half] = lower - upper;
+      x[i + half] = lower - upper;
     }
   }
   const float norm = rotation::norm(block);
 #pragma unroll
-  for (int i = 0; i < kMaxLaneChannels; ++i) x[i] *= norm;
+  for (int i = 0; i < kN; ++i) x[i] *= norm;
 }
 
+// Bit b of word i: the sign of channel 32 i + b in rotation.h is negative.
+constexpr uint32_t negative_signs(int i) {
+  uint32_t bits = 0;
+  for (int b = 0; b < 32; ++b) bits |= (rotation::sign(32 * i + b) < 0.0f ? 1u : 0u) << b;
+  return bits;
+}
+template <int kI>
+inline constexpr uint32_t kNegativeSigns = negative_signs(kI);
+
 // +-1 of rotation.h for channels lane + 32 i.
-__device__ inline void warp_flip_signs(float (&x)[kMaxLaneChannels], int head_dim) {
-  const int lane = threadIdx.x % 32;
+template <int kN>
+__device__ inline void warp_flip_signs(float (&x)[kN]) {
+  const uint32_t lane = threadIdx.x % 32;
+  const uint32_t words[kMaxLaneChannels] = {kNegativeSigns<0>, kNegativeSigns<1>, kNegativeSigns<2>,
+                                            kNegativeSigns<3>, kNegativeSigns<4>, kNegativeSigns<5>,
+                                            kNegativeSigns<6>, kNegativeSigns<7>};
 #pragma unroll
-  for (int i = 0; i < kMaxLaneChannels; ++i) {
-    if (32 * i < head_dim) x[i] *= rotation::sign(lane + 32 * i);
+  for (int i = 0; i < kN; ++i) {
+    x[i] = __uint_as_float(__float_as_uint(x[i]) ^ (words[i] << (31 - lane) & 0x80000000u));
   }
 }
 
 // Query q (exact, past the head_dim zero) into the space of the row's loaded keys.
-__device__ inline void warp_prepare_query(const RowStore& keys, int row,
-                                          float (&q)[kMaxLaneChannels]) {
+template <int kN>
+__device__ inline void warp_prepare_query(const RowStore& keys, int row, float (&q)[kN]) {
   const int lane = threadIdx.x % 32;
   if (keys.rotated()) {
-    warp_flip_signs(q, keys.head_dim);
+    warp_flip_signs(q);
     warp_hadamard(q, keys.head_dim);
   } else if (keys.alpha != nullptr) {
 #pragma unroll
-    for (int i = 0; i < kMaxLaneChannels; ++i) {
+    for (int i = 0; i < kN; ++i) {
       if (32 * i < keys.head_dim) {
         q[i] *= keys.alpha[int64_t{row} * keys.head_dim + lane + 32 * i];
       }
@@ -364,12 +396,12 @@ __device__ inline void warp_prepare_query(const RowStore& keys, int row,
 }
 
 // q.mean, what is missing from the logits of encoded tokens.
-__device__ inline float warp_key_shift(const RowStore& keys, int row,
-                                       const float (&q)[kMaxLaneChannels]) {
+template <int kN>
+__device__ inline float warp_key_shift(const RowStore& keys, int row, const float (&q)[kN]) {
   if (keys.mean == nullptr) return 0.0f;
   float shift = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kMaxLaneChannels; ++i) {
+  for (int i = 0; i < kN; ++i) {
     if (32 * i < keys.head_dim) {
       shift =
           fmaf(q[i], keys.mean[int64_t{row} * keys.head_dim + threadIdx.x % 32 + 32 * i], shift);
@@ -378,19 +410,15 @@ __device__ inline float warp_key_shift(const RowStore& keys, int row,
   return warp_sum(shift);
 }
 
-// Sum of loaded values whose weights add up to `sum`, back to the space V came in.
-__device__ inline void warp_restore_value(const RowStore& values, int row, float sum,
-                                          float (&acc)[kMaxLaneChannels]) {
-  if (!values.rotated()) return;
+// Sum of loaded values whose weights add up to `sum`, back to the space V came in; mean: theirs, as
+// the warp holds it.
+template <int kN>
+__device__ inline void warp_restore_value(const RowStore& values, const float (&mean)[kN],
+                                          float sum, float (&acc)[kN]) {
   warp_hadamard(acc, values.head_dim);
-  warp_flip_signs(acc, values.head_dim);
+  warp_flip_signs(acc);
 #pragma unroll
-  for (int i = 0; i < kMaxLaneChannels; ++i) {
-    if (32 * i < values.head_dim) {
-      acc[i] = fmaf(sum, values.mean[int64_t{row} * values.head_dim + threadIdx.x % 32 + 32 * i],
-                    acc[i]);
-    }
-  }
+  for (int i = 0; i < kN; ++i) acc[i] = fmaf(sum, mean[i], acc[i]);
 }
 
 // ---- keys on the tensor cores -------------------------------------------------------------------
@@ -426,49 +454,58 @@ inline bool tile_reads(const RowStore& keys) {
          keys.dtype == SIKV_FP16;
 }
 
-// q [heads <= 8, 128] fp32, prepared (warp_prepare_query), in shared memory. All threads of the
-// block call it; visible after the next barrier.
+// Head n < 8 of `tile` from its prepared query (warp_prepare_query): channel lane + 32 i in x[i].
+// One warp; visible after the next barrier.
+template <TileKeys kKeys>
+__device__ inline void store_tile_query(const float (&x)[kTileDim / 32], int n, TileQuery& tile) {
+  const int lane = threadIdx.x % 32;
+  const float largest =
+      warp_max(fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3]))));
+  constexpr float kRange = 4194304.0f;  // 2^22
+  // Below 2^-100 the inverse would overflow; such a head counts as zero.
+  const float inverse = largest > 7.9e-31f ? kRange / largest : 0.0f;
+  if (lane == 0) {
+    // Of rlm4's sums the lowest digit stands for 2^8: a level has two.
+    tile.unit[n] = largest / kRange * (kKeys == TileKeys::kLevels3 ? 256e-4f : 1.0f);
+  }
+#pragma unroll
+  for (int i = 0; i < kTileDim / 32; ++i) {
+    // Channel c = lane + 32 i: byte lane % 8 / 2 of register lane % 2.
+    const int j = kKeys == TileKeys::kLevels3 ? i : lane / 8;
+    const int step = kKeys == TileKeys::kLevels3 ? lane / 8 : i;
+    int rest = __float2int_rn(x[i] * inverse);
+#pragma unroll
+    for (int d = kTileDigits - 1; d >= 0; --d) {
+      const int digit = static_cast<int8_t>(rest & 255);
+      rest = (rest - digit) >> 8;
+      auto* bytes = reinterpret_cast<int8_t*>(&tile.digits[step][d][4 * n + j]);
+      bytes[lane % 2 * 4 + lane % 8 / 2] = static_cast<int8_t>(digit);
+    }
+  }
+}
+
+// Head n that is none: its logits are 0. One warp.
+__device__ inline void clear_tile_query(int n, TileQuery& tile) {
+  const int lane = threadIdx.x % 32;
+  if (lane == 0) tile.unit[n] = 0.0f;
+  for (int i = lane; i < kTileSteps * kTileDigits * 4; i += 32) {
+    tile.digits[i / (4 * kTileDigits)][i / 4 % kTileDigits][4 * n + i % 4] = {0, 0};
+  }
+}
+
+// q [heads <= 8, 128] fp32, prepared, in shared memory. All threads of the block call it; visible
+// after the next barrier.
 template <TileKeys kKeys>
 __device__ inline void build_tile_query(const float* q, int heads, TileQuery& tile) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  for (int n = warp; n < 8; n += blockDim.x / 32) {
-    float x[4] = {};
-    if (n < heads) {
-      const float4 row = reinterpret_cast<const float4*>(q + n * kTileDim)[lane];
-      x[0] = row.x, x[1] = row.y, x[2] = row.z, x[3] = row.w;
+  for (int n = threadIdx.x / 32; n < 8; n += blockDim.x / 32) {
+    if (n >= heads) {
+      clear_tile_query(n, tile);
+      continue;
     }
-    const float largest =
-        warp_max(fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3]))));
-    constexpr float kRange = 4194304.0f;  // 2^22
-    // Below 2^-100 the inverse would overflow; such a head counts as zero.
-    const float inverse = largest > 7.9e-31f ? kRange / largest : 0.0f;
-    if (lane == 0) {
-// Of rlm4's sums the lowest digit stands for 2^8: a level has two.
-      tile.unit[n] = largest / kRange * (kKeys == TileKeys::kLevels3 ? 256e-4f : 1.0f);
-    }
-    uint32_t digit[kTileDigits][4];
+    float x[kTileDim / 32];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      int rest = __float2int_rn(x[i] * inverse);
-#pragma unroll
-      for (int d = kTileDigits - 1; d >= 0; --d) {
-        const int low = static_cast<int8_t>(rest & 255);
-        digit[d][i] = static_cast<uint32_t>(low) & 255u;
-        rest = (rest - low) >> 8;
-      }
-    }
-    // Channel c = 4 lane + i goes to byte (step, digit, lane of the fragment, register, byte).
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int c = 4 * lane + i;
-      const int j = kKeys == TileKeys::kLevels3 ? c / 32 : c / 8 % 4;
-      const int step = kKeys == TileKeys::kLevels3 ? c / 8 % 4 : c / 32;
-#pragma unroll
-      for (int d = 0; d < kTileDigits; ++d) {
-        auto* bytes = reinterpret_cast<uint8_t*>(&tile.digits[step][d][4 * n + j]);
-        bytes[c % 2 * 4 + c % 8 / 2] = static_cast<uint8_t>(digit[d][i]);
-      }
-    }
+    for (int i = 0; i < kTileDim / 32; ++i) x[i] = q[n * kTileDim + threadIdx.x % 32 + 32 * i];
+    store_tile_query<kKeys>(x, n, tile);
   }
 }
 
