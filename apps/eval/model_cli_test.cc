@@ -208,7 +208,7 @@ TEST_F(ModelCli, ThroughputOfAWholeModel) {
   write("speed.yaml",
         "model: {layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64}\n"
         "source: {synthetic: {context: 512, batch: [1, 2]}}\n"
-        "pipelines: [rot_lm+rot_lm > self_index(budget=64,pinned=8) > sparse_flash]\n"
+        "pipelines:\n  - rot_lm+rot_lm > self_index(budget=64,pinned=8) > sparse_flash\n"
         "measure: {steps: 3, warmup: 1}\n");
   const std::string words = "throughput speed.yaml --json speed.json --model " + kTiny;
   const Result result = sikv(words);
@@ -240,15 +240,15 @@ TEST_F(ModelCli, ThroughputOfAWholeModel) {
 
 TEST_F(ModelCli, ThroughputRefusesBadInput) {
   write("speed.yaml",
-        "model: llama-3.1-8b\n"
+        "model: {preset: llama-3.1-8b}\n"
         "source: {synthetic: {context: 512, batch: 4}}\n"
         "pipelines: [fp16+fp16 > full > dense_attention]\n");
   const std::string throughput = "throughput speed.yaml ";
   refused(throughput + "--model none.h5", "there is no model file none.h5");
-  refused(throughput + "--model " + kTiny + " --memory 300KiB", "the largest batch that does is");
+  refused(throughput + "--model " + kTiny + " --memory 800KiB", "the largest batch that does is");
   refused(throughput + "--model " + kTiny + " --set source.synthetic.context=2048",
           "do not fit the context of tiny-llama");
-  refused(throughput + "--model random --set model.layers=60000", "fewer layers");
+  refused(throughput + "--model random --set model.layers=4096", "fewer layers");
   refused(throughput + "--model random --weights int4", "--weights");
   refused("throughput eval.yaml --model " + kTiny, "source.synthetic");
 }
