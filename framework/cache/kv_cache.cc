@@ -25,6 +25,11 @@ std::vector<uint64_t> plane_sizes(const sikv_layout& key, const sikv_layout& val
 // One page more than the length needs: an eviction may leave a part-filled page behind.
 int max_pages(const sikv_shape& shape) { return pages_for(shape.max_tokens) + 1; }
 
+// What is not evicted lies in full pages.
+int pool_pages(const sikv_shape& shape, const CacheOptions& options) {
+  return options.evicts ? max_pages(shape) : std::max(shape.max_tokens / kPageTokens, 1);
+}
+
 // Bounds of encoded lengths step by an eighth of the length, and at least by this: a recorded step
 // then serves thousands of tokens and few of its blocks find nothing to do.
 constexpr int kLeastBoundStep = 4096;
@@ -40,7 +45,8 @@ KvCache::KvCache(Device& device, const sikv_shape& shape, Store key, Store value
       options_(options),
       max_pages_(max_pages(shape)),
       pool_(device, plane_sizes(key.layout, value.layout),
-            int64_t{max_pages_} * shape.num_layers * shape.max_sequences * shape.num_kv_heads),
+            int64_t{pool_pages(shape, options)} * shape.num_layers * shape.max_sequences *
+                shape.num_kv_heads),
       ops_(make_cache_ops(device)) {
   const size_t rows = static_cast<size_t>(num_rows());
   const size_t row_bytes =

@@ -26,6 +26,7 @@ namespace sikv {
 struct CacheOptions {
   int pinned_capacity = 64;  // exact copies per row
   int tail_capacity = SIKV_PAGE_TOKENS;
+  bool evicts = true;  // tokens may go and leave pages part-filled: a row then takes more of them
 };
 
 class KvCache {

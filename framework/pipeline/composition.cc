@@ -75,7 +75,8 @@ std::optional<int64_t> Composition::budget(int64_t length) const {
 
 CacheOptions Composition::cache_options(int max_new_tokens) const {
   return {spec_.pinned,
-          spec_.keep_generated ? SIKV_PAGE_TOKENS + max_new_tokens : int{SIKV_PAGE_TOKENS}};
+          spec_.keep_generated ? SIKV_PAGE_TOKENS + max_new_tokens : int{SIKV_PAGE_TOKENS},
+          selector_->evicts()};
 }
 
 Ledger Composition::planned(int64_t tokens, const CacheOptions& options) const {

@@ -489,8 +489,8 @@ struct ExactRows {
 
 // Split `part` of the exact rows.
 template <int kLanes, int kHeads>
-__device__ void attend_exact(const FlashCall& call, int row, int part, int first, int heads,
-                             float* shared) {
+__device__ __noinline__ void attend_exact(const FlashCall& call, int row, int part, int first,
+                                          int heads, float* shared) {
   const int dim = call.view.head_dim, lane = static_cast<int>(threadIdx.x) % 32;
   float* const q_s = shared;
   const WarpStates states(shared + kHeads * dim, kHeads, dim);

@@ -33,6 +33,10 @@ __device__ inline void rescale_add(float (&acc)[4], const float (&t)[4], const f
   for (int i = 0; i < 4; ++i) acc[i] = fmaf(acc[i], f[i % 2], t[i] + u[i]);
 }
 
+__device__ inline void prefetch_l2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 // ---- keys ---------------------------------------------------------------------------------------
 
 // Codes: see KeyTile.
@@ -54,6 +58,16 @@ struct CodeKeys {
     return shift;
   }
   __device__ void init(const FlashCall&, int) {}
+  // Half 0 and half 1 of what a token takes.
+  __device__ static void prefetch(const RowStore& keys, int64_t page, int token, int half) {
+    prefetch_l2(keys.index.page(page) + kDim * (token / nibble_tile::kTileTokens) + 64 * half);
+    if (half == 0) {
+      prefetch_l2(keys.payload.page(page) + 32 * token);
+    } else {
+      constexpr int kScaleBytes = kKeys == TileKeys::kLevels3 ? 2 : 16;
+      prefetch_l2(keys.scale.page(page) + kScaleBytes * token);
+    }
+  }
   __device__ void load(const RowStore& keys, int i, int64_t page, int token) {
     tile.load(keys, i, page, token);
   }
@@ -70,6 +84,8 @@ struct RawKeys {
   static constexpr int kDim = kD, kChunks = kD / 32;  // of 32 channels, 8 a lane
   struct Shared {};
 
+  // Rows are read one after the other: nothing to gain.
+  __device__ static void prefetch(const RowStore&, int64_t, int, int) {}
   __device__ static float prepare(const FlashCall&, int, int, int, Shared&) { return 0.0f; }
   // B fragments: the very bytes of the queries.
   __device__ void init(const FlashCall& call, int row) {
@@ -122,6 +138,7 @@ struct RawValues {
   template <int kHeadTiles>
   struct Extra {};
 
+  __device__ static void prefetch(const RowStore&, int64_t, int, int) {}
   __device__ static int channel(int tile, int half) {
     return tile / kWords * 16 * kWords + 2 * kWords * (threadIdx.x % 32 / 4) + 2 * (tile % kWords) +
            half;
@@ -193,6 +210,10 @@ struct LevelValues {
   template <int kHeadTiles>
   struct Extra {};
 
+  __device__ static void prefetch(const RowStore& values, int64_t page, int token, int half) {
+    prefetch_l2(half == 0 ? values.payload.page(page) + 32 * token
+                          : values.scale.page(page) + 2 * token);
+  }
   // Word r of a token: channels 16 r .. 16 r + 15.
   __device__ static int channel(int tile, int half) {
     return 16 * (threadIdx.x % 32 / 4) + 8 * half + tile;
@@ -267,6 +288,10 @@ struct MinMaxValues {
     float middle[kHeadTiles][kGroups] = {};  // of head r, this lane's tokens
   };
 
+  __device__ static void prefetch(const RowStore& values, int64_t page, int token, int half) {
+    prefetch_l2(half == 0 ? values.payload.page(page) + 32 * token
+                          : values.scale.page(page) + 16 * token);
+  }
   // Byte r of a group's eight: channels 32 g + 4 r .. + 3. Two tiles a group, so that all rows of a
   // tile have one scale.
   __device__ static int channel(int tile, int half) {
@@ -389,6 +414,15 @@ struct TilePlaces {
             static_cast<uint32_t>(slot % SIKV_PAGE_TOKENS);
     counts = __ballot_sync(0xffffffffu,
                            i < end && !(list.skip_pinned && is_pinned(call.view, row, slot)));
+  }
+  // Starts the way of the tokens' lines from memory to L2: they arrive while another tile is worked
+  // on and take no registers. Lanes share a token's lines.
+  template <typename Keys, typename Values>
+  __device__ void prefetch(const FlashCall& call) const {
+    const int64_t page = place >> 8;
+    const int token = static_cast<int>(place & 255u), half = static_cast<int>(threadIdx.x) / 16 % 2;
+    Keys::prefetch(call.keys, page, token, half);
+    Values::prefetch(call.values, page, token, half);
   }
   template <typename Visit>
   __device__ void visit(int n, Visit&& visit) const {
@@ -524,6 +558,7 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, uin
 
   TileFlash<Keys, Values, kHeadTiles> flash;
   while (base < range.end) {
+    if (base + kStep < range.end) next.prefetch<Keys, Values>(call);
     flash.add(call, query, keys, values, counts);
     base += kStep;
     if (base < range.end) {
@@ -537,9 +572,11 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, uin
   store_split(call, row, split, 0, call.group, states);
 }
 
-// Split `part` of the exact rows, of T = __half or __nv_bfloat16.
+// Split `part` of the exact rows, of T = __half or __nv_bfloat16. A call, so that its registers do
+// not weigh on the encoded splits' loop.
 template <typename T, int kDim, int kHeadTiles>
-__device__ void attend_exact_tiles(const FlashCall& call, int row, int part, uint8_t* shared) {
+__device__ __noinline__ void attend_exact_tiles(const FlashCall& call, int row, int part,
+                                                uint8_t* shared) {
   using Keys = RawKeys<T, kDim, kHeadTiles>;
   using Values = RawValues<T, kDim>;
   const WarpStates states(reinterpret_cast<float*>(shared), 8 * kHeadTiles, kDim);

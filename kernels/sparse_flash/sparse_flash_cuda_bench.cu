@@ -2,6 +2,7 @@
 // valid codes.
 //
 //   sparse_flash_cuda_bench [--sparse LIB] [--dense LIB] [--check | --time] [--exact P+T]
+//                           [--quick | --dense-only]
 //
 // The check compares with attention in fp64 over tokens that the layouts' scalar code decodes, on
 // awkward shapes, and prints the error beside that of a plain fp32 run. The times are those of one
@@ -731,8 +732,8 @@ double copy_rate() {
 
 constexpr int kLaunches = 16;
 
-void time_all(const std::string& sparse, const std::string& dense, int pinned, int tail,
-              bool quick) {
+void time_all(const std::string& sparse, const std::string& dense, int pinned, int tail, bool quick,
+              bool dense_only) {
   const double copy = copy_rate();
   std::printf("device-to-device copy: %.2f TB/s read + written; pinned %d, tail %d\n", copy, pinned,
               tail);
@@ -789,6 +790,7 @@ void time_all(const std::string& sparse, const std::string& dense, int pinned, i
                   size.batch, size.context / 1024, median, least, must / median * 1e-6,
                   must / median * 1e-4 / copy);
     }
+    if (dense_only) continue;
     const std::pair<Family, Family> pipelines[] = {
         {{Family::kRotated, 3}, {Family::kRotatedValue, 2}},
         {{Family::kSign, 2}, {Family::kMinMax, 2}}};
@@ -841,7 +843,7 @@ int main(int argc, char** argv) {
   folder = folder.substr(0, folder.rfind('/') + 1) + "../lib/sikv/plugins/";
   std::string sparse = folder + "libsikv-kernel-sparse_flash-cuda.so",
               dense = folder + "libsikv-kernel-dense_attention-cuda.so";
-  bool check = true, time = true, quick = false;
+  bool check = true, time = true, quick = false, dense_only = false;
   int pinned = 64, tail = 128;
   for (int i = 1; i < argc; ++i) {
     const std::string option = argv[i];
@@ -856,6 +858,8 @@ int main(int argc, char** argv) {
       check = false;
     } else if (option == "--quick") {
       quick = true;
+    } else if (option == "--dense-only") {
+      dense_only = true;
     } else if (option == "--exact") {
       std::sscanf(next().c_str(), "%d+%d", &pinned, &tail);
     } else {
@@ -864,6 +868,6 @@ int main(int argc, char** argv) {
     }
   }
   const int failures = check ? sikv::bench::check_all(sparse, dense) : 0;
-  if (time) sikv::bench::time_all(sparse, dense, pinned, tail, quick);
+  if (time) sikv::bench::time_all(sparse, dense, pinned, tail, quick, dense_only);
   return failures == 0 ? 0 : 1;
 }

@@ -45,7 +45,7 @@ def describe_environment(bench, peers):
     found["gpu"] = peers["gpu"]
     found["driver"] = peers["versions"].get("driver", "")
     found["peers"] = peers["versions"]
-    if bench["environment"].get("commit", "unknown") != "unknown":
+    if "SIKV_COMMIT" not in os.environ and bench["environment"].get("commit", "unknown") != "unknown":
         found["commit"] = bench["environment"]["commit"]
     return found
 

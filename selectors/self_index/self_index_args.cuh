@@ -18,7 +18,7 @@ struct ScanArgs {
   int chunk;                   // tokens of a block, a multiple of 256
   int32_t* slots;              // [rows, capacity] what is found, without a pool
   int64_t capacity;
-  int32_t* found;              // [rows]
+  int32_t* found;  // [rows]
 };
 
 // ---- rerank -------------------------------------------------------------------------------------
@@ -38,23 +38,14 @@ struct RerankArgs {
   int64_t capacity;
   const int32_t* found;  // [rows]
   sikv_selection selection;
-  int64_t most;            // candidates of a row
-  int shared_candidates;   // a block's logits and keys fit in shared memory up to this many
-  float* logits;           // [rows, most, padded_heads(G)] for more
-  uint32_t* keys_of_rest;  // [rows, team * share_of(most)] for more
+  int64_t most;   // candidates of a row
+  float* logits;  // [rows, most, padded_heads(G)], times log2(e)
+  float2* sums;   // [rows, score_blocks, G] highest logit and sum of each block
+  int score_blocks;
 };
 
+// In pairs, as a lane writes them.
 __host__ __device__ constexpr int padded_heads(int group) { return (group + 1) / 2 * 2; }
-
-// Candidates of each of `blocks` blocks.
-__host__ __device__ constexpr int64_t share_of(int64_t candidates, int blocks) {
-  const int64_t each = (candidates + blocks - 1) / blocks;
-  return (each + kCompactTokens - 1) / kCompactTokens * kCompactTokens;
-}
-
-inline int64_t rerank_shared_bytes(int group, int head_dim, int64_t candidates) {
-  return int64_t{2} * group * head_dim * 4 + candidates * (padded_heads(group) + 1) * 4;
-}
 
 // ---- replay of a prompt -------------------------------------------------------------------------
 

@@ -71,18 +71,21 @@ class StreamMemory {
   void* data_ = nullptr;
 };
 
-// What lies in the workspace of a step.
+// What lies in the workspace of a step of `rows` rows.
 struct Workspace {
-  Workspace(Arena& arena, int rows, int64_t scanned, const Reranker* reranker)
-      : found(arena.take<int32_t>(rows)),
-        candidates(arena.take<int32_t>(rows * scanned)),
-        logits(arena.take<float>(reranker != nullptr ? reranker->logits(rows) : 0)),
-        keys(arena.take<uint32_t>(reranker != nullptr ? reranker->keys(rows) : 0)) {}
+  // `listed`: candidates of a row. Without a reranker nothing is needed.
+  Workspace(Arena& arena, int rows, int64_t listed, int group, const Reranker* reranker) {
+    if (reranker == nullptr) return;
+    found = arena.take<int32_t>(rows);
+    candidates = arena.take<int32_t>(rows * listed);
+    logits = arena.take<float>(rows * reranker->most() * padded_heads(group));
+    sums = arena.take<float2>(reranker->all_score_blocks(rows) * group);
+  }
 
-  int32_t* found;       // [rows]
-  int32_t* candidates;  // [rows, scanned]
-  float* logits;
-  uint32_t* keys;
+  int32_t* found = nullptr;       // [rows]
+  int32_t* candidates = nullptr;  // [rows, listed]
+  float* logits = nullptr;        // [rows, most, padded_heads(G)]
+  float2* sums = nullptr;         // [all_score_blocks, G]
 };
 
 class SelfIndexCuda final : public Selector {
@@ -117,12 +120,12 @@ class SelfIndexCuda final : public Selector {
   Plan plan() override {
     cuda::check(cudaSetDevice(device_.ordinal), "self_index: cudaSetDevice");
     const int rows = shape_.max_sequences * shape_.num_kv_heads;
-    scanner_ = std::make_unique<Scanner>(device_, shape_.head_dim, config_.integer_scores(),
-                                         config_.group == Group::kMean ? 1 : group_,
-                                         shape_.max_tokens);
+    scanner_ =
+        std::make_unique<Scanner>(device_, shape_.head_dim, config_.integer_scores(),
+                                  config_.group == Group::kMean ? 1 : group_, shape_.max_tokens);
     if (config_.rerank > 1 || config_.pooled()) {
       const int64_t most = scanned_ + (config_.pooled() ? kNewSlots : 0);
-      reranker_ = std::make_unique<Reranker>(device_, shape_, most);
+      reranker_ = std::make_unique<Reranker>(device_, most);
     }
     teams_ = DeviceArray<TeamState>(rows);
     counts_ = DeviceArray<RowCounts>(rows);
@@ -142,7 +145,7 @@ class SelfIndexCuda final : public Selector {
       }
     }
     Arena counting(nullptr);
-    Workspace(counting, rows, listed(), reranker_.get());
+    Workspace(counting, rows, listed(), group_, reranker_.get());
     return {capacity_, counting.used()};
   }
 
@@ -187,7 +190,7 @@ class SelfIndexCuda final : public Selector {
     const int rows = view.num_rows();
     if (rows == 0) return;
     Arena arena(static_cast<std::byte*>(launch.workspace));
-    const Workspace workspace(arena, rows, listed(), reranker_.get());
+    const Workspace workspace(arena, rows, listed(), group_, reranker_.get());
     Step step = make_step(view.raw());
     step.q = args.q;
     step.q_stride = int64_t{args.num_query_heads} * shape_.head_dim;
@@ -215,7 +218,7 @@ class SelfIndexCuda final : public Selector {
     rerank.found = workspace.found;
     rerank.selection = args.selection;
     rerank.logits = workspace.logits;
-    rerank.keys_of_rest = workspace.keys;
+    rerank.sums = workspace.sums;
     reranker_->run(rerank, stream);
   }
 
@@ -338,7 +341,7 @@ class SelfIndexCuda final : public Selector {
   sikv_device device_;
   int group_;
   int32_t capacity_;
-  int64_t scanned_;  // candidates of one scan
+  int64_t scanned_;     // candidates of one scan
   bool packs_ = false;  // the pool has copies of its keys
   int packed_scale_bytes_ = 0;
   int64_t next_step_ = 0;

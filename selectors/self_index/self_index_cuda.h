@@ -4,10 +4,11 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "selectors/self_index/self_index_args.cuh"
 
 namespace sikv::self_index {
-
 
 class Scanner {
  public:
@@ -23,17 +24,19 @@ class Scanner {
 
 class Reranker {
  public:
-  Reranker(const sikv_device& device, const sikv_shape& shape, int64_t most_candidates);
-  // Blocks of each row.
-  int team(int rows) const;
-  // Of `rows` rows: logits and keys of candidates that do not fit in shared memory.
-  int64_t logits(int rows) const;
-  int64_t keys(int rows) const;
-  // Fills args.most and .shared_candidates and launches.
+  // Throws Refused if a row may have more candidates than the GPU can keep apart.
+  Reranker(const sikv_device& device, int64_t most_candidates);
+  int64_t most() const { return most_; }
+  // Blocks that score `rows` rows, or fewer.
+  int64_t all_score_blocks(int rows) const { return std::max(score_slots_, rows); }
+  // Fills args.most and .score_blocks and launches.
   void run(RerankArgs args, cudaStream_t stream) const;
 
  private:
-  int group_, head_dim_, resident_, shared_candidates_;
+  int score_blocks(int rows) const;  // of each
+
+  int score_slots_;  // blocks of rerank_score that run at a time
+  int keep_blocks_;
   int64_t most_;
 };
 

@@ -3,8 +3,8 @@
 //   self_index_cuda_bench [check|time|variants|profile]...     default: check time
 //
 // A step of L layers, each on a cache of its own so that L2 is cold, is one CUDA graph; a time is
-// the median over replays, divided by L. Bytes are what the step must move: codes of the index plane
-// and, for the scan alone, the scores it writes.
+// the median over replays, divided by L. Bytes are what the step must move: codes of the index
+// plane and, for the scan alone, the scores it writes.
 
 #include <cuda_runtime.h>
 
@@ -55,8 +55,8 @@ class Cache {
   // With `host`, planes are also in host memory.
   Cache(const Spec& spec, bool host) : spec_(spec), host_planes_(host) {
     sikv_shape shape = this->shape(1);
-    codec_ = std::make_unique<CodecInstance>(
-        testing::make_codec(SIKV_KEY_CODEC, spec.codec, {}, shape));
+    codec_ =
+        std::make_unique<CodecInstance>(testing::make_codec(SIKV_KEY_CODEC, spec.codec, {}, shape));
     layout_ = codec_->describe();
     const int batch = static_cast<int>(spec.lengths.size()), rows = batch * spec.heads;
     const int longest = *std::max_element(spec.lengths.begin(), spec.lengths.end());
@@ -76,7 +76,8 @@ class Cache {
     page_table_.assign(static_cast<size_t>(rows) * max_pages, -1);
     size_t next = 0;
     for (int row = 0; row < rows; ++row) {
-      for (int p = 0; p * 256 < encoded_[row]; ++p) page_table_[row * max_pages + p] = order[next++];
+      for (int p = 0; p * 256 < encoded_[row]; ++p)
+        page_table_[row * max_pages + p] = order[next++];
     }
     tail_len_.assign(batch, spec.tail);
     for (int row = 0; row < rows; ++row) {
@@ -188,9 +189,7 @@ class Cache {
   const sikv_cache_view& host() const { return host_view_; }
   const sikv_cache_view& device() const { return device_view_; }
   int rows() const { return host_view_.num_sequences * host_view_.num_kv_heads; }
-  int64_t tokens() const {
-    return std::accumulate(encoded_.begin(), encoded_.end(), int64_t{0});
-  }
+  int64_t tokens() const { return std::accumulate(encoded_.begin(), encoded_.end(), int64_t{0}); }
   std::vector<uint8_t> queries(uint64_t seed) const {
     Random random(seed);
     const size_t n = spec_.lengths.size() * spec_.heads * spec_.group * spec_.head_dim;
@@ -245,8 +244,12 @@ class GpuSelector {
 
   SelectorInstance& selector() { return selector_; }
   void run(const sikv_cache_view& view, int query_heads, const void* q, cudaStream_t stream) {
-    selector_.run({sizeof(sikv_select_args), query_heads, &view, q,
-                   1.0f / std::sqrt(static_cast<float>(view.head_dim)), 0,
+    selector_.run({sizeof(sikv_select_args),
+                   query_heads,
+                   &view,
+                   q,
+                   1.0f / std::sqrt(static_cast<float>(view.head_dim)),
+                   0,
                    {slots_, counts_, plan_.capacity, 0}},
                   workspace_, stream);
   }
@@ -289,7 +292,8 @@ bool compare(const char* name, const Spec& spec, const Choices& choices, int sla
   if (!ref.refusal(*cache.host().key.layout).empty()) return true;
   const SelectorInstance::Plan plan = ref.plan();
   std::vector<uint64_t> workspace(plan.workspace_bytes / 8 + 64);
-  auto* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 63) / 64 * 64);
+  auto* aligned =
+      reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 63) / 64 * 64);
   GpuSelector gpu(choices, shape, *cache.host().key.layout);
   for (int b = 0; b < shape.max_sequences; ++b) {
     ref.begin_sequence(b);
@@ -314,10 +318,10 @@ bool compare(const char* name, const Spec& spec, const Choices& choices, int sla
     };
     const int64_t stride = int64_t{spec.heads} * spec.head_dim;
     const auto keys = normals(static_cast<size_t>(total) * stride);
-    const auto queries =
-        normals(lens.size() * observed * shape.num_query_heads * spec.head_dim);
-    sikv_rows rows{keys.data(), SIKV_FP16,   *std::max_element(lens.begin(), lens.end()),
-                   firsts.data(), lens.data(), stride, spec.head_dim};
+    const auto queries = normals(lens.size() * observed * shape.num_query_heads * spec.head_dim);
+    sikv_rows rows{keys.data(),   SIKV_FP16,   *std::max_element(lens.begin(), lens.end()),
+                   firsts.data(), lens.data(), stride,
+                   spec.head_dim};
     ref.observe({sizeof(sikv_observe_args), observed, &cache.host(), rows, rows, queries.data(),
                  lens.data()},
                 aligned, nullptr);
@@ -326,9 +330,9 @@ bool compare(const char* name, const Spec& spec, const Choices& choices, int sla
     rows.data = device[0];
     rows.first = static_cast<const int32_t*>(device[1]);
     rows.count = static_cast<const int32_t*>(device[2]);
-    gpu.selector().observe({sizeof(sikv_observe_args), observed, &cache.device(), rows, rows,
-                            device[3], rows.count},
-                           nullptr, nullptr);
+    gpu.selector().observe(
+        {sizeof(sikv_observe_args), observed, &cache.device(), rows, rows, device[3], rows.count},
+        nullptr, nullptr);
     check(cudaDeviceSynchronize());
     for (void* data : device) check(cudaFree(data));
   }
@@ -338,10 +342,15 @@ bool compare(const char* name, const Spec& spec, const Choices& choices, int sla
   };
   for (int step = 0; step < steps; ++step) {
     const std::vector<uint8_t> q = cache.queries(1000 + step);
-    std::vector<int32_t> slots(static_cast<size_t>(cache.rows()) * plan.capacity + 1), counts(cache.rows());
+    std::vector<int32_t> slots(static_cast<size_t>(cache.rows()) * plan.capacity + 1),
+        counts(cache.rows());
     ref.begin_step(step);
-    ref.run({sizeof(sikv_select_args), shape.num_query_heads, &cache.host(), q.data(),
-             1.0f / std::sqrt(static_cast<float>(spec.head_dim)), 0,
+    ref.run({sizeof(sikv_select_args),
+             shape.num_query_heads,
+             &cache.host(),
+             q.data(),
+             1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
+             0,
              {slots.data(), counts.data(), plan.capacity, 0}},
             aligned, nullptr);
     uint8_t* device_q = device_copy(q);
@@ -356,11 +365,13 @@ bool compare(const char* name, const Spec& spec, const Choices& choices, int sla
       const std::vector<int32_t>& got = first[row];
       const std::string where = "step " + std::to_string(step) + " row " + std::to_string(row);
       if (got.size() != want.size()) {
-        return fail(where + ": " + std::to_string(got.size()) + " slots, not " + std::to_string(want.size()));
+        return fail(where + ": " + std::to_string(got.size()) + " slots, not " +
+                    std::to_string(want.size()));
       }
       if (!std::is_sorted(got.begin(), got.end())) return fail(where + ": not ascending");
       std::vector<int32_t> common;
-      std::set_intersection(got.begin(), got.end(), want.begin(), want.end(), std::back_inserter(common));
+      std::set_intersection(got.begin(), got.end(), want.begin(), want.end(),
+                            std::back_inserter(common));
       if (common.size() + slack < want.size()) {
         return fail(where + ": " + std::to_string(want.size() - common.size()) + " of " +
                     std::to_string(want.size()) + " slots differ");
@@ -374,7 +385,8 @@ bool compare(const char* name, const Spec& spec, const Choices& choices, int sla
     return -1.0;
   };
   if (scans(ref) != scans(gpu.selector())) {
-    return fail(std::to_string(scans(gpu.selector())) + " scans, not " + std::to_string(scans(ref)));
+    return fail(std::to_string(scans(gpu.selector())) + " scans, not " +
+                std::to_string(scans(ref)));
   }
   return true;
 }
@@ -398,8 +410,14 @@ int run_checks() {
         test("max", spec, {{"budget", "96"}, {"tables", "6bit"}, {"group", "max_over_heads"}});
         test("norm", spec, {{"budget", "96"}, {"weighting", "norm"}, {"group", "max_over_heads"}});
         test("rerank", spec, {{"budget", "96"}, {"tables", "6bit"}, {"rerank", "4"}}, 1);
-        test("pool", spec, {{"budget", "96"}, {"tables", "6bit"}, {"rerank", "4"}, {"scan_every", "4"},
-                            {"stagger", "true"}, {"refresh_cosine", "0.1"}}, 1, 6);
+        test("pool", spec,
+             {{"budget", "96"},
+              {"tables", "6bit"},
+              {"rerank", "4"},
+              {"scan_every", "4"},
+              {"stagger", "true"},
+              {"refresh_cosine", "0.1"}},
+             1, 6);
       }
     }
   }
@@ -420,11 +438,21 @@ int run_checks() {
   for (int dim : {64, 128}) {
     Spec prompt{.head_dim = dim, .heads = 2, .group = 3, .lengths = {2560, 1024}};
     for (const char* tolerance : {"0", "0.02", "0.05", "1"}) {
-      test("auto", prompt, {{"budget", "64"}, {"rerank", "2"}, {"schedule", "auto"},
-                            {"tolerance", tolerance}, {"window", "12"}}, 1, 9, 16);
+      test("auto", prompt,
+           {{"budget", "64"},
+            {"rerank", "2"},
+            {"schedule", "auto"},
+            {"tolerance", tolerance},
+            {"window", "12"}},
+           1, 9, 16);
     }
-    test("refresh", prompt, {{"budget", "64"}, {"rerank", "2"}, {"scan_every", "8"},
-                             {"refresh_cosine", "0.05"}, {"window", "12"}}, 1, 9, 16);
+    test("refresh", prompt,
+         {{"budget", "64"},
+          {"rerank", "2"},
+          {"scan_every", "8"},
+          {"refresh_cosine", "0.05"},
+          {"window", "12"}},
+         1, 9, 16);
   }
   std::printf("check: %d of %d cases equal ref\n", done - failed, done);
   return failed;
@@ -433,7 +461,8 @@ int run_checks() {
 // ---- time ---------------------------------------------------------------------------------------
 
 // Median time of `graph` in microseconds over replays.
-float time_graph(cudaGraphExec_t graph, cudaStream_t stream, int replays, std::vector<float>* all = nullptr) {
+float time_graph(cudaGraphExec_t graph, cudaStream_t stream, int replays,
+                 std::vector<float>* all = nullptr) {
   std::vector<cudaEvent_t> events(replays + 1);
   for (cudaEvent_t& event : events) check(cudaEventCreate(&event));
   for (int i = 0; i < 3; ++i) check(cudaGraphLaunch(graph, stream));
@@ -477,15 +506,26 @@ float time_steps(cudaStream_t stream, int layers, Body&& body, int replays = 24)
   return us;
 }
 
-// Bytes read and written per second by a device-to-device copy, in TB/s.
+__global__ void copy_kernel(uint4* to, const uint4* from, int64_t n) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  for (; i + 3 * stride < n; i += 4 * stride) {
+    const uint4 a = from[i], b = from[i + stride], c = from[i + 2 * stride],
+                d = from[i + 3 * stride];
+    to[i] = a, to[i + stride] = b, to[i + 2 * stride] = c, to[i + 3 * stride] = d;
+  }
+  for (; i < n; i += stride) to[i] = from[i];
+}
+
+// Bytes read and written per second by a copy of 1 GB, in TB/s.
 double copy_bandwidth(cudaStream_t stream) {
   const size_t bytes = size_t{1} << 30;
-  void *from = nullptr, *to = nullptr;
+  uint4 *from = nullptr, *to = nullptr;
   check(cudaMalloc(&from, bytes));
   check(cudaMalloc(&to, bytes));
   check(cudaMemset(from, 0x3c, bytes));
   const float us = time_steps(stream, 1, [&](int) {
-    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
+    copy_kernel<<<132 * 8, 512, 0, stream>>>(to, from, static_cast<int64_t>(bytes / 16));
   });
   check(cudaFree(from));
   check(cudaFree(to));
@@ -520,15 +560,16 @@ struct Timed {
 void run_times(cudaStream_t stream) {
   const double copy = copy_bandwidth(stream);
   std::printf("copy %.3f TB/s\n", copy);
-  std::printf("%9s %-8s %8s  %8s %6s  %8s | %9s %9s %9s\n", "B x T", "budget", "select", "TB/s", "share",
-              "rerank 4", "pool mean", "max", "refresh");
+  std::printf("%9s %-8s %8s  %8s %6s  %8s | %9s %9s %9s\n", "B x T", "budget", "select", "TB/s",
+              "share", "rerank 4", "pool mean", "max", "refresh");
   for (const Size size : kSizes) {
     Timed timed(size);
     for (const char* budget : {"2048", "512", "0.075"}) {
       const auto time = [&](Choices choices) {
         choices.push_back({"budget", budget});
         choices.push_back({"tables", "6bit"});
-        GpuSelector gpu(choices, timed.caches[0]->shape(timed.layers()), *timed.caches[0]->host().key.layout);
+        GpuSelector gpu(choices, timed.caches[0]->shape(timed.layers()),
+                        *timed.caches[0]->host().key.layout);
         return time_steps(stream, timed.layers(), [&](int l) {
           gpu.run(timed.caches[l]->device(), timed.heads, timed.q, stream);
         });
@@ -537,19 +578,27 @@ void run_times(cudaStream_t stream) {
       // Every layer is at the same phase unless staggered; a replay is one step.
       std::vector<float> pool;
       {
-        GpuSelector gpu({{"budget", budget}, {"tables", "6bit"}, {"rerank", "4"}, {"scan_every", "4"}, {"stagger", "true"}},
-                        timed.caches[0]->shape(timed.layers()), *timed.caches[0]->host().key.layout);
+        GpuSelector gpu({{"budget", budget},
+                         {"tables", "6bit"},
+                         {"rerank", "4"},
+                         {"scan_every", "4"},
+                         {"stagger", "true"}},
+                        timed.caches[0]->shape(timed.layers()),
+                        *timed.caches[0]->host().key.layout);
         cudaGraphExec_t graph = capture(stream, [&] {
-          for (int l = 0; l < timed.layers(); ++l) gpu.run(timed.caches[l]->device(), timed.heads, timed.q, stream);
+          for (int l = 0; l < timed.layers(); ++l)
+            gpu.run(timed.caches[l]->device(), timed.heads, timed.q, stream);
         });
         time_graph(graph, stream, 24, &pool);
         check(cudaGraphExecDestroy(graph));
       }
-      const float mean = std::accumulate(pool.begin(), pool.end(), 0.0f) / pool.size() / timed.layers();
+      const float mean =
+          std::accumulate(pool.begin(), pool.end(), 0.0f) / pool.size() / timed.layers();
       const float most = *std::max_element(pool.begin(), pool.end()) / timed.layers();
       const double bytes = timed.caches[0]->tokens() * 16.0;
-      std::printf("%3d x %3dK %-8s %8.1f  %8.3f %5.0f%%  %8.1f | %9.1f %9.1f\n", size.batch, size.context / 1024,
-                  budget, select, bytes / select * 1e-6, 100 * bytes / select * 1e-6 / copy, rerank, mean, most);
+      std::printf("%3d x %3dK %-8s %8.1f  %8.3f %5.0f%%  %8.1f | %9.1f %9.1f\n", size.batch,
+                  size.context / 1024, budget, select, bytes / select * 1e-6,
+                  100 * bytes / select * 1e-6 / copy, rerank, mean, most);
       std::fflush(stdout);
     }
   }
@@ -642,7 +691,8 @@ void time_variant(const Timed& timed, Size size, cudaStream_t stream, double cop
     if (bytes > 220 * 1024u / (1024 / kThreads)) continue;
     const dim3 grid((size.context + chunk - 1) / chunk, rows);
     const auto time = [&](auto kernel, auto&&... rest) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(bytes)));
       return time_steps(stream, timed.layers(), [&](int l) {
         kernel<<<grid, kThreads, bytes, stream>>>(args_of(l, chunk), rest...);
         check(cudaGetLastError());
@@ -651,14 +701,15 @@ void time_variant(const Timed& timed, Size size, cudaStream_t stream, double cop
     const float no_store = time(scan_alone<kThreads, false>, scores);
     const float store = time(scan_alone<kThreads, true>, scores);
     const float select = time(scan_select<128, kThreads, true>);
-    std::printf("%3d x %3dK threads %4d chunk %6d blocks %5d: scan %6.1f us, with scores written %6.1f us "
-                "(%.3f TB/s, %.0f%% of copy), scan + select %6.1f us\n",
-                size.batch, size.context / 1024, kThreads, chunk, grid.x * grid.y, no_store, store,
-                tokens * 18.0 / store * 1e-6, 100 * tokens * 18.0 / store * 1e-6 / copy, select);
+    std::printf(
+        "%3d x %3dK threads %4d chunk %6d blocks %5d: scan %6.1f us, with scores written %6.1f us "
+        "(%.3f TB/s, %.0f%% of copy), scan + select %6.1f us\n",
+        size.batch, size.context / 1024, kThreads, chunk, grid.x * grid.y, no_store, store,
+        tokens * 18.0 / store * 1e-6, 100 * tokens * 18.0 / store * 1e-6 / copy, select);
     std::fflush(stdout);
   }
-  for (void* data : {static_cast<void*>(teams), static_cast<void*>(slots), static_cast<void*>(found),
-                     static_cast<void*>(scores)}) {
+  for (void* data : {static_cast<void*>(teams), static_cast<void*>(slots),
+                     static_cast<void*>(found), static_cast<void*>(scores)}) {
     check(cudaFree(data));
   }
 }

@@ -42,9 +42,8 @@ __global__ void __launch_bounds__(kReplayThreads)
     const int token = base + reader.token;
     float x[cuda::kUnit] = {}, found[2];
     if (token < last && reader.unit >= 0) {
-      const int64_t offset =
-          (int64_t{args.keys.first[sequence]} + token) * args.keys.token_stride +
-          row % view.num_kv_heads * args.keys.head_stride;
+      const int64_t offset = (int64_t{args.keys.first[sequence]} + token) * args.keys.token_stride +
+                             row % view.num_kv_heads * args.keys.head_stride;
       const auto* data = static_cast<const uint8_t*>(args.keys.data);
       cuda::load_raw_unit(data + offset * sikv_dtype_bytes(args.keys.dtype), args.keys.dtype,
                           reader.unit, x);
@@ -77,8 +76,8 @@ __global__ void __launch_bounds__(kReplayThreads)
     replay_probability(const __grid_constant__ ReplayArgs args) {
   const int row = blockIdx.y, group = args.step.group;
   const int first = blockIdx.x * kReplayTokens;
-  const int last = min(first + kReplayTokens,
-                       replay_position(args, row / args.view.num_kv_heads) + 1);
+  const int last =
+      min(first + kReplayTokens, replay_position(args, row / args.view.num_kv_heads) + 1);
   if (first >= last) return;
   __shared__ float highest[kMaxGroup], weight[kMaxGroup];
   const int lane = threadIdx.x % 32;
@@ -165,8 +164,9 @@ __global__ void __launch_bounds__(kReplayThreads)
   __syncthreads();
   const double all_ties = Reduce(reduce).Sum(static_cast<double>(ties));
   if (threadIdx.x == 0) {
-    const double tied = cut.key == 0 ? 0.0 : fmin(all_ties, static_cast<double>(cut.ties)) *
-                                                 __uint_as_float(cut.key - 1);
+    const double tied =
+        cut.key == 0 ? 0.0
+                     : fmin(all_ties, static_cast<double>(cut.ties)) * __uint_as_float(cut.key - 1);
     args.dropped[row * kNumPeriods + j] += 1.0 - total - tied;
   }
 }

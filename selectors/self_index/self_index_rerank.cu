@@ -7,79 +7,51 @@
 namespace sikv::self_index {
 namespace {
 
-// Logits and keys of a block's candidates, besides 18 KB of static shared memory: two blocks share
-// a multiprocessor.
-constexpr int64_t kCandidateBytes = 64 << 10;
-
 template <typename Body>
-void with_kernel(RerankKeys keys, Body&& body) {
-  switch (keys) {
-    case RerankKeys::kLevels3:
-      return body(rerank_select<RerankKeys::kLevels3>);
-    case RerankKeys::kSignMinMax2:
-      return body(rerank_select<RerankKeys::kSignMinMax2>);
-    default:
-      return body(rerank_select<RerankKeys::kUnits>);
-  }
-}
-
-RerankKeys reading_of(const cuda::RowStore& keys) {
-  if (!cuda::tile_reads(keys)) return RerankKeys::kUnits;
-  return keys.kind == cuda::RowKind::kSignLevels ? RerankKeys::kLevels3 : RerankKeys::kSignMinMax2;
+void with_kernel(const cuda::RowStore& keys, Body&& body) {
+  if (!cuda::tile_reads(keys)) return body(rerank_score<RerankKeys::kUnits>);
+  if (keys.kind == cuda::RowKind::kSignLevels) return body(rerank_score<RerankKeys::kLevels3>);
+  body(rerank_score<RerankKeys::kSignMinMax2>);
 }
 
 }  // namespace
 
-Reranker::Reranker(const sikv_device& device, const sikv_shape& shape, int64_t most_candidates)
-    : group_(shape.num_query_heads / shape.num_kv_heads),
-      head_dim_(shape.head_dim),
-      most_(most_candidates) {
-  shared_candidates_ =
-      static_cast<int>(kCandidateBytes / ((padded_heads(group_) + 1) * 4) / kCompactTokens) *
-      kCompactTokens;
-  const auto bytes =
-      static_cast<int>(rerank_shared_bytes(group_, head_dim_, shared_candidates_));
-  resident_ = 2 * device.multiprocessors;
-  for (RerankKeys keys :
-       {RerankKeys::kUnits, RerankKeys::kLevels3, RerankKeys::kSignMinMax2}) {
-    with_kernel(keys, [&](auto kernel) {
-      cuda::check(
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-          "self_index: asking for shared memory");
-      int per_sm = 0;
-      cuda::check(
-          cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, kRerankThreads, bytes),
-          "self_index: asking for the occupancy");
-      resident_ = std::min(resident_, std::max(per_sm, 1) * device.multiprocessors);
-    });
+Reranker::Reranker(const sikv_device& device, int64_t most_candidates)
+    : score_slots_(2 * device.multiprocessors), most_(most_candidates) {
+  // Blocks of rerank_keep wait for those of their row: the GPU must hold them all.
+  keep_blocks_ = static_cast<int>((most_ + kKeepTokens - 1) / kKeepTokens);
+  if (keep_blocks_ > device.multiprocessors) {
+    throw Refused("self_index ranks up to " +
+                  std::to_string(int64_t{device.multiprocessors} * kKeepTokens) +
+                  " candidates of a row on this GPU, not " + std::to_string(most_) +
+                  ": lower budget or rerank");
   }
+  cuda::check(cudaFuncSetAttribute(rerank_keep, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   kKeepTokens * static_cast<int>(sizeof(uint32_t))),
+              "self_index: asking for shared memory");
 }
 
-int Reranker::team(int rows) const {
-  return std::clamp(resident_ / std::max(rows, 1), 1, kMaxRerankTeam);
-}
-
-int64_t Reranker::logits(int rows) const {
-  if (share_of(most_, team(rows)) <= shared_candidates_) return 0;
-  return rows * most_ * padded_heads(group_);
-}
-
-int64_t Reranker::keys(int rows) const {
-  const int64_t share = share_of(most_, team(rows));
-  return share <= shared_candidates_ ? 0 : rows * share * team(rows);
+int Reranker::score_blocks(int rows) const {
+  return std::clamp(score_slots_ / std::max(rows, 1), 1, 32);
 }
 
 void Reranker::run(RerankArgs args, cudaStream_t stream) const {
-  const int rows = args.view.num_sequences * args.view.num_kv_heads;
+  const auto rows = static_cast<unsigned>(args.view.num_sequences * args.view.num_kv_heads);
   args.most = most_;
-  args.shared_candidates = shared_candidates_;
-  const dim3 grid(static_cast<unsigned>(team(rows)), static_cast<unsigned>(rows));
-  const int64_t share = std::min<int64_t>(share_of(most_, team(rows)), shared_candidates_);
-  const auto bytes = static_cast<size_t>(rerank_shared_bytes(group_, head_dim_, share));
-  with_kernel(reading_of(args.keys), [&](auto kernel) {
-    kernel<<<grid, kRerankThreads, bytes, stream>>>(args);
-  });
-  cuda::check_launch("self_index rerank_select", grid, kRerankThreads, stream);
+  args.score_blocks = score_blocks(static_cast<int>(rows));
+  const dim3 scores(static_cast<unsigned>(args.score_blocks), rows);
+  const auto query_bytes = 2 * sizeof(float) * static_cast<size_t>(args.step.group) *
+                           static_cast<size_t>(args.view.head_dim);
+  with_kernel(args.keys,
+              [&](auto kernel) { kernel<<<scores, kRerankThreads, query_bytes, stream>>>(args); });
+  cuda::check_launch("self_index rerank_score", scores, kRerankThreads, stream);
+
+  const dim3 keep(static_cast<unsigned>(keep_blocks_), rows);
+  const int64_t most = (most_ + kCompactTokens - 1) / kCompactTokens * kCompactTokens;
+  const auto key_bytes =
+      sizeof(uint32_t) * static_cast<size_t>(std::min<int64_t>(most, kKeepTokens));
+  rerank_keep<<<keep, kKeepThreads, key_bytes, stream>>>(args);
+  cuda::check_launch("self_index rerank_keep", keep, kKeepThreads, stream);
 }
 
 }  // namespace sikv::self_index

@@ -48,8 +48,7 @@ Scanner::Scanner(const sikv_device& device, int head_dim, bool integer, int sets
   const int64_t most = int64_t{largest_chunk_} * resident_;
   if (max_tokens > most) {
     throw Refused("self_index scans sequences of up to " + std::to_string(most) +
-                  " tokens on this GPU, not " + std::to_string(max_tokens) +
-                  ": lower the context");
+                  " tokens on this GPU, not " + std::to_string(max_tokens) + ": lower the context");
   }
 }
 
@@ -57,19 +56,19 @@ void Scanner::run(ScanArgs args, cudaStream_t stream) const {
   const int rows = args.view.num_sequences * args.view.num_kv_heads;
   const int64_t tokens = std::max(args.view.max_encoded_len, 1);
   // All tokens in one wave of blocks, where their scores fit. With a pool a part of the rows is
-  // scanned at a time: smaller shares keep the GPU full all the same.
+  // scanned at a time: smaller shares keep the GPU full all the same, but blocks that leave at
+  // once cost too.
   const Step& step = args.step;
   const bool pooled = step.pool.state != nullptr;
-  const int period = !pooled ? 1 : step.scan_every > 1 ? std::min(step.scan_every, 4) : 4;
-  const int blocks = std::clamp(resident_ * period / rows, 1, resident_);
+  const int parts = pooled ? 2 : 1;
+  const int blocks = std::clamp(resident_ * parts / rows, 1, resident_);
   const int64_t pages = (tokens + blocks * SIKV_PAGE_TOKENS - 1) / (blocks * SIKV_PAGE_TOKENS);
-  args.chunk = static_cast<int>(
-      std::clamp<int64_t>(pages * SIKV_PAGE_TOKENS, kLeastChunk, largest_chunk_));
+  args.chunk =
+      static_cast<int>(std::clamp<int64_t>(pages * SIKV_PAGE_TOKENS, kLeastChunk, largest_chunk_));
   const dim3 grid(static_cast<unsigned>((tokens + args.chunk - 1) / args.chunk),
                   static_cast<unsigned>(rows));
-  with_kernel(head_dim_, integer_, sets_, args.chunk, [&](auto kernel, size_t bytes) {
-    kernel<<<grid, kThreads, bytes, stream>>>(args);
-  });
+  with_kernel(head_dim_, integer_, sets_, args.chunk,
+              [&](auto kernel, size_t bytes) { kernel<<<grid, kThreads, bytes, stream>>>(args); });
   cuda::check_launch("self_index scan_select", grid, kThreads, stream);
 }
 

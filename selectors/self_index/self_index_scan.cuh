@@ -24,11 +24,11 @@ namespace sikv::self_index {
 template <int D>
 struct ScanShape {
   static constexpr int kLanes = D == 64 ? 4 : D == 256 ? 16 : 8;
-  static constexpr int kWords = D / 4 / kLanes;            // 3 at D = 96, else 4
-  static constexpr int kTokens = 8 * 32 / kLanes;          // of one load of a warp
+  static constexpr int kWords = D / 4 / kLanes;                          // 3 at D = 96, else 4
+  static constexpr int kTokens = 8 * 32 / kLanes;                        // of one load of a warp
   static constexpr int kBins = D == 64 ? 1024 : D == 256 ? 4096 : 2048;  // scores to D/4 * 63
-  static constexpr int kLoads = 4;                         // in flight
-  static constexpr int kItem = kTokens * kLoads;           // tokens; divides a page
+  static constexpr int kLoads = 4;                                       // in flight
+  static constexpr int kItem = kTokens * kLoads;                         // tokens; divides a page
 };
 
 // Tokens [first, first + tokens) of a row.
@@ -60,7 +60,8 @@ __device__ inline void load_words(const uint8_t* unit, uint32_t (&words)[ScanSha
         : "l"(address));
   } else {
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) words[w] = __ldg(reinterpret_cast<const uint32_t*>(address) + w);
+    for (int w = 0; w < kWords; ++w)
+      words[w] = __ldg(reinterpret_cast<const uint32_t*>(address) + w);
   }
 }
 
@@ -98,11 +99,10 @@ struct LaneTables {
     const int lane = threadIdx.x;
     constexpr int kFour = ScanShape<D>::kLanes == 4 ? 2 : 4;  // lane bit that chooses 4..7
     const bool upper = (lane & kFour) != 0, odd = (lane & 1) != 0;
-    const uint32_t even_pair =
-        (upper ? c : a) + __shfl_xor_sync(~0u, upper ? a : c, kFour);
+    const uint32_t even_pair = (upper ? c : a) + __shfl_xor_sync(~0u, upper ? a : c, kFour);
     const uint32_t odd_pair = (upper ? d : b) + __shfl_xor_sync(~0u, upper ? b : d, kFour);
-    uint32_t pair = (odd ? odd_pair : even_pair) +
-                    __shfl_xor_sync(~0u, odd ? even_pair : odd_pair, 1);
+    uint32_t pair =
+        (odd ? odd_pair : even_pair) + __shfl_xor_sync(~0u, odd ? even_pair : odd_pair, 1);
     if constexpr (ScanShape<D>::kLanes == 4) return pair;
     pair += __shfl_xor_sync(~0u, pair, 2);
     if constexpr (ScanShape<D>::kLanes == 16) pair += __shfl_xor_sync(~0u, pair, 8);
@@ -133,7 +133,8 @@ __device__ void scan_integer(const ScanArgs& args, const Chunk& chunk, const uin
     uint32_t words[Shape::kLoads][Shape::kWords] = {};
 #pragma unroll
     for (int i = 0; i < Shape::kLoads; ++i) {
-      if (first + i * Shape::kTokens < chunk.tokens) load_words<D>(unit + i * Shape::kTokens / 8 * D, words[i]);
+      if (first + i * Shape::kTokens < chunk.tokens)
+        load_words<D>(unit + i * Shape::kTokens / 8 * D, words[i]);
     }
     if (item + kThreads / 32 < items) page = page_of(item + kThreads / 32);
 #pragma unroll
@@ -191,16 +192,19 @@ __device__ void scan_float(const ScanArgs& args, const Chunk& chunk, const float
   }
 }
 
-// Whether a pooled row is scanned at this step. All threads, `mean` [D] complete; every block of
-// the row finds the same.
-__device__ inline bool is_due(const Step& step, const sikv_cache_view& view, int row,
-                              const float* mean) {
+// Whether a pooled row's period has passed.
+__device__ inline bool is_over(const Step& step, int row) {
   const PoolState& state = step.pool.state[row];
-  if (state.scanned == 0 || step.pool.step[row] >= state.next_scan) return true;
-  if (step.pool.scan_query == nullptr) return false;
+  return state.scanned == 0 || step.pool.step[row] >= state.next_scan;
+}
+
+// Whether the query has turned away from the last scanned one: cos(mean - m, scan_query - m) <
+// refresh_cosine, m the prompt's mean. Without a direction there is no turn. All threads, `mean`
+// [D] complete.
+__device__ inline bool has_turned(const Step& step, const sikv_cache_view& view, int row,
+                                  const float* mean) {
   __shared__ bool turned;
   if (threadIdx.x < 32) {
-    // cos(mean - m, scan_query - m) < refresh_cosine. Without a direction there is no turn.
     const float* prompt = step.pool.prompt_mean + int64_t{row} * view.head_dim;
     const float* scanned = step.pool.scan_query + int64_t{row} * view.head_dim;
     double dot = 0.0, query_norm = 0.0, scan_norm = 0.0;
@@ -222,26 +226,25 @@ __device__ inline bool is_due(const Step& step, const sikv_cache_view& view, int
   return turned;
 }
 
-// The last block of a row to leave notes what was done. Staggered, the first period is cut short so
-// that head j of the model's KV heads, counted layer by layer, scans where (step + j) mod period
-// = 0; later ones keep the phase.
-__device__ inline void end_row(const Step& step, const sikv_cache_view& view, int row, bool due,
-                               int found, const float* mean) {
+// The last block of a scanned row to leave notes what was done; rerank_keep counts the step of a
+// pooled row. Staggered, the first period is cut short so that head j of the model's KV heads,
+// counted layer by layer, scans where (step + j) mod period = 0; later ones keep the phase.
+__device__ inline void end_scan(const Step& step, const sikv_cache_view& view, int row, int found,
+                                const float* mean) {
   const bool pooled = step.pool.state != nullptr;
-  if (pooled && due && step.pool.scan_query != nullptr) {
+  if (pooled && step.pool.scan_query != nullptr) {
     for (int d = threadIdx.x; d < view.head_dim; d += blockDim.x) {
       step.pool.scan_query[int64_t{row} * view.head_dim + d] = mean[d];
     }
   }
   if (threadIdx.x != 0) return;
   if (step.counts != nullptr) {
-    step.counts[row].rows += 1;
-    step.counts[row].scans += due ? 1 : 0;
+    step.counts[row].rows += pooled ? 0 : 1;
+    step.counts[row].scans += 1;
   }
   if (!pooled) return;
   PoolState& state = step.pool.state[row];
-  const int64_t now = step.pool.step[row]++;
-  if (!due) return;
+  const int64_t now = step.pool.step[row];
   const int64_t period = state.period > 0 ? state.period : step.scan_every;
   const int64_t j = int64_t{view.layer} * view.num_kv_heads + row % view.num_kv_heads;
   const bool shortened = step.stagger && state.scanned == 0;
@@ -268,8 +271,12 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   const sikv_cache_view& view = args.view;
   const Step& step = args.step;
   const bool pooled = step.pool.state != nullptr;
+  const int row = blockIdx.y;
+  const bool refreshes = pooled && step.pool.scan_query != nullptr;
+  const bool over = !pooled || is_over(step, row);
+  if (!over && !refreshes) return;
   // What the row needs is asked for at once: one after the other costs a microsecond each.
-  const int row = blockIdx.y, len = view.encoded_len[row];
+  const int len = view.encoded_len[row];
   const int num_pinned = view.pinned_len[row];
   const int64_t budget = row_budget(step, view, row);
   const int32_t* pinned = view.pinned_slots + int64_t{row} * view.pinned_capacity;
@@ -288,26 +295,29 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   const int sets = kInteger || !step.max_over_heads ? 1 : step.group;
   auto* tables = reinterpret_cast<std::conditional_t<kInteger, uint8_t, float>*>(dynamic);
   auto* scales = reinterpret_cast<TableScale*>(tables + 4 * D * sets);  // float scores
-  auto* histogram = reinterpret_cast<uint32_t*>(kInteger ? tables + 4 * D : tables + (4 * D + 4) * sets);
+  auto* histogram =
+      reinterpret_cast<uint32_t*>(kInteger ? tables + 4 * D : tables + (4 * D + 4) * sets);
   Key* keys = reinterpret_cast<Key*>(histogram + kBins);
+
+  // Chosen is what is best by the mean query, or by any head's.
+  __shared__ float mean[D];
+  load_mean(step, view, row, blockIdx.x == 0, mean);
 
   // The first codes come while the tables are made, if it is certain that they are needed.
   const auto prefetch = [](const void* line) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
   };
-  const int ahead = step.pool.state != nullptr ? 0 : min(chunk.tokens / 8, kThreads * 128 / D);
+  const int ahead = pooled ? 0 : min(chunk.tokens / 8, kThreads * 128 / D);
   for (int tile = threadIdx.x; tile < ahead; tile += kThreads) {
     const int slot = first + tile * 8;
     const int64_t page = cuda::page_number(view, row, slot / SIKV_PAGE_TOKENS);
     prefetch(args.index.page(page) + slot % SIKV_PAGE_TOKENS / 8 * D);
   }
 
-  // Chosen is what is best by the mean query, or by any head's.
-  __shared__ float mean[D];
-  load_mean(step, view, row, blockIdx.x == 0, mean);
   for (int i = threadIdx.x; i < kBins; i += kThreads) histogram[i] = 0;
   __syncthreads();
-  const bool due = !pooled || is_due(step, view, row, mean);
+  // Every block of the row finds the same.
+  if (!over && !has_turned(step, view, row, mean)) return;
   int open = len;
   for (int i = threadIdx.x; i - static_cast<int>(threadIdx.x) < num_pinned; i += kThreads) {
     if (i >= kThreads) my_pinned = i < num_pinned ? pinned[i] : len;
@@ -315,7 +325,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   }
   const int64_t wanted = row_candidates(step, budget);
   const uint32_t k = static_cast<uint32_t>(max(min(wanted, int64_t{open}), int64_t{0}));
-  if (due && k > 0) {
+  if (k > 0) {
     for (int set = 0; set < sets; ++set) {
       const int64_t head = first_query(step, view, row) + int64_t{set} * D;
       for (int d = threadIdx.x; d < D; d += kThreads) {
@@ -373,11 +383,11 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     }
     int32_t* out = pooled ? step.pool.slots + int64_t{row} * step.pool.capacity
                           : args.slots + int64_t{row} * args.capacity;
-    compact<kThreads>(team, keys, chunk.tokens, cut, out, [&](int i) { return first + i; },
-                      shared.select);
+    compact<kThreads>(
+        team, keys, chunk.tokens, cut, out, [&](int i) { return first + i; }, shared.select);
   }
   if (!pooled && blockIdx.x == 0 && threadIdx.x == 0) args.found[row] = static_cast<int32_t>(k);
-  if (team.leave()) end_row(step, view, row, due, static_cast<int>(k), mean);
+  if (team.leave()) end_scan(step, view, row, static_cast<int>(k), mean);
 }
 
 }  // namespace sikv::self_index

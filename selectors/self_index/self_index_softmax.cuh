@@ -38,7 +38,9 @@ struct UnitReader {
   int lanes, sub, unit, token;  // `token`: which of the 32 / lanes tokens of the warp
 
   __device__ explicit UnitReader(int head_dim)
-      : lanes(head_dim <= 64 ? 8 : head_dim <= 128 ? 16 : 32) {
+      : lanes(head_dim <= 64    ? 8
+              : head_dim <= 128 ? 16
+                                : 32) {
     const int lane = threadIdx.x % 32;
     sub = lane % lanes;
     token = lane / lanes;

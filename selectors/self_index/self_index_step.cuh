@@ -34,11 +34,11 @@ struct PackedKeys {
 
 // Device memory of one layer; all null without a pool.
 struct Pool {
-  PoolState* state;    // [rows]
-  int64_t* step;       // [rows] of the next run
-  int32_t* slots;      // [rows, capacity] ascending
+  PoolState* state;  // [rows]
+  int64_t* step;     // [rows] of the next run
+  int32_t* slots;    // [rows, capacity] ascending
   int64_t capacity;
-  PackedKeys packed;    // [rows, capacity]; null if candidates are read where they lie
+  PackedKeys packed;   // [rows, capacity]; null if candidates are read where they lie
   float* scan_query;   // [rows, D] group-mean query of the last scan; null without refresh_cosine
   float* prompt_mean;  // [rows, D]
 };
@@ -57,7 +57,7 @@ struct Step {
   bool stagger;
   double refresh_cosine;
   // With what
-  const void* q;  // [B, ..., Hq, D]
+  const void* q;              // [B, ..., Hq, D]
   int64_t q_stride;           // elements from one sequence to the next
   const int32_t* prompt_len;  // [B] stands for the current length in a replay; else null
   int group;                  // G

@@ -11,19 +11,17 @@
 namespace sikv::self_index {
 
 inline constexpr int kMaxTeam = 512;        // blocks of a row
-inline constexpr int kMaxRerankTeam = 32;   // of which at most these exchange softmax sums
 inline constexpr int kMaxGroup = 16;        // G
 inline constexpr int kRadixBins = 4096;     // of the first digit of a key
 inline constexpr int kCompactTokens = 256;  // keys that a warp compacts at a time
 
-// What a row's blocks share, in device memory that outlives a launch. All zero between launches
-// but for `softmax`: the last block to leave clears what was used.
+// What a row's blocks share, in device memory that outlives a launch. All zero between launches:
+// the last block to leave clears what was used.
 struct alignas(64) TeamState {
   uint32_t arrived;
   uint32_t left;
   unsigned long long published[kMaxTeam];
   uint32_t histogram[kRadixBins + 2 * 1024];
-  float2 softmax[kMaxRerankTeam][kMaxGroup];  // highest logit, sum
 };
 
 __device__ inline uint32_t load_acquire(const uint32_t* address) {
@@ -146,18 +144,23 @@ __device__ Cut find_cut(const uint32_t* histogram, int bins, uint32_t k,
   if (lane == 0) scratch.warp_above[warp] = sum;
   __syncthreads();
   if (warp == 0) {
-    uint32_t above = 0;
-    int found = kWarps - 1;
-    while (found > 0 && above + scratch.warp_above[found] < k) above += scratch.warp_above[found--];
-    const int per = segment / 32, end = (found + 1) * segment - lane * per;
+    // The segment that holds it, from the top; then the lane of the segment.
+    const auto through = [&](uint32_t x) {
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const uint32_t higher = __shfl_up_sync(~0u, x, distance);
+        if (lane >= distance) x += higher;
+      }
+      return x;
+    };
+    const uint32_t own = lane < kWarps ? scratch.warp_above[kWarps - 1 - lane] : 0;
+    const uint32_t sums = through(own);
+    const int from_top = __ffs(__ballot_sync(~0u, sums >= k)) - 1;
+    uint32_t above = __shfl_sync(~0u, sums - own, max(from_top, 0));
+    const int per = segment / 32;
+    const int end = (kWarps - max(from_top, 0)) * segment - lane * per;
     sum = 0;
     for (int i = 1; i <= per; ++i) sum += histogram[end - i];
-    uint32_t through = sum;
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const uint32_t higher = __shfl_up_sync(~0u, through, distance);
-      if (lane >= distance) through += higher;
-    }
-    above += through - sum;
+    above += through(sum) - sum;
     if (above < k && k <= above + sum) {
       int bin = end - 1;
       while (above + histogram[bin] < k) above += histogram[bin--];
@@ -169,9 +172,9 @@ __device__ Cut find_cut(const uint32_t* histogram, int bins, uint32_t k,
   return scratch.cut;
 }
 
-// The cut of the k highest of the team's keys, 1 <= k <= their number: digits of 12, 10 and 10 bits,
-// highest first, until what shares the digits found so far is needed as a whole. key_at(i), i in
-// [0, n), are this block's; histogram [kRadixBins] is scratch.
+// The cut of the k highest of the team's keys, 1 <= k <= their number: digits of 12, 10 and 10
+// bits, highest first, until what shares the digits found so far is needed as a whole. key_at(i), i
+// in [0, n), are this block's; histogram [kRadixBins] is scratch.
 template <int kThreads, typename KeyAt>
 __device__ Cut find_radix_cut(Team& team, KeyAt&& key_at, int n, uint32_t k, uint32_t* histogram,
                               SelectScratch<kThreads>& scratch) {
@@ -276,8 +279,7 @@ __device__ void compact(Team& team, const Key* keys, int n, Cut cut, int32_t* ou
       for (int i = 0; i < 8; ++i) {
         const bool is_above = key[i] > cut.key, is_tie = key[i] == cut.key;
         if (is_above || (is_tie && my_ties < cut.ties)) {
-          out[my_above + min(my_ties, cut.ties)] =
-              slot_of(step * kCompactTokens + lane * 8 + i);
+          out[my_above + min(my_ties, cut.ties)] = slot_of(step * kCompactTokens + lane * 8 + i);
         }
         my_above += is_above ? 1u : 0u;
         my_ties += is_tie ? 1u : 0u;
