@@ -83,14 +83,6 @@ HWY_INLINE void FindExtremes(const MinMaxFormat& format, const float* HWY_RESTRI
     }
     groups->low[j] = hn::GetLane(hn::MinOfLanes(d, low));
     groups->high[j] = hn::GetLane(hn::MaxOfLanes(d, high));
-    // Among zeros of both signs their order decides which is stored.
-    if (groups->low[j] == 0.0f) {
-      groups->low[j] = groups->high[j] = from[0];
-      for (size_t i = 1; i < format.group; ++i) {
-        groups->low[j] = fminf(groups->low[j], from[i]);
-        groups->high[j] = fmaxf(groups->high[j], from[i]);
-      }
-    }
   }
 }
 
@@ -107,8 +99,9 @@ HWY_INLINE void StoreRanges(const MinMaxFormat& format, size_t n, MinMaxGroups* 
   for (size_t j = 0; j < n; j += kLanes) {
     const VF low = hn::Load(d, groups->low + j), high = hn::Load(d, groups->high + j);
     const VU scale = NarrowSaturated<Narrow::kExpBits, Narrow::kManBits>(
-        hn::Div(hn::Sub(high, low), top), largest);
-    const VU zero = NarrowSaturated<Narrow::kExpBits, Narrow::kManBits>(low, largest);
+        hn::Add(hn::Div(hn::Sub(high, low), top), hn::Zero(d)), largest);
+    const VU zero =
+        NarrowSaturated<Narrow::kExpBits, Narrow::kManBits>(hn::Add(low, hn::Zero(d)), largest);
     hn::Store(Widen<Narrow::kExpBits, Narrow::kManBits>(scale), d, groups->scale + j);
     hn::Store(Widen<Narrow::kExpBits, Narrow::kManBits>(zero), d, groups->zero + j);
     const VU pair = hn::Or(scale, hn::ShiftLeft<Narrow::kBits>(zero));

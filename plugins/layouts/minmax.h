@@ -5,7 +5,8 @@
 //
 // Of a group, all in fp32, every step rounded:
 //   1. scale = (max - min) / (2^bits - 1), zero = min
-//   2. both are rounded to the scale type, saturating at its largest finite value
+//   2. both are rounded to the scale type, saturating at its largest finite value; 0 is stored as
+//      +0 (which of -0 and +0 is the smaller is up to the machine's minimum)
 //   3. code = (x - zero) / scale, clamped to [0, 2^bits - 1], rounded to nearest, ties to even
 // A stored scale of 0 (max == min, or a range that the scale type rounds away) gives code 0. Codes
 // are made against the stored pair, so its rounding costs range and not bias.
@@ -45,8 +46,8 @@ SIKV_INLINE Range load_range(const void* scales, int32_t scale_dtype, int64_t gr
 SIKV_INLINE Range store_range(void* scales, int32_t scale_dtype, int64_t group, float min,
                               float max, int bits) {
   const float scale = div_rn(max - min, static_cast<float>((1 << bits) - 1));
-  return {store_saturated(scales, scale_dtype, 2 * group, scale),
-          store_saturated(scales, scale_dtype, 2 * group + 1, min)};
+  return {store_saturated(scales, scale_dtype, 2 * group, add_rn(scale, 0.0f)),
+          store_saturated(scales, scale_dtype, 2 * group + 1, add_rn(min, 0.0f))};
 }
 
 // Step 3.
