@@ -1,6 +1,6 @@
 // Encode of rot_lm: centre and rotate, r, levels and signs, scale.
 //
-// At D = 128 and 3 bits a channel costs about 30 instructions, 8 of them the rotation and 12 level,
+// At D = 128 and 3 bits a channel costs 33 instructions, 8 of them the rotation and 12 level,
 // value and the two sums of the scale. Levels need no division per channel: |y| / r, rounded, is
 // above a boundary where |y| is above a limit that belongs to (r, boundary), found among the floats
 // next to their product (rot_lm_cpu.cc says why these are enough).

@@ -11,7 +11,7 @@ namespace sikv::cuda {
 
 // ---- encode -------------------------------------------------------------------------------------
 
-// Signs and min-max magnitudes; about 22 instructions a channel at 2 bits.
+// Signs and min-max magnitudes.
 //
 // |k'| / alpha takes 5 multiply-adds (divide in thread_pack.cuh): k' and alpha are both held 2^60
 // times as large, which changes no quotient and no rounding and keeps clear of the small numbers
