@@ -11,9 +11,13 @@ namespace sikv {
 
 inline constexpr sikv_option_spec kRotLmKeyOptions[] = {
     int_choice_option("bits", "3", "2|3|4", "bits per channel, the sign included"),
+    int_option("fit_tokens", "0", 0, 1 << 20,
+               "tokens of the prompt that the fit reads, evenly spaced; 0: every one"),
 };
 inline constexpr sikv_option_spec kRotLmValueOptions[] = {
     int_choice_option("bits", "2", "2|3|4", "bits per channel, the sign included"),
+    int_option("fit_tokens", "0", 0, 1 << 20,
+               "tokens of the prompt that the fit reads, evenly spaced; 0: every one"),
 };
 
 // The scalar references. A SIMD variant overrides whole rows.
@@ -35,6 +39,7 @@ class RotLmKeys : public TokenCodec {
   RotLmKeys(const CreateArgs& args, const rlm4::Params& params);
 
   rlm4::Params params_;
+  int fit_tokens_;
 };
 
 class RotLmValues : public TokenCodec {
@@ -55,6 +60,7 @@ class RotLmValues : public TokenCodec {
   RotLmValues(const CreateArgs& args, const rlm4::Params& params);
 
   rlm4::Params params_;
+  int fit_tokens_;
 };
 
 std::unique_ptr<Codec> make_rot_lm_keys_ref(const CreateArgs& args);

@@ -386,9 +386,11 @@ class RotLmKeysCpu final : public SimdCodec {
  public:
   explicit RotLmKeysCpu(const CreateArgs& args)
       : SimdCodec(args, SIKV_KEY_CODEC, make_rot_lm_keys_ref(args)),
-        params_(rlm4::read_params(layout_view())) {}
+        params_(rlm4::read_params(layout_view())),
+        fit_tokens_(static_cast<int>(args.options.integer("fit_tokens"))) {}
 
  protected:
+  int fit_tokens() const override { return fit_tokens_; }
   bool fit_row(const TokenRows& tokens, const StoreView& store, int row) override {
     const auto head_dim = static_cast<size_t>(params_.head_dim);
     float* mean = store.table(SIKV_KEY_MEAN, row);
@@ -420,15 +422,18 @@ class RotLmKeysCpu final : public SimdCodec {
 
   const RotLmSimd& simd_ = *rot_lm_simd();
   rlm4::Params params_;
+  int fit_tokens_;
 };
 
 class RotLmValuesCpu final : public SimdCodec {
  public:
   explicit RotLmValuesCpu(const CreateArgs& args)
       : SimdCodec(args, SIKV_VALUE_CODEC, make_rot_lm_values_ref(args)),
-        params_(rlm4::read_params(layout_view())) {}
+        params_(rlm4::read_params(layout_view())),
+        fit_tokens_(static_cast<int>(args.options.integer("fit_tokens"))) {}
 
  protected:
+  int fit_tokens() const override { return fit_tokens_; }
   bool fit_row(const TokenRows& tokens, const StoreView& store, int row) override {
     return simd_.means(tokens, static_cast<size_t>(params_.head_dim),
                        store.table(SIKV_VALUE_MEAN, row));
@@ -455,6 +460,7 @@ class RotLmValuesCpu final : public SimdCodec {
 
   const RotLmSimd& simd_ = *rot_lm_simd();
   rlm4::Params params_;
+  int fit_tokens_;
 };
 
 }  // namespace

@@ -36,7 +36,9 @@ sikv_layout describe_values(const rlm4::Params& p) {
 RotLmKeys::RotLmKeys(const CreateArgs& args) : RotLmKeys(args, read_options(args)) {}
 
 RotLmKeys::RotLmKeys(const CreateArgs& args, const rlm4::Params& params)
-    : TokenCodec(args, SIKV_KEY_CODEC, describe_keys(params)), params_(params) {}
+    : TokenCodec(args, SIKV_KEY_CODEC, describe_keys(params)),
+      params_(params),
+      fit_tokens_(static_cast<int>(args.options.integer("fit_tokens"))) {}
 
 rlm4::KeyPage RotLmKeys::page(const StoreView& store, int row, int page) {
   return {store.page(SIKV_INDEX_CODE, row, page), store.page(SIKV_MAGNITUDE, row, page),
@@ -45,14 +47,16 @@ rlm4::KeyPage RotLmKeys::page(const StoreView& store, int row, int page) {
 
 void RotLmKeys::fit_row(const RowTokens& tokens, const StoreView& store, int row) {
   float* mean = store.table(SIKV_KEY_MEAN, row);
-  channel_means(tokens, mean);
+  const SampledTokens sample(tokens, fit_tokens_);
+  channel_means(sample, mean);
   SignCodebookFit codebook(params_.head_dim);
   float rotated[kMaxHeadDim];
-  tokens.for_each([&](int, int, const float* key) {
+  sample.for_each([&](int, const float* key) {
     rlm4::rotate_centred(params_, key, mean, rotated);
     codebook.add(rotated);
   });
   codebook.finish(store.table(SIKV_CODEBOOK, row));
+  if (!sample.all()) tokens.check_newest();
 }
 
 void RotLmKeys::encode_token(const StoreView& store, int row, int page_index, int token,
@@ -71,14 +75,18 @@ void RotLmKeys::decode_token(const StoreView& store, int row, int page_index, in
 RotLmValues::RotLmValues(const CreateArgs& args) : RotLmValues(args, read_options(args)) {}
 
 RotLmValues::RotLmValues(const CreateArgs& args, const rlm4::Params& params)
-    : TokenCodec(args, SIKV_VALUE_CODEC, describe_values(params)), params_(params) {}
+    : TokenCodec(args, SIKV_VALUE_CODEC, describe_values(params)),
+      params_(params),
+      fit_tokens_(static_cast<int>(args.options.integer("fit_tokens"))) {}
 
 rlm4::ValuePage RotLmValues::page(const StoreView& store, int row, int page) {
   return {store.page(SIKV_VALUE_CODE, row, page), store.page(SIKV_VALUE_SCALE, row, page)};
 }
 
 void RotLmValues::fit_row(const RowTokens& tokens, const StoreView& store, int row) {
-  channel_means(tokens, store.table(SIKV_VALUE_MEAN, row));
+  const SampledTokens sample(tokens, fit_tokens_);
+  channel_means(sample, store.table(SIKV_VALUE_MEAN, row));
+  if (!sample.all()) tokens.check_newest();
 }
 
 void RotLmValues::encode_token(const StoreView& store, int row, int page_index, int token,

@@ -1,7 +1,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <memory>
+#include <string>
+#include <tuple>
 
+#include "framework/base/error.h"
+#include "plugins/layouts/paged_sum.h"
 #include "plugins/layouts/rlm4_v1.h"
 #include "tests/support/plugins.h"
 #include "tests/support/test_cache.h"
@@ -115,6 +120,99 @@ TEST(RotLmTest, CodebookHoldsRotatedVectors) {
   EXPECT_EQ(cache.page(SIKV_KEY_CODEC, SIKV_INDEX_CODE, 0, 0)[0], 0xef);
   EXPECT_EQ(cache.page(SIKV_KEY_CODEC, SIKV_MAGNITUDE, 0, 0)[0], 0x03);  // ratio 8: top level
 }
+
+TEST(FitSampleTest, EntriesAreEvenlySpacedFromTheFirst) {
+  const FitSample third(9, 3), some(10, 4);
+  EXPECT_EQ(third.size, 3);
+  EXPECT_EQ(third.position(0), 0);
+  EXPECT_EQ(third.position(1), 3);
+  EXPECT_EQ(third.position(2), 6);
+  EXPECT_EQ(some.position(1), 2);
+  EXPECT_EQ(some.position(2), 5);
+  EXPECT_EQ(some.position(3), 7);
+  EXPECT_EQ(FitSample(1 << 20, 1 << 19).position((1 << 19) - 1), (1 << 20) - 2);
+}
+
+TEST(FitSampleTest, ShortPromptsAndZeroTakeEveryToken) {
+  for (const int fit_tokens : {0, 9, 10}) {
+    const FitSample sample(9, fit_tokens);
+    EXPECT_TRUE(sample.all());
+    EXPECT_EQ(sample.position(8), 8);
+  }
+}
+
+// Tables from a sample of a prompt are those of a prompt that is the sample.
+class FitTokensTest : public ::testing::TestWithParam<std::tuple<sikv_kind, const char*, int>> {};
+
+TEST_P(FitTokensTest, FitsOnTheSampleAlone) {
+  const auto [kind, id, fit_tokens] = GetParam();
+  constexpr int kPrompt = 1000;
+  const FitSample sample(kPrompt, fit_tokens);
+  for (const Variant& variant : registry().variants()) {
+    if (variant.kind != kind || variant.id != id || variant.device != SIKV_CPU) continue;
+    for (const int head_dim : {64, 96}) {
+      const sikv_shape shape = make_shape(head_dim, SIKV_BF16);
+      const Choices choices{{"fit_tokens", std::to_string(fit_tokens)}};
+      CodecInstance sampling = make_codec(kind, id, choices, shape, cpu(), variant.variant);
+      CodecInstance whole = make_codec(kind, id, {}, shape);
+      TestRows rows({kPrompt}, 2, head_dim, SIKV_BF16);
+      rows.fill(Pattern::kOffset, 5);
+      TestRows sampled({sample.size}, 2, head_dim, SIKV_BF16);
+      for (int i = 0; i < sample.size; ++i) {
+        for (int h = 0; h < 2; ++h) {
+          for (int d = 0; d < head_dim; ++d) {
+            sampled.set(0, i, h, d, rows.at(0, sample.position(i), h, d));
+          }
+        }
+      }
+      const bool keys = kind == SIKV_KEY_CODEC;
+      const sikv_layout layout = whole.describe(), nothing{};
+      const auto cache_of = [&] {
+        return std::make_unique<TestCache>(
+            CacheSpec{.head_dim = head_dim, .dtype = SIKV_BF16, .encoded = {kPrompt}},
+            keys ? layout : nothing, keys ? nothing : layout);
+      };
+      const auto a = cache_of(), b = cache_of();
+      fit_part(sampling, rows.all(), *a);
+      fit_part(whole, sampled.all(), *b);
+      for (int row = 0; row < 2; ++row) {
+        EXPECT_EQ(a->row_bytes(kind, row), b->row_bytes(kind, row)) << variant.variant;
+      }
+    }
+  }
+}
+
+TEST_P(FitTokensTest, ChecksTheNewestTokensToo) {
+  const auto [kind, id, fit_tokens] = GetParam();
+  for (const Variant& variant : registry().variants()) {
+    if (variant.kind != kind || variant.id != id || variant.device != SIKV_CPU) continue;
+    const Choices choices{{"fit_tokens", std::to_string(fit_tokens)}};
+    CodecInstance codec =
+        make_codec(kind, id, choices, make_shape(64, SIKV_FP16), cpu(), variant.variant);
+    TestRows rows({1000}, 2, 64, SIKV_FP16);
+    rows.fill(Pattern::kGaussian, 1);
+    rows.set(0, 999, 1, 3, std::nanf(""));
+    const bool keys = kind == SIKV_KEY_CODEC;
+    const TestCache cache({.encoded = {1000}}, keys ? codec.describe() : sikv_layout{},
+                          keys ? sikv_layout{} : codec.describe());
+    try {
+      fit_part(codec, rows.all(), cache);
+      ADD_FAILURE() << variant.variant << " took a NaN";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("head 1, position 999"), std::string::npos)
+          << error.what();
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Codecs, FitTokensTest,
+                         ::testing::Combine(::testing::Values(SIKV_KEY_CODEC),
+                                            ::testing::Values("rot_lm", "sign_vq"),
+                                            ::testing::Values(1, 300, 512)));
+INSTANTIATE_TEST_SUITE_P(ValueCodecs, FitTokensTest,
+                         ::testing::Combine(::testing::Values(SIKV_VALUE_CODEC),
+                                            ::testing::Values("rot_lm"),
+                                            ::testing::Values(1, 300, 512)));
 
 }  // namespace
 }  // namespace sikv::testing

@@ -17,6 +17,8 @@ inline constexpr sikv_option_spec kSignVqOptions[] = {
     choice_option("scale_type", "fp16", "fp16|fp8_e4m3|fp8_e5m2", "type of scales and zeros"),
     choice_option("center", "mean", "mean|median|none",
                   "what is subtracted from the keys, per channel over the prompt"),
+    int_option("fit_tokens", "0", 0, 1 << 20,
+               "tokens of the prompt that the fit reads, evenly spaced; 0: every one"),
 };
 
 enum class Center { kMean, kMedian, kNone };
@@ -42,6 +44,7 @@ class SignVq : public TokenCodec {
 
   sign4::Params params_;
   Center center_;
+  int fit_tokens_;
 };
 
 std::unique_ptr<Codec> make_sign_vq_ref(const CreateArgs& args);

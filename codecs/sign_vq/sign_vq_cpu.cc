@@ -159,9 +159,11 @@ class SignVqCpu final : public SimdCodec {
         params_(sign4::read_params(layout_view())),
         format_{head_dim(), params_.magnitude_bits, static_cast<size_t>(params_.scale_group),
                 params_.scale_dtype},
-        center_(args.options.choice("center")) {}
+        center_(args.options.choice("center")),
+        fit_tokens_(static_cast<int>(args.options.integer("fit_tokens"))) {}
 
  protected:
+  int fit_tokens() const override { return fit_tokens_; }
   bool fits(const RowsView&) const override { return center_ != "median"; }
   bool encodes(const RowsView& rows) const override {
     return params_.magnitude_bits != 16 || rows.dtype() == params_.key_dtype;
@@ -222,6 +224,7 @@ class SignVqCpu final : public SimdCodec {
   sign4::Params params_;
   MinMaxFormat format_;
   std::string center_;
+  int fit_tokens_;
 };
 
 }  // namespace

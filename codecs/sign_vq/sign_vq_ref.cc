@@ -42,19 +42,17 @@ Center read_center(const CreateArgs& args) {
 
 // median [D] over the tokens, the lower of the middle two for an even count. Holds the row in fp32
 // while it lasts: 64 MB at 128K tokens and D = 128.
-void channel_medians(const RowTokens& tokens, float* median) {
+void channel_medians(const SampledTokens<RowTokens>& tokens, float* median) {
   const size_t count = static_cast<size_t>(tokens.count());
   std::vector<float> columns(count * static_cast<size_t>(tokens.head_dim()));
-  size_t t = 0;
-  tokens.for_each([&](int, int, const float* key) {
+  tokens.for_each([&](int t, const float* key) {
     for (int d = 0; d < tokens.head_dim(); ++d) columns[count * d + t] = key[d];
-    ++t;
   });
   for (int d = 0; d < tokens.head_dim(); ++d) {
     const auto column = columns.begin() + static_cast<ptrdiff_t>(count * d);
     const auto middle = column + static_cast<ptrdiff_t>((count - 1) / 2);
     std::nth_element(column, middle, column + static_cast<ptrdiff_t>(count));
-    median[d] = *middle;
+    median[d] = add_rn(*middle, 0.0f);  // of equal zeros either may be in the middle: +0
   }
 }
 
@@ -65,7 +63,8 @@ SignVq::SignVq(const CreateArgs& args) : SignVq(args, read_options(args)) {}
 SignVq::SignVq(const CreateArgs& args, const sign4::Params& params)
     : TokenCodec(args, SIKV_KEY_CODEC, describe(params)),
       params_(params),
-      center_(read_center(args)) {}
+      center_(read_center(args)),
+      fit_tokens_(static_cast<int>(args.options.integer("fit_tokens"))) {}
 
 sign4::Page SignVq::page(const StoreView& store, int row, int page) const {
   return {store.page(SIKV_INDEX_CODE, row, page),
@@ -81,12 +80,13 @@ sign4::Tables SignVq::tables(const StoreView& store, int row) {
 void SignVq::fit_row(const RowTokens& tokens, const StoreView& store, int row) {
   const int head_dim = params_.head_dim;
   float* mean = store.table(SIKV_KEY_MEAN, row);
+  const SampledTokens sample(tokens, fit_tokens_);
   switch (center_) {
     case Center::kMean:
-      channel_means(tokens, mean);
+      channel_means(sample, mean);
       break;
     case Center::kMedian:
-      channel_medians(tokens, mean);
+      channel_medians(sample, mean);
       break;
     case Center::kNone:
       std::fill_n(mean, head_dim, 0.0f);
@@ -97,7 +97,7 @@ void SignVq::fit_row(const RowTokens& tokens, const StoreView& store, int row) {
   std::fill_n(alpha, head_dim, 0.0f);
   SignCodebookFit codebook(head_dim);
   float centred[kMaxHeadDim];
-  tokens.for_each([&](int, int, const float* key) {
+  sample.for_each([&](int, const float* key) {
     for (int d = 0; d < head_dim; ++d) {
       centred[d] = key[d] - mean[d];
       alpha[d] = std::max(alpha[d], std::fabs(centred[d]));
@@ -106,6 +106,7 @@ void SignVq::fit_row(const RowTokens& tokens, const StoreView& store, int row) {
   });
   codebook.finish(store.table(SIKV_CODEBOOK, row));
   std::replace(alpha, alpha + head_dim, 0.0f, 1.0f);
+  if (!sample.all()) tokens.check_newest();
 }
 
 void SignVq::encode_token(const StoreView& store, int row, int page_index, int token,

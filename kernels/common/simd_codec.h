@@ -11,8 +11,10 @@
 #include <memory>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "kernels/common/simd_tokens.h"
+#include "plugins/layouts/paged_sum.h"
 #include "plugins/sdk/row_codec.h"
 
 namespace sikv {
@@ -24,7 +26,16 @@ class SimdCodec : public Codec {
   void fit(const RowsView& rows, const CacheView& view, Launch launch) final {
     if (!fits(rows)) return ref_->fit(rows, view, launch);
     for_each_row(rows, view, nullptr, [&](const TokenRows& tokens, int row, int) {
-      return fit_row(tokens, store(view), row);
+      const FitSample sample(tokens.count, fit_tokens());
+      if (sample.all()) return fit_row(tokens, store(view), row);
+      row_tokens(rows, view, row, 0).check_newest();
+      const auto bytes = static_cast<size_t>(view.head_dim() * sikv_dtype_bytes(tokens.dtype));
+      std::vector<uint8_t> sampled(static_cast<size_t>(sample.size) * bytes);
+      for (int i = 0; i < sample.size; ++i) {
+        std::memcpy(&sampled[static_cast<size_t>(i) * bytes], tokens.at(sample.position(i)), bytes);
+      }
+      return fit_row({sampled.data(), static_cast<int64_t>(bytes), tokens.dtype, sample.size},
+                     store(view), row);
     });
   }
   void encode(const RowsView& rows, const int32_t* first_slot, const CacheView& view,
@@ -70,6 +81,8 @@ class SimdCodec : public Codec {
   virtual bool fits(const RowsView& rows) const { return static_cast<void>(rows), true; }
   virtual bool encodes(const RowsView& rows) const { return static_cast<void>(rows), true; }
   virtual bool decodes() const { return true; }
+  // Tokens of a prompt that fit_row gets, evenly spaced; 0: every one.
+  virtual int fit_tokens() const { return 0; }
 
   // Side tables from a whole prompt of at least one token. This and encode_page: false where a
   // number is not storable; the call is then refused, and what was written does not matter.
@@ -86,6 +99,10 @@ class SimdCodec : public Codec {
     return kind_ == SIKV_KEY_CODEC ? view.key() : view.value();
   }
 
+  RowTokens row_tokens(const RowsView& rows, const CacheView& view, int row, int slot) const {
+    return {rows, view, kind_ == SIKV_KEY_CODEC ? "K" : "V", row, slot};
+  }
+
   // body(tokens, row, first slot) for every row with tokens; first_slot [B, H] or null for 0.
   template <typename Body>
   void for_each_row(const RowsView& rows, const CacheView& view, const int32_t* first_slot,
@@ -98,8 +115,7 @@ class SimdCodec : public Codec {
       const int64_t stride =
           (rows.offset(b, 1, 0) - rows.offset(b, 0, 0)) * sikv_dtype_bytes(rows.dtype());
       if (body(TokenRows{data, stride, rows.dtype(), rows.count(b)}, row, slot)) return;
-      const RowTokens tokens(rows, view, kind_ == SIKV_KEY_CODEC ? "K" : "V", row, slot);
-      tokens.for_each([](int, int, const float*) {});
+      row_tokens(rows, view, row, slot).for_each([](int, int, const float*) {});
       throw PluginBug("a row was refused that holds nothing to refuse");
     });
   }

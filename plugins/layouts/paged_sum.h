@@ -43,12 +43,55 @@ class PagedSum {
   int64_t tokens_ = 0;
 };
 
-// mean [D] over `tokens`: anything with head_dim() and for_each(visit(page, token in page, x [D])).
+// The tokens of a prompt that a fit reads: all, or `size` evenly spaced ones, entry i being the
+// token at position floor(i * count / size). Entries take the place of tokens in the runs of a
+// PagedSum.
+struct FitSample {
+  int32_t count;  // tokens of the prompt
+  int32_t size;   // of the sample
+
+  // A fit on `fit_tokens` tokens, or on every one where that is 0.
+  constexpr FitSample(int32_t tokens, int32_t fit_tokens)
+      : count(tokens), size(fit_tokens == 0 || tokens < fit_tokens ? tokens : fit_tokens) {}
+  constexpr bool all() const { return size == count; }
+  constexpr int32_t position(int32_t i) const {
+    return static_cast<int32_t>(int64_t{i} * count / size);
+  }
+};
+
+// The tokens that a fit on `fit_tokens` of them reads, out of `tokens`: anything with head_dim(),
+// count() and load(t, x [D]).
+template <typename Tokens>
+class SampledTokens {
+ public:
+  SampledTokens(const Tokens& tokens, int fit_tokens)
+      : tokens_(&tokens), sample_(tokens.count(), fit_tokens) {}
+
+  int head_dim() const { return tokens_->head_dim(); }
+  int count() const { return sample_.size; }
+  bool all() const { return sample_.all(); }
+
+  // visit(entry, x [D]) in order.
+  template <typename Visit>
+  void for_each(Visit&& visit) const {
+    std::vector<float> x(static_cast<size_t>(head_dim()));
+    for (int i = 0; i < count(); ++i) {
+      tokens_->load(sample_.position(i), x.data());
+      visit(i, static_cast<const float*>(x.data()));
+    }
+  }
+
+ private:
+  const Tokens* tokens_;
+  FitSample sample_;
+};
+
+// mean [D] over `tokens`: SampledTokens, or what answers like them.
 template <typename Tokens>
 void channel_means(const Tokens& tokens, float* mean) {
   const int head_dim = tokens.head_dim();
   PagedSum sum(head_dim);
-  tokens.for_each([&](int, int, const float* x) {
+  tokens.for_each([&](int, const float* x) {
     sum.begin_token();
     for (int d = 0; d < head_dim; ++d) sum.add(d, x[d]);
   });

@@ -39,6 +39,13 @@ class RowTokens {
                 view_->position(row_, first_slot_ + t)});
   }
 
+  // Throws as load does for the newest tokens, a page's worth: of these some may stay in the tail,
+  // where no encode sees them. For fits that do not read every token.
+  void check_newest() const {
+    std::vector<float> x(static_cast<size_t>(head_dim()));
+    for (int t = std::max(count() - kPageTokens, 0); t < count(); ++t) load(t, x.data());
+  }
+
   // visit(page, token in page, x [D]) for every token in order.
   template <typename Visit>
   void for_each(Visit&& visit) const {

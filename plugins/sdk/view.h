@@ -32,6 +32,7 @@ class RowsView {
 
   int count(int sequence) const { return rows_.count[sequence]; }
   int32_t dtype() const { return rows_.dtype; }
+  const sikv_rows& raw() const { return rows_; }
   int64_t offset(int sequence, int token, int head) const {
     return (rows_.first[sequence] + int64_t{token}) * rows_.token_stride + head * rows_.head_stride;
   }

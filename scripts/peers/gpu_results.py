@@ -42,6 +42,9 @@ def write(path, result):
 
 def describe_environment(bench, peers):
     found = environment.environment(".", COMMAND, bench["environment"].get("compiler", ""), {})
+    # Of the machine that ran the bench, should that be another.
+    machine = bench["environment"]
+    found.update({name: machine[name] for name in ("cpu", "cores", "os") if name in machine})
     found["gpu"] = peers["gpu"]
     found["driver"] = peers["versions"].get("driver", "")
     found["peers"] = peers["versions"]

@@ -1,0 +1,3 @@
+#include "codecs/rot_lm/rot_lm_launch.cuh"
+
+template struct sikv::cuda::RotLmLaunches<64>;

@@ -1,0 +1,3 @@
+#include "codecs/sign_vq/sign_vq_launch.cuh"
+
+template struct sikv::cuda::SignVqLaunches<64>;
