@@ -34,8 +34,11 @@ class Reranker {
 
  private:
   int score_blocks(int rows) const;  // of each
+  void launch(const char* name, void (*kernel)(RerankArgs), dim3 grid, int threads, size_t bytes,
+              cudaStream_t stream, const RerankArgs& args) const;
 
   int score_slots_;  // blocks of rerank_score that run at a time
+  bool overlaps_;
   int keep_blocks_;
   int64_t most_;
 };

@@ -16,8 +16,27 @@ void with_kernel(const cuda::RowStore& keys, Body&& body) {
 
 }  // namespace
 
+// A launch that may begin before the one before it is over, where the GPU can do that.
+void Reranker::launch(const char* name, void (*kernel)(RerankArgs), dim3 grid, int threads,
+                      size_t bytes, cudaStream_t stream, const RerankArgs& args) const {
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = overlaps_ ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, args);
+  cuda::check_launch(name, grid, config.blockDim, stream);
+}
+
 Reranker::Reranker(const sikv_device& device, int64_t most_candidates)
-    : score_slots_(2 * device.multiprocessors), most_(most_candidates) {
+    : score_slots_(kScoreBlocks * device.multiprocessors),
+      overlaps_(device.compute_capability >= 90),
+      most_(most_candidates) {
   // Blocks of rerank_keep wait for those of their row: the GPU must hold them all.
   keep_blocks_ = static_cast<int>((most_ + kKeepTokens - 1) / kKeepTokens);
   if (keep_blocks_ > device.multiprocessors) {
@@ -50,8 +69,7 @@ void Reranker::run(RerankArgs args, cudaStream_t stream) const {
   const int64_t most = (most_ + kCompactTokens - 1) / kCompactTokens * kCompactTokens;
   const auto key_bytes =
       sizeof(uint32_t) * static_cast<size_t>(std::min<int64_t>(most, kKeepTokens));
-  rerank_keep<<<keep, kKeepThreads, key_bytes, stream>>>(args);
-  cuda::check_launch("self_index rerank_keep", keep, kKeepThreads, stream);
+  launch("self_index rerank_keep", rerank_keep, keep, kKeepThreads, key_bytes, stream, args);
 }
 
 }  // namespace sikv::self_index

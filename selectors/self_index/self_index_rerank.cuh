@@ -18,6 +18,8 @@
 namespace sikv::self_index {
 
 inline constexpr int kRerankThreads = 256;
+// Of rerank_score on a multiprocessor: a third one spills and gains nothing.
+inline constexpr int kScoreBlocks = 2;
 inline constexpr int kKeepThreads = 1024;
 // Keys of a block of rerank_keep: 128 KB of shared memory.
 inline constexpr int kKeepTokens = 32768;
@@ -161,12 +163,12 @@ __device__ inline void write_packed(const cuda::KeyTile<kTile>& tile, int i, int
   }
 }
 
-// Prepares the queries, writes logits [last - first, padded_heads(G)] of candidates [first, last)
-// and leaves each warp's sums in shared.sums. Candidates that turn out to be pinned get -inf.
+// Writes logits [last - first, padded_heads(G)] of candidates [first, last) and leaves each warp's
+// sums in shared.sums. Candidates that turn out to be pinned get -inf.
 template <RerankKeys kKeys>
 __device__ void score_candidates(const RerankArgs& args, int row, const CandidateList& list,
-                                 int first, int last, const PackedUse& packed, float* q_exact,
-                                 float* q_stored, float* logits, ScoreShared& shared) {
+                                 int first, int last, const PackedUse& packed,
+                                 const float* q_stored, float* logits, ScoreShared& shared) {
   const sikv_cache_view& view = args.view;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   constexpr int kWarps = kRerankThreads / 32;
@@ -194,8 +196,6 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
       shared.places[window % 2][threadIdx.x] = {open ? static_cast<int32_t>(page) : -1, token};
     };
     stage(0);
-    prepare_queries(args, row, q_exact, q_stored, shared.shift);
-    __syncthreads();
     for (int set = 0; set * 8 < group; ++set) {
       cuda::build_tile_query<kTile>(q_stored + set * 8 * cuda::kTileDim, min(group - set * 8, 8),
                                     queries[set]);
@@ -232,18 +232,21 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
           float c[4];
           tile.score(queries[set], c);
           const int head = set * 8 + lane % 4 * 2;
+          float2 pair[2];
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int candidate = base + lane / 4 + 8 * i;
+            pair[i] = make_float2(-INFINITY, -INFINITY);
             if (head >= group || candidate >= last) continue;
-            const float2 pair = open[i]
-                                    ? make_float2(open_logit(c[2 * i] + shared.shift[head]),
-                                                  open_logit(c[2 * i + 1] + shared.shift[head + 1]))
-                                    : make_float2(-INFINITY, -INFINITY);
-            *reinterpret_cast<float2*>(logits + int64_t{candidate - first} * padded + head) = pair;
-            sums[set][0].add(pair.x);
-            sums[set][1].add(pair.y);
+            if (open[i]) {
+              pair[i] = make_float2(open_logit(c[2 * i] + shared.shift[head]),
+                                    open_logit(c[2 * i + 1] + shared.shift[head + 1]));
+            }
+            *reinterpret_cast<float2*>(logits + int64_t{candidate - first} * padded + head) =
+                pair[i];
           }
+          sums[set][0].add(pair[0].x, pair[1].x);
+          sums[set][1].add(pair[0].y, pair[1].y);
         }
       }
     }
@@ -256,8 +259,6 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
       }
     }
   } else {
-    prepare_queries(args, row, q_exact, q_stored, shared.shift);
-    __syncthreads();
     const UnitReader reader(view.head_dim);
     SoftmaxSum sums[2];
     for (int base = first + warp * reader.tokens(); base < last; base += kWarps * reader.tokens()) {
@@ -330,10 +331,19 @@ __device__ inline void score_exact(const RerankArgs& args, int row, int block, i
 
 // grid (score_blocks, rows)
 template <RerankKeys kKeys>
-__global__ void __launch_bounds__(kRerankThreads, 2)
+__global__ void __launch_bounds__(kRerankThreads, kScoreBlocks)
     rerank_score(const __grid_constant__ RerankArgs args) {
   const Step& step = args.step;
   const int row = blockIdx.y, group = step.group;
+  extern __shared__ uint4 dynamic[];
+  __shared__ ScoreShared shared;
+  float* q_exact = reinterpret_cast<float*>(dynamic);
+  float* q_stored = q_exact + group * args.view.head_dim;
+  // The queries are ready before the scan is over.
+  prepare_queries(args, row, q_exact, q_stored, shared.shift);
+  __syncthreads();
+  wait_for_launch_before();
+  start_next_launch();
   const RerankRow rerank(args, row);
   if (!rerank.ranked) return;
   const int n = rerank.list.size(), share = share_of(n, gridDim.x, kWindow);
@@ -341,18 +351,13 @@ __global__ void __launch_bounds__(kRerankThreads, 2)
   if (static_cast<int>(blockIdx.x) >= blocks) return;
   const int first = blockIdx.x * share, last = min(first + share, n);
 
-  extern __shared__ uint4 dynamic[];
-  __shared__ ScoreShared shared;
-  float* q_exact = reinterpret_cast<float*>(dynamic);
-  float* q_stored = q_exact + group * args.view.head_dim;
   PackedUse packed{step.pool.packed, int64_t{row} * step.pool.capacity, false, false};
   if (packed.keys.signs != nullptr) {
     packed.read = step.pool.state[row].packed != 0;
     packed.write = !packed.read;
   }
   float* logits = args.logits + (int64_t{row} * args.most + first) * padded_heads(group);
-  score_candidates<kKeys>(args, row, rerank.list, first, last, packed, q_exact, q_stored, logits,
-                          shared);
+  score_candidates<kKeys>(args, row, rerank.list, first, last, packed, q_stored, logits, shared);
   score_exact(args, row, blockIdx.x, blocks, q_exact, shared);
   __syncthreads();
   if (static_cast<int>(threadIdx.x) < group) {
@@ -388,6 +393,7 @@ __global__ void __launch_bounds__(kKeepThreads, 1)
     rerank_keep(const __grid_constant__ RerankArgs args) {
   const Step& step = args.step;
   const int row = blockIdx.y, group = step.group, padded = padded_heads(group);
+  wait_for_launch_before();
   const RerankRow rerank(args, row);
   const CandidateList& list = rerank.list;
   if (blockIdx.x == 0 && threadIdx.x == 0 && step.pool.state != nullptr) {
@@ -445,8 +451,9 @@ __global__ void __launch_bounds__(kKeepThreads, 1)
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
         if (pair == 0) open[j] = two[j].x != -INFINITY;
-        probability[j] += exp2f(two[j].x - highest[2 * pair]) * weight[2 * pair];
-        if (both) probability[j] += exp2f(two[j].y - highest[2 * pair + 1]) * weight[2 * pair + 1];
+        probability[j] += power_of_2(two[j].x - highest[2 * pair]) * weight[2 * pair];
+        if (both)
+          probability[j] += power_of_2(two[j].y - highest[2 * pair + 1]) * weight[2 * pair + 1];
       }
     }
 #pragma unroll

@@ -273,6 +273,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   const bool pooled = step.pool.state != nullptr;
   const int row = blockIdx.y;
   const bool refreshes = pooled && step.pool.scan_query != nullptr;
+  start_next_launch();
   const bool over = !pooled || is_over(step, row);
   if (!over && !refreshes) return;
   // What the row needs is asked for at once: one after the other costs a microsecond each.

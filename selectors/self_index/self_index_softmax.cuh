@@ -2,25 +2,33 @@
 #ifndef SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_SOFTMAX_CUH_
 #define SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_SOFTMAX_CUH_
 
+#include <cfloat>
+
 #include "kernels/common/warp_rows.cuh"
 #include "selectors/self_index/self_index_team.cuh"
 
 namespace sikv::self_index {
 
-// Highest logit and the sum of 2^(logit - highest), of one head.
-struct SoftmaxSum {
-  float highest = -INFINITY, sum = 0.0f;
+// 2^x, 0 for -inf, to 2^-22.
+__device__ inline float power_of_2(float x) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
 
-  __device__ void add(float logit) {
-    if (logit == -INFINITY) return;
-    const float top = fmaxf(highest, logit);
-    sum = sum * exp2f(highest - top) + exp2f(logit - top);
+// Highest logit and the sum of 2^(logit - highest), of one head. Logits may be -inf.
+struct SoftmaxSum {
+  float highest = -FLT_MAX, sum = 0.0f;
+
+  __device__ void add(float logit) { merge(logit, 1.0f); }
+  __device__ void add(float a, float b) {
+    const float top = fmaxf(highest, fmaxf(a, b));
+    sum = sum * power_of_2(highest - top) + power_of_2(a - top) + power_of_2(b - top);
     highest = top;
   }
   __device__ void merge(float other_highest, float other_sum) {
-    if (other_highest == -INFINITY) return;
     const float top = fmaxf(highest, other_highest);
-    sum = sum * exp2f(highest - top) + other_sum * exp2f(other_highest - top);
+    sum = sum * power_of_2(highest - top) + other_sum * power_of_2(other_highest - top);
     highest = top;
   }
   __device__ void merge(float2 other) { merge(other.x, other.y); }

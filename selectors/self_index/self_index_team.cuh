@@ -24,6 +24,19 @@ struct alignas(64) TeamState {
   uint32_t histogram[kRadixBins + 2 * 1024];
 };
 
+// Where launches may overlap (sm_90 and newer): waits until the launch before is over and its
+// writes are visible; lets the next one begin as blocks of this one end.
+__device__ inline void wait_for_launch_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ inline void start_next_launch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 __device__ inline uint32_t load_acquire(const uint32_t* address) {
   uint32_t value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
@@ -241,12 +254,12 @@ __device__ void compact(Team& team, const Key* keys, int n, Cut cut, int32_t* ou
   if (threadIdx.x == 0) scratch.before_above = scratch.before_ties = 0;
   __syncthreads();
   if (team.size() > 1) {
-    if (threadIdx.x == 0) {
-      uint32_t block_above = 0, block_ties = 0;
-      for (int w = 0; w < kWarps; ++w) {
-        block_above += scratch.warp_above[w], block_ties += scratch.warp_ties[w];
-      }
-      team.publish(block_above, block_ties);
+    if (warp == 0) {
+      const uint32_t all_above =
+          __reduce_add_sync(~0u, lane < kWarps ? scratch.warp_above[lane] : 0u);
+      const uint32_t all_ties =
+          __reduce_add_sync(~0u, lane < kWarps ? scratch.warp_ties[lane] : 0u);
+      if (lane == 0) team.publish(all_above, all_ties);
     }
     for (int rank = threadIdx.x; rank < team.rank(); rank += kThreads) {
       const uint2 counts = team.published(rank);
@@ -255,8 +268,9 @@ __device__ void compact(Team& team, const Key* keys, int n, Cut cut, int32_t* ou
     }
     __syncthreads();
   }
-  above = scratch.before_above, ties = scratch.before_ties;
-  for (int w = 0; w < warp; ++w) above += scratch.warp_above[w], ties += scratch.warp_ties[w];
+  above =
+      scratch.before_above + __reduce_add_sync(~0u, lane < warp ? scratch.warp_above[lane] : 0u);
+  ties = scratch.before_ties + __reduce_add_sync(~0u, lane < warp ? scratch.warp_ties[lane] : 0u);
 
   for (int step = first; step < last; ++step) {
     uint32_t key[8], counts = 0;  // above, and ties in the upper half
