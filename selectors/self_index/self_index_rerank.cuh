@@ -123,13 +123,13 @@ __device__ inline void prepare_queries(const RerankArgs& args, int row, float* q
 
 // Which copies of a row's keys are read or written: from `first` on, in the order of its list.
 struct PackedUse {
-  PackedKeys keys;
+  PoolKeys keys;
   int64_t first;
   bool read, write;
 };
 
 template <cuda::TileKeys kTile>
-__device__ inline void read_packed(const PackedKeys& packed, int64_t token, int i,
+__device__ inline void read_packed(const PoolKeys& packed, int64_t token, int i,
                                    cuda::KeyTile<kTile>& tile) {
   const int64_t part = token * 4 + threadIdx.x % 4;
   const uint32_t signs = __ldcs(packed.signs + part);
@@ -147,7 +147,7 @@ __device__ inline void read_packed(const PackedKeys& packed, int64_t token, int 
 
 template <cuda::TileKeys kTile>
 __device__ inline void write_packed(const cuda::KeyTile<kTile>& tile, int i, int64_t token,
-                                    const PackedKeys& packed) {
+                                    const PoolKeys& packed) {
   const int64_t part = token * 4 + threadIdx.x % 4;
   uint32_t signs = 0;
 #pragma unroll

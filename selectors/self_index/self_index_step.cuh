@@ -26,7 +26,7 @@ struct PoolState {
 // Copies of candidates' keys in the order of the pool, so that steps between scans stream what they
 // would have to gather: 50 bytes a token for 192 bytes of sectors (rlm4 of 3 bits, D = 128). A lane
 // of KeyTile (warp_rows.cuh) has a word of signs and two of levels, a token one scale.
-struct PackedKeys {
+struct PoolKeys {
   uint32_t* signs;  // [tokens, 4]
   uint2* levels;    // [tokens, 4]
   void* scales;     // [tokens] of 2 bytes (rlm4) or 16 (sign4)
@@ -38,7 +38,7 @@ struct Pool {
   int64_t* step;     // [rows] of the next run
   int32_t* slots;    // [rows, capacity] ascending
   int64_t capacity;
-  PackedKeys packed;   // [rows, capacity]; null if candidates are read where they lie
+  PoolKeys packed;   // [rows, capacity]; null if candidates are read where they lie
   float* scan_query;   // [rows, D] group-mean query of the last scan; null without refresh_cosine
   float* prompt_mean;  // [rows, D]
 };
