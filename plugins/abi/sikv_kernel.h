@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 /* Table flags. */
-#define SIKV_KERNEL_ATTENDS_ALL                                     \
+#define SIKV_KERNEL_ATTENDS_ALL \
   1u /* reads every token; only goes with selectors that select all \
       */
 

@@ -38,7 +38,7 @@ struct Pool {
   int64_t* step;     // [rows] of the next run
   int32_t* slots;    // [rows, capacity] ascending
   int64_t capacity;
-  PoolKeys packed;   // [rows, capacity]; null if candidates are read where they lie
+  PoolKeys packed;     // [rows, capacity]; null if candidates are read where they lie
   float* scan_query;   // [rows, D] group-mean query of the last scan; null without refresh_cosine
   float* prompt_mean;  // [rows, D]
 };
