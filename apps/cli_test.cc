@@ -216,6 +216,12 @@ TEST_F(Cli, OnlyResultsAreReplacedByResults) {
     EXPECT_EQ(sikv({"compare", config, "--json", "c.json", "--csv", "c.csv"}).code, 0);
   }
   refused({"run", config, "--json", "c.csv/x"}, {"c.csv/x"});
+  refused({"compare", config, "--json", "x", "--csv", "x"}, {"--json and --csv"});
+  refused({"schema", "--out", config}, {config, "is not a JSON schema"});
+  refused({"dataset", "synth", "--out", config}, {config, "is not a trace"});
+  write_file(path("sweep.json"), R"({"environment": {}, "rows": [{"setup": {}}]})");
+  refused({"run", config, "--json", "sweep.json"}, {"sweep.json", "is not a result"});
+  EXPECT_EQ(read_text(path(config)), text);
 }
 
 TEST_F(Cli, NotesWhatOneMayNotExpect) {

@@ -180,6 +180,9 @@ void write_files(const CompareFlags& flags, const Source& source, const std::vec
 }
 
 void compare(const CompareFlags& flags, const std::vector<std::string>& command_line) {
+  if (!flags.json.empty() && flags.json == flags.csv) {
+    throw Error("--json and --csv both name {}: give each its own file", flags.json.string());
+  }
   for (const auto& output : {flags.json, flags.csv}) {
     if (!output.empty()) check_result_path(output);
   }

@@ -65,7 +65,7 @@ void synth(const SynthFlags& flags) {
   spec.head_dim = model.head_dim;
   spec.dtype = parse_dtype(flags.source.dtype);
   spec.seed = flags.source.seed;
-  check_writable(flags.out);
+  check_replaceable(flags.out, "\x89HDF\r\n\x1a\n", "a trace");
   Synthesizer synthesizer(spec);
   write_trace(flags.out, synthesizer, 0);
   print(fmt::format("{}: {} tokens, {}\n", flags.out.string(), spec.context + spec.steps,

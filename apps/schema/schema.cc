@@ -18,6 +18,7 @@ void schema(const SchemaFlags& flags) {
   if (flags.out.empty()) {
     print(text);
   } else {
+    check_replaceable(flags.out, "{", "a JSON schema");
     write_text(flags.out, text);
   }
 }

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <ostream>
@@ -153,10 +154,27 @@ void check_result_path(const std::filesystem::path& path) {
   if (text.front() == '{') {
     file.clear();
     file.seekg(0);
-    if (Json::parse(file, nullptr, false).contains("environment")) return;
+    const Json json = Json::parse(file, nullptr, false);
+    const Json rows = json.is_object() ? json.value("rows", Json::array()) : Json::array();
+    // Rows of sweeps and evaluations, which resume, name their setup.
+    const bool resumes = std::any_of(rows.begin(), rows.end(),
+                                     [](const Json& row) { return row.contains("setup"); });
+    if (json.contains("environment") && !resumes) return;
   }
   throw Error("'{}' exists and is not a result of sikv: give another name, or remove it first",
               path.string());
+}
+
+void check_replaceable(const std::filesystem::path& path, std::string_view start,
+                       std::string_view what) {
+  check_writable(path);
+  std::ifstream file(path, std::ios::binary);
+  std::string text(start.size(), '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(file.gcount()));
+  if (text.empty() || text == start) return;
+  throw Error("'{}' exists and is not {}: give another name, or remove it first", path.string(),
+              what);
 }
 
 void write_text(const std::filesystem::path& path, const std::string& text) {

@@ -19,6 +19,7 @@
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "framework/cache/ledger.h"
 #include "framework/experiment/measure.h"
@@ -46,8 +47,11 @@ std::string rows_csv(std::span<const Measured> rows);
 // Error if no file can be written there. To be asked before the work whose result goes there.
 void check_writable(const std::filesystem::path& path);
 // The same for results: what is there already may only be an older result (JSON with an
-// environment, or rows_csv), so that a slip of the hand does not replace a config or a trace.
+// environment that is no sweep, or rows_csv), so that a slip of the hand does not replace a config or a trace.
 void check_result_path(const std::filesystem::path& path);
+// And for other files: what is there must begin with `start`, as `what` ("a trace") does.
+void check_replaceable(const std::filesystem::path& path, std::string_view start,
+                       std::string_view what);
 
 void write_text(const std::filesystem::path& path, const std::string& text);
 void write_json(const std::filesystem::path& path, const nlohmann::ordered_json& json);
