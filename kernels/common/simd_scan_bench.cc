@@ -54,7 +54,7 @@ uint64_t BenchRead(const IndexPages& pages, int64_t tokens, int head_dim) {
     const auto* from = PageAt(pages, p);
     const auto* next = PageAt(pages, HWY_MIN(p + kPrefetchPages, num_pages - 1));
     for (int64_t i = 0; i < page_bytes; i += 4 * step) {
-      for (int64_t line = 0; line < 4 * step; line += 64) hwy::Prefetch(next + i + line);
+      for (int64_t line = 0; line < 4 * step; line += 64) PrefetchLine(next + i + line);
       const auto load = [&](int64_t at) HWY_ATTR {
         return hn::LoadU(d, reinterpret_cast<const uint64_t*>(from + i + at));
       };
@@ -72,6 +72,8 @@ uint64_t BenchRead(const IndexPages& pages, int64_t tokens, int head_dim) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
@@ -122,10 +124,14 @@ struct Plane {
   IndexPages pages() const { return {bytes.get(), stride, table.data()}; }
 };
 
+// In huge pages, as a cache on the CPU is.
 template <class T>
 std::unique_ptr<T, decltype(&free)> Aligned(size_t count) {
-  const size_t bytes = (count * sizeof(T) + 4095) / 4096 * 4096;
-  return {static_cast<T*>(aligned_alloc(4096, bytes)), &free};
+  constexpr size_t kHugePage = 2 << 20;
+  const size_t bytes = (count * sizeof(T) + kHugePage - 1) / kHugePage * kHugePage;
+  void* data = aligned_alloc(kHugePage, bytes);
+  madvise(data, bytes, MADV_HUGEPAGE);
+  return {static_cast<T*>(data), &free};
 }
 
 Plane MakePlane(int64_t codes, const Flags& flags, std::mt19937_64& rng) {
