@@ -1,10 +1,11 @@
 // Ranks a row's candidates by their decoded keys and keeps the budget's best.
 //
-//   rerank_score   many blocks a row: logits of candidates, pinned tokens and tail, softmax sums
-//   rerank_keep    one block a row, as far as its shared memory goes: probabilities, cut, slots
+//   rerank_score   the rows' candidates laid end to end, an equal share of work for every block:
+//                  logits of candidates, pinned tokens and tail, softmax sums
+//   rerank_keep    a cluster of blocks a row: probabilities, cut, slots (self_index_keep.cuh)
 //
-// Nothing but the launch between them makes a row's blocks wait for each other: a barrier over
-// global memory takes 4 us where several would be needed.
+// Nothing but the launch between them makes a row's blocks of rerank_score wait for each other: a
+// barrier over global memory takes 4 us where several would be needed.
 #ifndef SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_RERANK_CUH_
 #define SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_RERANK_CUH_
 
@@ -20,9 +21,6 @@ namespace sikv::self_index {
 inline constexpr int kRerankThreads = 256;
 // Of rerank_score on a multiprocessor: a third one spills and gains nothing.
 inline constexpr int kScoreBlocks = 2;
-inline constexpr int kKeepThreads = 1024;
-// Keys of a block of rerank_keep: 128 KB of shared memory.
-inline constexpr int kKeepTokens = 32768;
 
 // Candidates of a row: what a scan found, and the slots encoded since.
 struct CandidateList {
@@ -63,12 +61,14 @@ struct RerankRow {
     const Step& step = args.step;
     list = {args.candidates + int64_t{row} * args.capacity, 0, 0, 0};
     if (step.pool.state != nullptr) {
+      // Past L1, which may have them as they were before the scan.
       const PoolState& state = step.pool.state[row];
-      list = {step.pool.slots + int64_t{row} * step.pool.capacity, state.pool_count,
-              state.scanned_len, args.view.encoded_len[row] - state.scanned_len};
+      const int scanned = __ldcg(&state.scanned_len);
+      list = {step.pool.slots + int64_t{row} * step.pool.capacity, __ldcg(&state.pool_count),
+              scanned, args.view.encoded_len[row] - scanned};
       list.num_new = min(list.num_new, static_cast<int>(args.most) - list.num_listed);
     } else {
-      list.num_listed = args.found[row];
+      list.num_listed = __ldcg(args.found + row);
     }
     closed = list.num_new > 0
                  ? count_pinned(args.view, row, list.first_new, list.first_new + list.num_new)
@@ -78,9 +78,47 @@ struct RerankRow {
   }
 };
 
-// Candidates of each of `blocks` blocks.
-__device__ inline int share_of(int candidates, int blocks, int unit) {
-  return (candidates + blocks * unit - 1) / (blocks * unit) * unit;
+// Who scores what. The rows stand end to end, those that are due first and `weight` times as long
+// as the others, whose keys have packed copies; every block takes an equal share of that line.
+// A block and a row that meet have a slot for their sums: block + place of the row.
+struct Shares {
+  int rows, due, weight, blocks, total;
+
+  __device__ explicit Shares(const RerankArgs& args)
+      : rows(args.view.num_sequences * args.view.num_kv_heads),
+        due(0),
+        weight(args.due_weight),
+        blocks(args.score_blocks) {
+    if (weight > 1) due = __ldcg(args.step.pool.num_due);
+    // Rows that weigh the same share no block, where there are enough.
+    if ((due == 0 || due == rows) && rows <= blocks) blocks = blocks / rows * rows;
+    total = start(rows);
+  }
+
+  __device__ int start(int place) const {
+    return place < due ? place * weight : due * weight + place - due;
+  }
+  __device__ int first_place(int block) const {
+    const int at = static_cast<int>(int64_t{block} * total / blocks);
+    return at < due * weight ? at / weight : due + (at - due * weight);
+  }
+  __device__ int first_block(int place) const {
+    return static_cast<int>(int64_t{start(place)} * blocks / total);
+  }
+  __device__ int end_block(int place) const {
+    return static_cast<int>((int64_t{start(place + 1)} * blocks + total - 1) / total);
+  }
+  // Of `n` items of a row those that come before a block's end; what a block has begins where the
+  // one before it ends.
+  __device__ int end_item(int place, int block, int n) const {
+    const int64_t from = int64_t{start(place)} * blocks, to = int64_t{start(place + 1)} * blocks;
+    const int64_t end = min(max(int64_t{block + 1} * total, from), to);
+    return static_cast<int>((end - from) * n / (to - from));
+  }
+};
+
+__device__ inline int row_at(const Step& step, int place) {
+  return step.pool.order == nullptr ? place : __ldcg(step.pool.order + place);
 }
 
 __device__ inline bool is_pinned(const sikv_cache_view& view, int row, int slot) {
@@ -329,152 +367,57 @@ __device__ inline void score_exact(const RerankArgs& args, int row, int block, i
   }
 }
 
-// grid (score_blocks, rows)
+// grid (score_blocks)
 template <RerankKeys kKeys>
 __global__ void __launch_bounds__(kRerankThreads, kScoreBlocks)
     rerank_score(const __grid_constant__ RerankArgs args) {
   const Step& step = args.step;
-  const int row = blockIdx.y, group = step.group;
+  const int group = step.group, block = blockIdx.x;
   extern __shared__ uint4 dynamic[];
   __shared__ ScoreShared shared;
   float* q_exact = reinterpret_cast<float*>(dynamic);
   float* q_stored = q_exact + group * args.view.head_dim;
-  // The queries are ready before the scan is over.
-  prepare_queries(args, row, q_exact, q_stored, shared.shift);
-  __syncthreads();
-  wait_for_launch_before();
-  start_next_launch();
-  const RerankRow rerank(args, row);
-  if (!rerank.ranked) return;
-  const int n = rerank.list.size(), share = share_of(n, gridDim.x, kWindow);
-  const int blocks = (n + share - 1) / share;
-  if (static_cast<int>(blockIdx.x) >= blocks) return;
-  const int first = blockIdx.x * share, last = min(first + share, n);
-
-  PackedUse packed{step.pool.packed, int64_t{row} * step.pool.capacity, false, false};
-  if (packed.keys.signs != nullptr) {
-    packed.read = step.pool.state[row].packed != 0;
-    packed.write = !packed.read;
-  }
-  float* logits = args.logits + (int64_t{row} * args.most + first) * padded_heads(group);
-  score_candidates<kKeys>(args, row, rerank.list, first, last, packed, q_stored, logits, shared);
-  score_exact(args, row, blockIdx.x, blocks, q_exact, shared);
-  __syncthreads();
-  if (static_cast<int>(threadIdx.x) < group) {
-    SoftmaxSum sum;
-    for (int i = 0; i < 2 * kRerankThreads / 32; ++i) sum.merge(shared.sums[i][threadIdx.x]);
-    args.sums[(int64_t{row} * gridDim.x + blockIdx.x) * group + threadIdx.x] = sum.pair();
-  }
-}
-
-// Of a row with no more candidates than its budget: all of them, ascending.
-__device__ inline void keep_all(const RerankArgs& args, const RerankRow& rerank, int row,
-                                int32_t* out) {
-  const sikv_cache_view& view = args.view;
-  const CandidateList& list = rerank.list;
-  const int32_t* pinned = view.pinned_slots + int64_t{row} * view.pinned_capacity;
-  for (int i = blockIdx.x * kKeepThreads + threadIdx.x; i < list.size();
-       i += gridDim.x * kKeepThreads) {
-    const int slot = list[i];
-    int before = 0;
-    bool open = true;
-    if (i >= list.num_listed && rerank.closed > 0) {
-      for (int p = 0; p < view.pinned_len[row]; ++p) {
-        before += pinned[p] >= list.first_new && pinned[p] < slot ? 1 : 0;
-        open = open && pinned[p] != slot;
+  // The order of rows is older than the scan, whose launch waited for it.
+  const Shares shares(args);
+  bool waited = false;
+  for (int place = shares.first_place(block);
+       place < shares.rows && block < shares.blocks && shares.first_block(place) <= block;
+       ++place) {
+    const int row = row_at(step, place);
+    // Neither queries nor exact keys wait for the scan.
+    prepare_queries(args, row, q_exact, q_stored, shared.shift);
+    __syncthreads();
+    const int first_block = shares.first_block(place);
+    score_exact(args, row, block - first_block, shares.end_block(place) - first_block, q_exact,
+                shared);
+    if (!waited) {
+      wait_for_launch_before();
+      start_next_launch();
+      waited = true;
+    }
+    const RerankRow rerank(args, row);
+    if (rerank.ranked) {
+      const int n = rerank.list.size(), windows = (n + kWindow - 1) / kWindow;
+      const int first = shares.end_item(place, block - 1, windows) * kWindow;
+      const int last = min(shares.end_item(place, block, windows) * kWindow, n);
+      PackedUse packed{step.pool.packed, int64_t{row} * step.pool.capacity, false, false};
+      if (packed.keys.signs != nullptr) {
+        packed.read = __ldcg(&step.pool.state[row].packed) != 0;
+        packed.write = !packed.read;
+      }
+      float* logits = args.logits + (int64_t{row} * args.most + first) * padded_heads(group);
+      score_candidates<kKeys>(args, row, rerank.list, first, last, packed, q_stored, logits,
+                              shared);
+      __syncthreads();
+      if (static_cast<int>(threadIdx.x) < group) {
+        SoftmaxSum sum;
+        for (int i = 0; i < 2 * kRerankThreads / 32; ++i) sum.merge(shared.sums[i][threadIdx.x]);
+        args.sums[int64_t{block + place} * group + threadIdx.x] = sum.pair();
       }
     }
-    if (open) out[i - before] = slot;
+    __syncthreads();
   }
-}
-
-// grid (blocks of a row, rows)
-__global__ void __launch_bounds__(kKeepThreads, 1)
-    rerank_keep(const __grid_constant__ RerankArgs args) {
-  const Step& step = args.step;
-  const int row = blockIdx.y, group = step.group, padded = padded_heads(group);
-  wait_for_launch_before();
-  const RerankRow rerank(args, row);
-  const CandidateList& list = rerank.list;
-  if (blockIdx.x == 0 && threadIdx.x == 0 && step.pool.state != nullptr) {
-    step.pool.step[row] += 1;
-    step.counts[row].rows += 1;
-  }
-  int32_t* out = args.selection.slots + int64_t{row} * args.selection.capacity;
-  const int n = list.size();
-  if (!rerank.ranked) {
-    const int kept = rerank.budget <= 0 ? 0 : n - rerank.closed;
-    if (kept > 0) keep_all(args, rerank, row, out);
-    if (blockIdx.x == 0 && threadIdx.x == 0) args.selection.counts[row] = kept;
-    return;
-  }
-  const int share = share_of(n, gridDim.x, kCompactTokens), blocks = (n + share - 1) / share;
-  if (static_cast<int>(blockIdx.x) >= blocks) return;
-  Team team(step.teams + row, blockIdx.x, blocks);
-  const int first = blockIdx.x * share, mine = min(share, n - first);
-
-  extern __shared__ uint4 dynamic[];
-  __shared__ float highest[kMaxGroup], weight[kMaxGroup];
-  __shared__ SelectScratch<kKeepThreads> select;
-  __shared__ uint32_t histogram[kRadixBins];
-  uint32_t* keys = reinterpret_cast<uint32_t*>(dynamic);
-  const int scored = share_of(n, args.score_blocks, kWindow);
-  const int score_blocks = (n + scored - 1) / scored, lane = threadIdx.x % 32;
-  for (int g = threadIdx.x / 32; g < group; g += kKeepThreads / 32) {
-    SoftmaxSum sum;
-    for (int block = lane; block < score_blocks; block += 32) {
-      sum.merge(args.sums[(int64_t{row} * args.score_blocks + block) * group + g]);
-    }
-    for (int distance = 16; distance > 0; distance /= 2) sum.merge_lanes(distance);
-    if (lane == 0) {
-      highest[g] = sum.highest;
-      weight[g] = 1.0f / (static_cast<float>(group) * sum.sum);
-    }
-  }
-  __syncthreads();
-  // Probabilities are not negative: their bits are ordered as they are.
-  const float2* logits =
-      reinterpret_cast<const float2*>(args.logits + (int64_t{row} * args.most + first) * padded);
-  const int end = (mine + kCompactTokens - 1) / kCompactTokens * kCompactTokens;
-  constexpr int kBatch = 4;  // candidates of a thread whose logits are on their way together
-  for (int base = threadIdx.x; base < end; base += kBatch * kKeepThreads) {
-    float probability[kBatch] = {};
-    bool open[kBatch];
-    for (int pair = 0; pair < padded / 2; ++pair) {
-      float2 two[kBatch];
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const int64_t i = min(base + j * kKeepThreads, mine - 1);
-        two[j] = __ldcg(logits + i * (padded / 2) + pair);
-      }
-      const bool both = 2 * pair + 1 < group;
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        if (pair == 0) open[j] = two[j].x != -INFINITY;
-        probability[j] += power_of_2(two[j].x - highest[2 * pair]) * weight[2 * pair];
-        if (both)
-          probability[j] += power_of_2(two[j].y - highest[2 * pair + 1]) * weight[2 * pair + 1];
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int i = base + j * kKeepThreads;
-      if (i >= end) continue;
-      keys[i] = i < mine && open[j] ? __float_as_uint(probability[j]) + 1 : 0;
-    }
-  }
-  __syncthreads();
-  const Cut cut = find_radix_cut<kKeepThreads>(
-      team, [&](int i) { return keys[i]; }, mine, static_cast<uint32_t>(rerank.budget), histogram,
-      select);
-  compact<kKeepThreads>(
-      team, keys, mine, cut, out, [&](int i) { return list[first + i]; }, select);
-  if (blockIdx.x == 0 && threadIdx.x == 0) {
-    args.selection.counts[row] = static_cast<int32_t>(rerank.budget);
-    // rerank_score has made copies of all candidates by now.
-    if (step.pool.packed.signs != nullptr) step.pool.state[row].packed = 1;
-  }
-  team.leave();
+  if (!waited) wait_for_launch_before();
 }
 
 }  // namespace sikv::self_index
