@@ -77,7 +77,7 @@ struct WarpKeys {
   // body(i, key) of a lane's keys
   template <typename Body>
   __device__ void each(Body&& body) const {
-#pragma unroll 4
+#pragma unroll 1
     for (int i = threadIdx.x % 32; i < size; i += 32) body(i, (*this)[i]);
   }
 };
@@ -144,6 +144,7 @@ __device__ inline Cut rank_listed(const KeepCluster& cluster, const WarpKeys& ke
   if (threadIdx.x < all) {
     const uint32_t key = shared.all_listed[threadIdx.x];
     uint32_t above = 0, equal = 0;
+#pragma unroll 2
     for (uint32_t i = 0; i < all; ++i) {
       above += shared.all_listed[i] > key ? 1u : 0u;
       equal += shared.all_listed[i] == key ? 1u : 0u;
@@ -157,30 +158,36 @@ __device__ inline Cut rank_listed(const KeepCluster& cluster, const WarpKeys& ke
 // The cut of the k highest of the row's keys. shared.histogram[0] counts this block's by first_bin.
 __device__ inline Cut find_row_cut(const KeepCluster& cluster, const WarpKeys& keys, uint32_t k,
                                    KeepShared& shared) {
-  cluster.sync();
-  find_bin(cluster, shared.histogram[0], k, shared);
-  const uint32_t bin = shared.bin;
-  // [low, high] holds the cut.
-  uint32_t low = bin == 0 ? 1u : (kFirstBinBase + bin) << kFirstBinShift;
-  uint32_t high = bin == kKeepBins - 1 ? ~0u : ((kFirstBinBase + bin + 1) << kFirstBinShift) - 1;
-  for (int round = 1;; ++round) {
-    const uint32_t rest = shared.rest;
-    if (rest == shared.bin_count) return {low - 1, 0};
-    if (low == high) return {low, rest};
-    if (shared.bin_count <= kKeepListed) return rank_listed(cluster, keys, low, high, rest, shared);
-    // Many keys are nearly the same. The histogram of two rounds ago is no longer read by others.
-    const int shift = max(21 - __clz(high - low), 0);
+  uint32_t low = 1, high = ~0u;  // [low, high] holds the cut, as the rest-th highest
+  uint32_t rest = k;
+#pragma unroll 1
+  for (int round = 0;; ++round) {
     uint32_t* histogram = shared.histogram[round % 2];
-    for (int i = threadIdx.x; i < kKeepBins; i += kKeepThreads) histogram[i] = 0;
-    __syncthreads();
-    keys.each([&](int, uint32_t key) {
-      if (key >= low && key <= high) atomicAdd(&histogram[(key - low) >> shift], 1u);
-    });
+    const int shift = max(21 - __clz(high - low), 0);
+    if (round > 0) {
+      // Many keys are nearly the same. The histogram of two rounds ago is no longer read by others.
+      for (int i = threadIdx.x; i < kKeepBins; i += kKeepThreads) histogram[i] = 0;
+      __syncthreads();
+      keys.each([&](int, uint32_t key) {
+        if (key >= low && key <= high) atomicAdd(&histogram[(key - low) >> shift], 1u);
+      });
+    }
     cluster.sync();
     find_bin(cluster, histogram, rest, shared);
-    low += shared.bin << shift;
-    high = low + min(high - low, (1u << shift) - 1u);
+    rest = shared.rest;
+    const uint32_t bin = shared.bin;
+    if (round == 0) {
+      if (bin > 0) low = (kFirstBinBase + bin) << kFirstBinShift;
+      if (bin < kKeepBins - 1) high = ((kFirstBinBase + bin + 1) << kFirstBinShift) - 1;
+    } else {
+      low += bin << shift;
+      high = low + min(high - low, (1u << shift) - 1u);
+    }
+    if (rest == shared.bin_count) return {low - 1, 0};
+    if (low == high) return {low, rest};
+    if (shared.bin_count <= kKeepListed) break;
   }
+  return rank_listed(cluster, keys, low, high, rest, shared);
 }
 
 // Writes the slots of selected keys to their places in `out`: those above the cut and the first of
@@ -249,6 +256,7 @@ __device__ inline void keep_all(const RerankArgs& args, const RerankRow& rerank,
     int before = 0;
     bool open = true;
     if (i >= list.num_listed && rerank.closed > 0) {
+#pragma unroll 1
       for (int p = 0; p < view.pinned_len[row]; ++p) {
         before += pinned[p] >= list.first_new && pinned[p] < slot ? 1 : 0;
         open = open && pinned[p] != slot;
@@ -264,6 +272,7 @@ __device__ inline void merge_sums(const RerankArgs& args, const Shares& shares, 
   const int group = args.step.group, lane = threadIdx.x % 32;
   for (int g = threadIdx.x / 32; g < group; g += kKeepWarps) {
     SoftmaxSum sum;
+#pragma unroll 1
     for (int block = shares.first_block(place) + lane; block < shares.end_block(place);
          block += 32) {
       sum.merge(__ldcg(args.sums + int64_t{block + place} * group + g));
@@ -287,7 +296,7 @@ __device__ inline void make_keys(const RerankArgs& args, const Shares& shares, i
   const auto load = [&](int base, int pair) {
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
-      const int64_t i = min(base + 32 * j + lane, keys.size - 1);
+      const int i = min(base + 32 * j + lane, keys.size - 1);
       if (keys.size > 0) two[j] = __ldcg(from + i * pairs + pair);
     }
   };
@@ -328,6 +337,12 @@ __device__ inline void make_keys(const RerankArgs& args, const Shares& shares, i
   }
 }
 
+// One thread, of a row with a pool.
+__device__ inline void count_step(const Step& step, int row) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(step.pool.step + row), 1ull);
+  atomicAdd(&step.counts[row].rows, 1ull);
+}
+
 // grid (blocks of a cluster, rows)
 __global__ void __launch_bounds__(kKeepThreads, 1)
     rerank_keep(const __grid_constant__ RerankArgs args) {
@@ -342,16 +357,14 @@ __global__ void __launch_bounds__(kKeepThreads, 1)
   for (int i = threadIdx.x; i < kKeepBins; i += kKeepThreads) shared.histogram[0][i] = 0;
   if (threadIdx.x == 0) shared.num_listed = 0;
   wait_for_launch_before();
-  if (cluster.rank() == 0 && threadIdx.x == 0 && step.pool.state != nullptr) {
-    step.pool.step[row] += 1;
-    step.counts[row].rows += 1;
-  }
+  const bool notes = cluster.rank() == 0 && threadIdx.x == kKeepThreads - 1;
   int32_t* out = args.selection.slots + int64_t{row} * args.selection.capacity;
   const int n = rerank.list.size();
   if (!rerank.ranked) {
     const int kept = rerank.budget <= 0 ? 0 : n - rerank.closed;
     if (kept > 0) keep_all(args, rerank, row, out);
-    if (cluster.rank() == 0 && threadIdx.x == 0) args.selection.counts[row] = kept;
+    if (notes) args.selection.counts[row] = kept;
+    if (notes && step.pool.state != nullptr) count_step(step, row);
     return;
   }
   const int share = keep_share(n, cluster.size()), warp = threadIdx.x / 32;
@@ -365,10 +378,11 @@ __global__ void __launch_bounds__(kKeepThreads, 1)
   make_keys(args, shares, place, logits, keys, shared);
   const Cut cut = find_row_cut(cluster, keys, static_cast<uint32_t>(rerank.budget), shared);
   write_kept(cluster, keys, cut, rerank.list, first, out, shared);
-  if (cluster.rank() == 0 && threadIdx.x == 0) {
+  if (notes) {
     args.selection.counts[row] = static_cast<int32_t>(rerank.budget);
     // rerank_score has made copies of all candidates by now.
     if (step.pool.packed.signs != nullptr) step.pool.state[row].packed = 1;
+    if (step.pool.state != nullptr) count_step(step, row);
   }
 }
 

@@ -11,7 +11,7 @@ namespace {
 constexpr int kMostScoreBlocks = 32;
 // To gather a candidate's key from the cache and to stream its copy: 65 and 10 us at 64 rows of
 // 8192 candidates.
-constexpr int kDueWeight = 6;
+constexpr int kDueWeight = 4;
 
 template <typename Body>
 void with_kernel(const cuda::RowStore& keys, Body&& body) {
