@@ -239,8 +239,9 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
         kKeys == RerankKeys::kLevels3 ? cuda::TileKeys::kLevels3 : cuda::TileKeys::kSignMinMax2;
     __shared__ cuda::TileQuery queries[kMaxGroup / 8];
     SoftmaxSum sums[kMaxGroup / 8][2];
-    // Of 16 candidates from `base` on.
-    const auto score = [&](const cuda::KeyTile<kTile>& tile, const bool(&open)[2], int base) {
+    // Of 16 candidates from `base` on, as far as `end`.
+    const auto score = [&](const cuda::KeyTile<kTile>& tile, const bool(&open)[2], int base,
+                           int end) {
 #pragma unroll
       for (int set = 0; set < kMaxGroup / 8; ++set) {
         if (set * 8 >= group) break;
