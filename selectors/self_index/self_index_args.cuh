@@ -47,8 +47,8 @@ struct RerankArgs {
   int keep_tokens;  // keys that fit into a block's shared memory
 };
 
-// In pairs, as a lane writes them.
-__host__ __device__ constexpr int padded_heads(int group) { return (group + 1) / 2 * 2; }
+// In fours, as a lane of rerank_keep reads them.
+__host__ __device__ constexpr int padded_heads(int group) { return (group + 3) / 4 * 4; }
 
 // ---- replay of a prompt -------------------------------------------------------------------------
 

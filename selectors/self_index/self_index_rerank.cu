@@ -49,11 +49,12 @@ void Reranker::run(RerankArgs args, cudaStream_t stream) const {
 
   // As many blocks as the GPU has room for, while every thread has a candidate.
   unsigned cluster = overlaps_ ? kMaxKeepBlocks : 1;
-  while (cluster > 1 && (static_cast<int>(cluster) * rows > multiprocessors_ ||
+  while (cluster > 1 && (static_cast<int>(cluster) * rows > kKeepPerSm * multiprocessors_ ||
                          int64_t{cluster} * kKeepThreads > most_)) {
     cluster /= 2;
   }
-  const int64_t tokens = int64_t{keep_share(most_, static_cast<int>(cluster))} * kKeepWarps;
+  const int64_t tokens =
+      int64_t{keep_share(static_cast<int>(most_), static_cast<int>(cluster))} * kKeepWarps;
   args.keep_tokens = tokens <= kKeepTokens ? static_cast<int>(tokens) : 0;
   launch("self_index rerank_keep", rerank_keep, dim3(cluster, static_cast<unsigned>(rows)),
          kKeepThreads, sizeof(uint32_t) * static_cast<size_t>(args.keep_tokens), stream, overlaps_,

@@ -356,44 +356,61 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
   }
 }
 
-// The block's share of pinned tokens and tail, which only take part in the normalisation.
-__device__ inline void score_exact(const RerankArgs& args, int row, int block, int blocks,
-                                   const float* q_exact, ScoreShared& shared) {
-  const sikv_cache_view& view = args.view;
-  constexpr int kWarps = kRerankThreads / 32;
-  const int warp = threadIdx.x / 32, head_dim = view.head_dim;
-  const int pinned = view.pinned_len[row], sequence = row / view.num_kv_heads;
-  const int tokens = pinned + view.tail_len[sequence];
-  const int row_bytes = head_dim * sikv_dtype_bytes(view.dtype);
-  const UnitReader reader(head_dim);
-  SoftmaxSum sums[2];
-  for (int base = (block * kWarps + warp) * reader.tokens(); base < tokens;
-       base += blocks * kWarps * reader.tokens()) {
-    const int token = base + reader.token;
-    float x[cuda::kUnit] = {}, found[2];
-    if (token < tokens && reader.unit >= 0) {
-      const int64_t pinned_row = int64_t{row} * view.pinned_capacity + token;
-      const int64_t tail_row =
-          (int64_t{sequence} * view.tail_capacity + token - pinned) * view.num_kv_heads +
-          row % view.num_kv_heads;
-      const void* data = token < pinned ? view.pinned_k : view.tail_k;
-      cuda::load_raw_unit(
-          static_cast<const uint8_t*>(data) + (token < pinned ? pinned_row : tail_row) * row_bytes,
-          view.dtype, reader.unit, x);
+// A block's share of a row's pinned tokens and tail, which only take part in the normalisation.
+struct ExactTokens {
+  int row, pinned, tokens, first, step;
+
+  __device__ ExactTokens(const RerankArgs& args, int row, int block, int blocks,
+                         const UnitReader& reader)
+      : row(row),
+        pinned(args.view.pinned_len[row]),
+        tokens(pinned + args.view.tail_len[row / args.view.num_kv_heads]),
+        first((block * kRerankThreads / 32 + static_cast<int>(threadIdx.x) / 32) * reader.tokens() +
+              reader.token),
+        step(blocks * kRerankThreads / 32 * reader.tokens()) {}
+
+  // A lane's channels of token first + offset.
+  __device__ void load(const RerankArgs& args, const UnitReader& reader, int offset,
+                       float (&x)[cuda::kUnit]) const {
+    const sikv_cache_view& view = args.view;
+    const int token = first + offset, sequence = row / view.num_kv_heads;
+    if (token >= tokens || reader.unit < 0) return;
+    const int64_t pinned_row = int64_t{row} * view.pinned_capacity + token;
+    const int64_t tail_row =
+        (int64_t{sequence} * view.tail_capacity + token - pinned) * view.num_kv_heads +
+        row % view.num_kv_heads;
+    const void* data = token < pinned ? view.pinned_k : view.tail_k;
+    const int row_bytes = view.head_dim * sikv_dtype_bytes(view.dtype);
+    cuda::load_raw_unit(
+        static_cast<const uint8_t*>(data) + (token < pinned ? pinned_row : tail_row) * row_bytes,
+        view.dtype, reader.unit, x);
+  }
+
+  // x: the first token's, loaded.
+  __device__ void score(const RerankArgs& args, const UnitReader& reader, const float* q_exact,
+                        float (&x)[cuda::kUnit], ScoreShared& shared) const {
+    const int group = args.step.group;
+    SoftmaxSum sums[2];
+#pragma unroll 1
+    for (int offset = 0; first - reader.token + offset < tokens; offset += step) {
+      float found[2];
+      if (offset > 0) load(args, reader, offset, x);
+      reader.dot(x, q_exact, group, args.view.head_dim, found);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (first + offset < tokens && reader.sub + i * reader.lanes < group) sums[i].add(found[i]);
+      }
     }
-    reader.dot(x, q_exact, args.step.group, head_dim, found);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (token < tokens && reader.sub + i * reader.lanes < args.step.group) sums[i].add(found[i]);
+      for (int distance = reader.lanes; distance < 32; distance *= 2) sums[i].merge_lanes(distance);
+      const int head = reader.sub + i * reader.lanes;
+      if (reader.token == 0 && head < kMaxGroup) {
+        shared.sums[kRerankThreads / 32 + threadIdx.x / 32][head] = sums[i].pair();
+      }
     }
   }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    for (int distance = reader.lanes; distance < 32; distance *= 2) sums[i].merge_lanes(distance);
-    const int head = reader.sub + i * reader.lanes;
-    if (reader.token == 0 && head < kMaxGroup) shared.sums[kWarps + warp][head] = sums[i].pair();
-  }
-}
+};
 
 // The sums of all warps and both kinds of tokens, of each head.
 __device__ inline void merge_warps(int group, const ScoreShared& shared, float2* out) {
@@ -429,11 +446,15 @@ __global__ void __launch_bounds__(kRerankThreads, kScoreBlocks)
        ++place) {
     const int row = row_at(step, place);
     // Neither queries nor exact keys wait for the scan.
+    const UnitReader reader(args.view.head_dim);
+    const int first_block = shares.first_block(place);
+    const ExactTokens exact(args, row, block - first_block, shares.end_block(place) - first_block,
+                            reader);
+    float x[cuda::kUnit] = {};
+    exact.load(args, reader, 0, x);
     prepare_queries<kChannels>(args, row, q_exact, q_stored, shared.shift);
     __syncthreads();
-    const int first_block = shares.first_block(place);
-    score_exact(args, row, block - first_block, shares.end_block(place) - first_block, q_exact,
-                shared);
+    exact.score(args, reader, q_exact, x, shared);
     if (!waited) {
       wait_for_launch_before();
       start_next_launch();
