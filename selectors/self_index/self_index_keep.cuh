@@ -18,7 +18,6 @@
 namespace sikv::self_index {
 
 inline constexpr int kKeepThreads = 512, kKeepWarps = kKeepThreads / 32;
-inline constexpr int kKeepPerSm = 2;  // blocks of a multiprocessor
 inline constexpr unsigned kMaxKeepBlocks = 4;
 // Keys of a block: 96 KB of shared memory. Where it has more, they take the place of logits.
 inline constexpr int kKeepTokens = 24576;
@@ -153,28 +152,41 @@ __device__ inline Cut rank_listed(const KeepCluster& cluster, const WarpKeys& ke
   }
   // After this no block reaches into another.
   cluster.sync();
-  uint32_t i = threadIdx.x;
-  int block = 0;
-  while (block < cluster.size() && i >= shared.num_listed[block]) i -= shared.num_listed[block++];
-  const uint32_t key = block < cluster.size() ? shared.listed[block][i] : 0;
-  if (key != 0) {
-    uint32_t above = 0, equal = 0;
+  // Four threads a key.
+  uint32_t all = 0;
+  for (int rank = 0; rank < cluster.size(); ++rank) all += shared.num_listed[rank];
+  const auto find_listed = [&](uint32_t i, int& block) {
+    for (block = 0; i >= shared.num_listed[block]; ++block) i -= shared.num_listed[block];
+    return shared.listed[block][i];
+  };
+  const uint32_t part = threadIdx.x % 4;
+#pragma unroll 1
+  for (uint32_t first = 0; first < all; first += kKeepThreads / 4) {
+    const uint32_t i = min(first + threadIdx.x / 4, all - 1);
+    int block;
+    const uint32_t key = find_listed(i, block);
+    uint32_t counts = 0;  // above, and equal in the upper half
     for (int rank = 0; rank < cluster.size(); ++rank) {
       const uint32_t* others = shared.listed[rank];
-      const uint32_t n = shared.num_listed[rank];
 #pragma unroll 4
-      for (uint32_t j = 0; j < n; ++j) {
-        above += others[j] > key ? 1u : 0u;
-        equal += others[j] == key ? 1u : 0u;
+      for (uint32_t j = part; j < shared.num_listed[rank]; j += 4) {
+        counts += (others[j] > key ? 1u : 0u) + (others[j] == key ? 0x10000u : 0u);
       }
     }
+    counts += __shfl_xor_sync(~0u, counts, 1);
+    counts += __shfl_xor_sync(~0u, counts, 2);
+    const uint32_t above = counts & 0xffffu, equal = counts >> 16;
     if (above < rest && rest <= above + equal) shared.cut = {key, rest - above};
   }
   __syncthreads();
   const Cut cut = shared.cut;
-  if (key != 0 && block < cluster.rank()) {
-    if (key > cut.key) atomicAdd(&shared.lower_above, 1u);
-    if (key == cut.key) atomicAdd(&shared.lower_ties, 1u);
+  if (threadIdx.x < all) {
+    int block;
+    const uint32_t key = find_listed(threadIdx.x, block);
+    if (block < cluster.rank()) {
+      if (key > cut.key) atomicAdd(&shared.lower_above, 1u);
+      if (key == cut.key) atomicAdd(&shared.lower_ties, 1u);
+    }
   }
   return cut;
 }
@@ -360,7 +372,7 @@ __device__ inline void count_step(const Step& step, int row) {
 }
 
 // grid (blocks of a cluster, rows)
-__global__ void __launch_bounds__(kKeepThreads, kKeepPerSm)
+__global__ void __launch_bounds__(kKeepThreads, 2)
     rerank_keep(const __grid_constant__ RerankArgs args) {
   const Step& step = args.step;
   extern __shared__ uint4 dynamic[];
@@ -382,8 +394,8 @@ __global__ void __launch_bounds__(kKeepThreads, kKeepPerSm)
     keys.stride = padded_heads(step.group);
   }
   const int first_block = shares.first_block(place);
-  const int num_sums = shares.end_block(place) - first_block;
-  const float2* sums = args.sums + int64_t{first_block + place} * step.group;
+  const int num_sums = shares.blocks(place);
+  const float2* sums = args.sums + int64_t{first_block} * step.group;
   int slot[kKeepBatch];
   load_slots(rerank.list, first, 0, keys.size, slot);
   wait_for_launch_before();

@@ -1,7 +1,6 @@
 // Ranks a row's candidates by their decoded keys and keeps the budget's best.
 //
-//   rerank_score   the rows' candidates laid end to end, an equal share of work for every block:
-//                  logits of candidates, pinned tokens and tail, softmax sums
+//   rerank_score   many blocks a row: logits of candidates, pinned tokens and tail, softmax sums
 //   rerank_keep    a cluster of blocks a row: probabilities, cut, slots (self_index_keep.cuh)
 //
 // Nothing but the launch between them makes a row's blocks of rerank_score wait for each other: a
@@ -79,45 +78,40 @@ struct RerankRow {
   }
 };
 
-// Who scores what. The rows stand end to end, those that are due first and `weight` times as long
-// as the others, whose keys have packed copies; every block takes an equal share of that line.
-// A block and a row that meet have a slot for their sums: block + place of the row. (32 bits: a row
-// is at most weight * blocks < 2^11 long and has fewer than 2^20 windows.)
+// Who scores what: every block has a part of one row. Rows that are due, at the first places, get
+// more blocks than those whose keys have packed copies.
 struct Shares {
-  int rows, due;
-  uint32_t weight, blocks, total;
+  int rows, due, due_blocks, other_blocks;
 
   __device__ explicit Shares(const RerankArgs& args)
-      : rows(args.view.num_sequences * args.view.num_kv_heads),
-        due(0),
-        weight(static_cast<uint32_t>(args.due_weight)),
-        blocks(static_cast<uint32_t>(args.score_blocks)) {
-    if (weight > 1) due = __ldcg(args.step.pool.num_due);
-    // Rows that weigh the same share no block, where there are enough.
-    const auto all = static_cast<uint32_t>(rows);
-    if ((due == 0 || due == rows) && all <= blocks) blocks = blocks / all * all;
-    total = start(rows);
+      : rows(args.view.num_sequences * args.view.num_kv_heads), due(0), due_blocks(0) {
+    const int blocks = args.score_blocks;
+    other_blocks = blocks / rows;
+    if (args.due_weight > 1) due = __ldcg(args.step.pool.num_due);
+    if (due == 0 || due == rows) {
+      due = 0;
+      return;
+    }
+    // The slower of both kinds takes the least time; the more blocks the others have, the faster.
+    const int windows = static_cast<int>(args.most / kWindow);
+    int least = 0x7fffffff;
+    for (int each = 1;; ++each) {
+      const int left = (blocks - (rows - due) * each) / due;
+      if (left < 1) break;
+      const int time =
+          max((windows + left - 1) / left * args.due_weight, (windows + each - 1) / each);
+      if (time >= least) break;
+      least = time, due_blocks = left, other_blocks = each;
+    }
   }
 
-  __device__ uint32_t start(int place) const {
-    return static_cast<uint32_t>(place < due ? place * weight : due * weight + place - due);
+  __device__ int place(int block) const {
+    const int others = block - due * due_blocks;
+    return others < 0 ? block / due_blocks : due + others / other_blocks;
   }
-  __device__ int first_place(int block) const {
-    const uint32_t at = static_cast<uint32_t>(block) * total / blocks, all_due = due * weight;
-    return static_cast<int>(at < all_due ? at / weight : due + (at - all_due));
-  }
+  __device__ int blocks(int place) const { return place < due ? due_blocks : other_blocks; }
   __device__ int first_block(int place) const {
-    return static_cast<int>(start(place) * blocks / total);
-  }
-  __device__ int end_block(int place) const {
-    return static_cast<int>((start(place + 1) * blocks + total - 1) / total);
-  }
-  // Of `n` items of a row those that come before a block's end; what a block has begins where the
-  // one before it ends.
-  __device__ int end_item(int place, int block, int n) const {
-    const uint32_t from = start(place) * blocks, to = start(place + 1) * blocks;
-    const uint32_t end = min(max((block + 1) * total, from), to);
-    return static_cast<int>((end - from) * n / (to - from));
+    return place < due ? place * due_blocks : due * due_blocks + (place - due) * other_blocks;
   }
 };
 
@@ -356,61 +350,44 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
   }
 }
 
-// A block's share of a row's pinned tokens and tail, which only take part in the normalisation.
-struct ExactTokens {
-  int row, pinned, tokens, first, step;
-
-  __device__ ExactTokens(const RerankArgs& args, int row, int block, int blocks,
-                         const UnitReader& reader)
-      : row(row),
-        pinned(args.view.pinned_len[row]),
-        tokens(pinned + args.view.tail_len[row / args.view.num_kv_heads]),
-        first((block * kRerankThreads / 32 + static_cast<int>(threadIdx.x) / 32) * reader.tokens() +
-              reader.token),
-        step(blocks * kRerankThreads / 32 * reader.tokens()) {}
-
-  // A lane's channels of token first + offset.
-  __device__ void load(const RerankArgs& args, const UnitReader& reader, int offset,
-                       float (&x)[cuda::kUnit]) const {
-    const sikv_cache_view& view = args.view;
-    const int token = first + offset, sequence = row / view.num_kv_heads;
-    if (token >= tokens || reader.unit < 0) return;
-    const int64_t pinned_row = int64_t{row} * view.pinned_capacity + token;
-    const int64_t tail_row =
-        (int64_t{sequence} * view.tail_capacity + token - pinned) * view.num_kv_heads +
-        row % view.num_kv_heads;
-    const void* data = token < pinned ? view.pinned_k : view.tail_k;
-    const int row_bytes = view.head_dim * sikv_dtype_bytes(view.dtype);
-    cuda::load_raw_unit(
-        static_cast<const uint8_t*>(data) + (token < pinned ? pinned_row : tail_row) * row_bytes,
-        view.dtype, reader.unit, x);
-  }
-
-  // x: the first token's, loaded.
-  __device__ void score(const RerankArgs& args, const UnitReader& reader, const float* q_exact,
-                        float (&x)[cuda::kUnit], ScoreShared& shared) const {
-    const int group = args.step.group;
-    SoftmaxSum sums[2];
-#pragma unroll 1
-    for (int offset = 0; first - reader.token + offset < tokens; offset += step) {
-      float found[2];
-      if (offset > 0) load(args, reader, offset, x);
-      reader.dot(x, q_exact, group, args.view.head_dim, found);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (first + offset < tokens && reader.sub + i * reader.lanes < group) sums[i].add(found[i]);
-      }
+// The block's share of pinned tokens and tail, which only take part in the normalisation.
+__device__ inline void score_exact(const RerankArgs& args, int row, int block, int blocks,
+                                   const float* q_exact, ScoreShared& shared) {
+  const sikv_cache_view& view = args.view;
+  constexpr int kWarps = kRerankThreads / 32;
+  const int warp = threadIdx.x / 32, head_dim = view.head_dim;
+  const int pinned = view.pinned_len[row], sequence = row / view.num_kv_heads;
+  const int tokens = pinned + view.tail_len[sequence];
+  const int row_bytes = head_dim * sikv_dtype_bytes(view.dtype);
+  const UnitReader reader(head_dim);
+  SoftmaxSum sums[2];
+  for (int base = (block * kWarps + warp) * reader.tokens(); base < tokens;
+       base += blocks * kWarps * reader.tokens()) {
+    const int token = base + reader.token;
+    float x[cuda::kUnit] = {}, found[2];
+    if (token < tokens && reader.unit >= 0) {
+      const int64_t pinned_row = int64_t{row} * view.pinned_capacity + token;
+      const int64_t tail_row =
+          (int64_t{sequence} * view.tail_capacity + token - pinned) * view.num_kv_heads +
+          row % view.num_kv_heads;
+      const void* data = token < pinned ? view.pinned_k : view.tail_k;
+      cuda::load_raw_unit(
+          static_cast<const uint8_t*>(data) + (token < pinned ? pinned_row : tail_row) * row_bytes,
+          view.dtype, reader.unit, x);
     }
+    reader.dot(x, q_exact, args.step.group, head_dim, found);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      for (int distance = reader.lanes; distance < 32; distance *= 2) sums[i].merge_lanes(distance);
-      const int head = reader.sub + i * reader.lanes;
-      if (reader.token == 0 && head < kMaxGroup) {
-        shared.sums[kRerankThreads / 32 + threadIdx.x / 32][head] = sums[i].pair();
-      }
+      if (token < tokens && reader.sub + i * reader.lanes < args.step.group) sums[i].add(found[i]);
     }
   }
-};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    for (int distance = reader.lanes; distance < 32; distance *= 2) sums[i].merge_lanes(distance);
+    const int head = reader.sub + i * reader.lanes;
+    if (reader.token == 0 && head < kMaxGroup) shared.sums[kWarps + warp][head] = sums[i].pair();
+  }
+}
 
 // The sums of all warps and both kinds of tokens, of each head.
 __device__ inline void merge_warps(int group, const ScoreShared& shared, float2* out) {
@@ -440,45 +417,30 @@ __global__ void __launch_bounds__(kRerankThreads, kScoreBlocks)
   float* q_stored = q_exact + group * args.view.head_dim;
   // The order of rows is older than the scan, whose launch waited for it.
   const Shares shares(args);
-  bool waited = false;
-  for (int place = shares.first_place(block);
-       place < shares.rows && blockIdx.x < shares.blocks && shares.first_block(place) <= block;
-       ++place) {
-    const int row = row_at(step, place);
-    // Neither queries nor exact keys wait for the scan.
-    const UnitReader reader(args.view.head_dim);
-    const int first_block = shares.first_block(place);
-    const ExactTokens exact(args, row, block - first_block, shares.end_block(place) - first_block,
-                            reader);
-    float x[cuda::kUnit] = {};
-    exact.load(args, reader, 0, x);
-    prepare_queries<kChannels>(args, row, q_exact, q_stored, shared.shift);
-    __syncthreads();
-    exact.score(args, reader, q_exact, x, shared);
-    if (!waited) {
-      wait_for_launch_before();
-      start_next_launch();
-      waited = true;
-    }
-    const RerankRow rerank(args, row);
-    if (rerank.ranked) {
-      const int n = rerank.list.size(), windows = (n + kWindow - 1) / kWindow;
-      const int first = shares.end_item(place, block - 1, windows) * kWindow;
-      const int last = min(shares.end_item(place, block, windows) * kWindow, n);
-      PackedUse packed{step.pool.packed, int64_t{row} * step.pool.capacity, false, false};
-      if (packed.keys.signs != nullptr) {
-        packed.read = __ldcg(&step.pool.state[row].packed) != 0;
-        packed.write = !packed.read;
-      }
-      float* logits = args.logits + int64_t{row} * args.most * padded_heads(group);
-      score_candidates<kKeys>(args, row, rerank.list, first, last, packed, q_stored, logits,
-                              shared);
-      __syncthreads();
-      merge_warps(group, shared, args.sums + int64_t{block + place} * group);
-    }
-    __syncthreads();
+  const int place = shares.place(block);
+  if (place >= shares.rows) return wait_for_launch_before();
+  const int row = row_at(step, place);
+  const int rank = block - shares.first_block(place), blocks = shares.blocks(place);
+  // Neither queries nor exact keys wait for the scan.
+  prepare_queries<kChannels>(args, row, q_exact, q_stored, shared.shift);
+  __syncthreads();
+  score_exact(args, row, rank, blocks, q_exact, shared);
+  wait_for_launch_before();
+  start_next_launch();
+  const RerankRow rerank(args, row);
+  if (!rerank.ranked) return;
+  const int n = rerank.list.size(), windows = (n + kWindow - 1) / kWindow;
+  const int first = windows * rank / blocks * kWindow;
+  const int last = min(windows * (rank + 1) / blocks * kWindow, n);
+  PackedUse packed{step.pool.packed, int64_t{row} * step.pool.capacity, false, false};
+  if (packed.keys.signs != nullptr) {
+    packed.read = __ldcg(&step.pool.state[row].packed) != 0;
+    packed.write = !packed.read;
   }
-  if (!waited) wait_for_launch_before();
+  float* logits = args.logits + int64_t{row} * args.most * padded_heads(group);
+  score_candidates<kKeys>(args, row, rerank.list, first, last, packed, q_stored, logits, shared);
+  __syncthreads();
+  merge_warps(group, shared, args.sums + int64_t{block} * group);
 }
 
 }  // namespace sikv::self_index
