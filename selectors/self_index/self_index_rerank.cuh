@@ -288,44 +288,25 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
       if (next < end_copies) copies.load(packed.keys, packed.first, next, end_copies - 1);
       score(tile, {true, true}, base, end_copies);
     }
-    // A warp's tiles of a window are on their way together, where registers allow, and with them
-    // the places of the next window.
-    constexpr int kTiles = kWindow / (kWarps * cuda::kTileTokens);
-    constexpr int kTogether = kTile == cuda::TileKeys::kLevels3 ? kTiles : 1;
     for (int window = 0; first + window * kWindow < last; ++window) {
       if (window > 0) __syncthreads();
+      stage(window + 1);
       const int end = min(first + (window + 1) * kWindow, last);
+      for (base = first + window * kWindow + warp * cuda::kTileTokens; base < end;
+           base += kWarps * cuda::kTileTokens) {
+        cuda::KeyTile<kTile> tile;
+        bool open[2];
 #pragma unroll
-      for (int batch = 0; batch < kTiles; batch += kTogether) {
-        cuda::KeyTile<kTile> tiles[kTogether];
-        bool open[kTogether][2];
-        const auto base_of = [&](int tile) {
-          return first + window * kWindow + ((batch + tile) * kWarps + warp) * cuda::kTileTokens;
-        };
-#pragma unroll
-        for (int tile = 0; tile < kTogether; ++tile) {
-          if (base_of(tile) >= end) continue;
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int candidate = min(base_of(tile) + lane / 4 + 8 * i, last - 1);
-            const Place place = shared.places[window % 2][(candidate - first) % kWindow];
-            open[tile][i] = place.page >= 0;
-            tiles[tile].load(args.keys, i, max(place.page, 0), place.token);
+        for (int i = 0; i < 2; ++i) {
+          const int candidate = min(base + lane / 4 + 8 * i, last - 1);
+          const Place place = shared.places[window % 2][(candidate - first) % kWindow];
+          open[i] = place.page >= 0;
+          tile.load(args.keys, i, max(place.page, 0), place.token);
+          if (packed.write && candidate < list.num_listed) {
+            write_packed<kTile>(tile, i, packed.first + candidate, packed.keys);
           }
         }
-        if (batch == 0) stage(window + 1);
-#pragma unroll
-        for (int tile = 0; tile < kTogether; ++tile) {
-          if (base_of(tile) >= end) continue;
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int candidate = min(base_of(tile) + lane / 4 + 8 * i, last - 1);
-            if (packed.write && candidate < list.num_listed) {
-              write_packed<kTile>(tiles[tile], i, packed.first + candidate, packed.keys);
-            }
-          }
-          score(tiles[tile], open[tile], base_of(tile), end);
-        }
+        score(tile, open, base, end);
       }
     }
 #pragma unroll

@@ -245,6 +245,7 @@ __global__ void __launch_bounds__(kDueThreads) find_due(const __grid_constant__ 
       for (int i = warp; i < here; i += kDueThreads / 32) {
         if (is_due[i]) continue;
         const bool turned = has_turned(step, view, first + i);
+        __syncwarp();
         if (lane == 0) is_due[i] = turned;
       }
       __syncthreads();
