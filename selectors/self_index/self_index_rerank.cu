@@ -47,13 +47,14 @@ void Reranker::run(RerankArgs args, cudaStream_t stream) const {
            overlaps_, args);
   });
 
-  // A block a multiprocessor, while every thread has a candidate. (Two of clusters of 4 at 64 rows
-  // took 20 us for 16: some waited for room.)
+  // Clusters while every thread has a candidate and none waits for room: pairs have room for two
+  // blocks a multiprocessor, clusters of 4 not always (64 rows: 20 us for 15).
+  const auto fits = [&](unsigned blocks) {
+    const int room = (blocks > 2 ? 1 : 2) * multiprocessors_;
+    return static_cast<int>(blocks) * rows <= room && int64_t{blocks} * kKeepThreads <= most_;
+  };
   unsigned cluster = overlaps_ ? kMaxKeepBlocks : 1;
-  while (cluster > 1 && (static_cast<int>(cluster) * rows > multiprocessors_ ||
-                         int64_t{cluster} * kKeepThreads > most_)) {
-    cluster /= 2;
-  }
+  while (cluster > 1 && !fits(cluster)) cluster /= 2;
   const int64_t tokens =
       int64_t{keep_share(static_cast<int>(most_), static_cast<int>(cluster))} * kKeepWarps;
   args.keep_tokens = tokens <= kKeepTokens ? static_cast<int>(tokens) : 0;
