@@ -437,6 +437,18 @@ int run_checks(bool quick) {
     test("long rerank", spec, {{"budget", "2048"}, {"tables", "6bit"}, {"rerank", "4"}}, 2);
     test("long rerank", spec, {{"budget", "0.1"}, {"tables", "6bit"}, {"rerank", "4"}}, 2);
   }
+  // So many candidates that rows due for a scan get more blocks than the others.
+  const Spec many{.heads = 4, .lengths = {70000, 66000, 70000}};
+  for (const char* refresh : {"0", "0.05"}) {
+    test("many", many,
+         {{"budget", "2048"},
+          {"tables", "6bit"},
+          {"rerank", "4"},
+          {"scan_every", "4"},
+          {"stagger", "true"},
+          {"refresh_cosine", refresh}},
+         2, 6);
+  }
   spec.group = 16;
   test("16 heads", spec, {{"budget", "512"}, {"tables", "6bit"}, {"rerank", "4"}}, 2);
   spec.pinned = 0;

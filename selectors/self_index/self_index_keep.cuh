@@ -5,9 +5,9 @@
 //
 // A warp has neighbouring candidates and a thread returns to its own keys only, so that nothing but
 // counts goes from warp to warp. The blocks of a cluster read each other's histograms and write
-// each other's lists in shared memory: two waits of a row, 0.6 us each, where a barrier over global
-// memory would take 4. All of this is latency: blocks of 1024 threads and clusters of 8 blocks took
-// 4 us longer at 8 rows, for more warps to issue and more histograms to read.
+// each other's lists in shared memory: two waits of a row, 0.8 us each, where a barrier over global
+// memory would take 4. All of this is latency: with 1024 threads, clusters of 8 and a third wait it
+// took 15.5 us at 8 rows instead of 10.6, for more warps to issue and more histograms to read.
 #ifndef SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_KEEP_CUH_
 #define SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_KEEP_CUH_
 
