@@ -1,6 +1,6 @@
 // Checks the cuda variant against `ref` on awkward caches of random codes, then times it.
 //
-//   self_index_cuda_bench [check|time|variants|profile]...     default: check time
+//   self_index_cuda_bench [check|quick|time|variants|profile]...     default: check time
 //
 // A step of L layers, each on a cache of its own so that L2 is cold, is one CUDA graph; a time is
 // the median over replays, divided by L. Bytes are what the step must move: codes of the index
@@ -391,7 +391,8 @@ bool compare(const char* name, const Spec& spec, const Choices& choices, int sla
   return true;
 }
 
-int run_checks() {
+// quick: few small cases, for the tools that watch every access.
+int run_checks(bool quick) {
   int failed = 0, done = 0;
   const auto test = [&](const char* name, const Spec& spec, const Choices& choices, int slack = 0,
                         int steps = 2, int observed = 0) {
@@ -402,6 +403,7 @@ int run_checks() {
   for (const char* codec : {"rot_lm", "sign_vq"}) {
     for (int dim : {64, 96, 128, 256}) {
       for (int group : {1, 3, 4}) {
+        if (quick && (dim != 128 || group == 1)) continue;
         Spec spec{.codec = codec, .head_dim = dim, .heads = 2, .group = group, .lengths = ragged};
         for (const char* budget : {"0", "1", "96", "0.075", "1000000"}) {
           test("ragged", spec, {{"budget", budget}, {"tables", "6bit"}});
@@ -422,6 +424,10 @@ int run_checks() {
     }
   }
   Spec spec{.heads = 2, .lengths = {70000, 20000}};
+  if (quick) {
+    std::printf("check: %d of %d cases equal ref\n", done - failed, done);
+    return failed;
+  }
   for (auto codebook : {Spec::kRandom, Spec::kConstant, Spec::kTies}) {
     spec.codebook = codebook;
     for (const char* budget : {"1", "2048", "0.1"}) {
@@ -430,6 +436,18 @@ int run_checks() {
     }
     test("long rerank", spec, {{"budget", "2048"}, {"tables", "6bit"}, {"rerank", "4"}}, 2);
     test("long rerank", spec, {{"budget", "0.1"}, {"tables", "6bit"}, {"rerank", "4"}}, 2);
+  }
+  // So many candidates that rows due for a scan get more blocks than the others.
+  const Spec many{.heads = 4, .lengths = {70000, 66000, 70000}};
+  for (const char* refresh : {"0", "0.05"}) {
+    test("many", many,
+         {{"budget", "2048"},
+          {"tables", "6bit"},
+          {"rerank", "4"},
+          {"scan_every", "4"},
+          {"stagger", "true"},
+          {"refresh_cosine", refresh}},
+         2, 6);
   }
   spec.group = 16;
   test("16 heads", spec, {{"budget", "512"}, {"tables", "6bit"}, {"rerank", "4"}}, 2);
@@ -557,6 +575,52 @@ struct Timed {
   int layers() const { return static_cast<int>(caches.size()); }
 };
 
+// Mean time of a step in which a row is due when its query has turned, as two of five random ones
+// have from another. `share` of the rows was scanned.
+float time_refresh(const Timed& timed, const char* budget, cudaStream_t stream, float* share) {
+  constexpr int kQueries = 8;
+  GpuSelector gpu({{"budget", budget},
+                   {"tables", "6bit"},
+                   {"rerank", "4"},
+                   {"scan_every", "64"},
+                   {"refresh_cosine", "-0.0224"}},
+                  timed.caches[0]->shape(timed.layers()), *timed.caches[0]->host().key.layout);
+  std::vector<cudaGraphExec_t> graphs;
+  std::vector<uint8_t*> queries;
+  for (int i = 0; i < kQueries; ++i) {
+    queries.push_back(device_copy(timed.caches[0]->queries(900 + i)));
+    graphs.push_back(capture(stream, [&] {
+      for (int l = 0; l < timed.layers(); ++l)
+        gpu.run(timed.caches[l]->device(), timed.heads, queries.back(), stream);
+    }));
+  }
+  const auto counter = [&](std::string_view name) {
+    for (const sikv_counter& c : gpu.selector().counters()) {
+      if (std::string_view(c.name) == name) return c.value;
+    }
+    return 0.0;
+  };
+  std::vector<cudaEvent_t> events(2);
+  for (cudaEvent_t& event : events) check(cudaEventCreate(&event));
+  constexpr int kRounds = 4;
+  for (int i = 0; i < kQueries; ++i) check(cudaGraphLaunch(graphs[i], stream));
+  check(cudaStreamSynchronize(stream));
+  const double rows = counter("rows"), scans = counter("scans");
+  check(cudaEventRecord(events[0], stream));
+  for (int i = 0; i < kRounds * kQueries; ++i) {
+    check(cudaGraphLaunch(graphs[i % kQueries], stream));
+  }
+  check(cudaEventRecord(events[1], stream));
+  check(cudaStreamSynchronize(stream));
+  *share = static_cast<float>((counter("scans") - scans) / (counter("rows") - rows));
+  float ms = 0;
+  check(cudaEventElapsedTime(&ms, events[0], events[1]));
+  for (cudaEvent_t event : events) check(cudaEventDestroy(event));
+  for (cudaGraphExec_t graph : graphs) check(cudaGraphExecDestroy(graph));
+  for (uint8_t* q : queries) check(cudaFree(q));
+  return ms * 1000 / (kRounds * kQueries * timed.layers());
+}
+
 void run_times(cudaStream_t stream) {
   const double copy = copy_bandwidth(stream);
   std::printf("copy %.3f TB/s\n", copy);
@@ -595,10 +659,12 @@ void run_times(cudaStream_t stream) {
       const float mean =
           std::accumulate(pool.begin(), pool.end(), 0.0f) / pool.size() / timed.layers();
       const float most = *std::max_element(pool.begin(), pool.end()) / timed.layers();
+      float share = 0;
+      const float refresh = time_refresh(timed, budget, stream, &share);
       const double bytes = timed.caches[0]->tokens() * 16.0;
-      std::printf("%3d x %3dK %-8s %8.1f  %8.3f %5.0f%%  %8.1f | %9.1f %9.1f\n", size.batch,
-                  size.context / 1024, budget, select, bytes / select * 1e-6,
-                  100 * bytes / select * 1e-6 / copy, rerank, mean, most);
+      std::printf("%3d x %3dK %-8s %8.1f  %8.3f %5.0f%%  %8.1f | %9.1f %9.1f %9.1f (%.2f)\n",
+                  size.batch, size.context / 1024, budget, select, bytes / select * 1e-6,
+                  100 * bytes / select * 1e-6 / copy, rerank, mean, most, refresh, share);
       std::fflush(stdout);
     }
   }
@@ -608,9 +674,9 @@ void run_times(cudaStream_t stream) {
 void run_profile(cudaStream_t stream) {
   for (const Size size : {Size{8, 131072}, Size{1, 131072}}) {
     Timed timed(size);
-    for (const Choices& extra :
-         {Choices{}, Choices{{"rerank", "4"}},
-          Choices{{"rerank", "4"}, {"scan_every", "4"}, {"stagger", "true"}}}) {
+    for (const Choices& extra : {Choices{}, Choices{{"rerank", "4"}},
+                                 Choices{{"rerank", "4"}, {"scan_every", "4"}, {"stagger", "true"}},
+                                 Choices{{"rerank", "4"}, {"scan_every", "64"}}}) {
       Choices choices = extra;
       choices.push_back({"budget", "2048"});
       choices.push_back({"tables", "6bit"});
@@ -618,8 +684,9 @@ void run_profile(cudaStream_t stream) {
                   testing::describe("self_index", choices).c_str());
       GpuSelector gpu(choices, timed.caches[0]->shape(timed.layers()),
                       *timed.caches[0]->host().key.layout);
-      for (int i = 0; i < 3 * timed.layers(); ++i) {
-        gpu.run(timed.caches[i % timed.layers()]->device(), timed.heads, timed.q, stream);
+      for (int i = 0; i < 3 * std::min(timed.layers(), 3); ++i) {
+        gpu.run(timed.caches[i % std::min(timed.layers(), 3)]->device(), timed.heads, timed.q,
+                stream);
         check(cudaStreamSynchronize(stream));
       }
     }
@@ -740,7 +807,7 @@ int main(int argc, char** argv) {
     check(cudaStreamCreate(&stream));
     int failed = 0;
     for (std::string_view mode : modes) {
-      if (mode == "check") failed += run_checks();
+      if (mode == "check" || mode == "quick") failed += run_checks(mode == "quick");
       if (mode == "time") run_times(stream);
       if (mode == "profile") run_profile(stream);
       if (mode == "variants") run_variants(stream);
