@@ -60,11 +60,15 @@ struct CodeKeys {
   __device__ void init(const FlashCall&, int) {}
   // Half 0 and half 1 of what a token takes.
   __device__ static void prefetch(const RowStore& keys, int64_t page, int token, int half) {
+    if constexpr (KeyTile<kKeys>::kLines) {
+      if (half == 0) prefetch_l2(keys.payload.page(page) + KeyTile<kKeys>::kLine * token);
+      return;
+    }
     prefetch_l2(keys.index.page(page) + kDim * (token / nibble_tile::kTileTokens) + 64 * half);
     if (half == 0) {
       prefetch_l2(keys.payload.page(page) + 32 * token);
     } else {
-      constexpr int kScaleBytes = kKeys == TileKeys::kLevels3 ? 2 : 16;
+      constexpr int kScaleBytes = has_levels(kKeys) ? 2 : 16;
       prefetch_l2(keys.scale.page(page) + kScaleBytes * token);
     }
   }
@@ -211,6 +215,7 @@ struct LevelValues {
   struct Extra {};
 
   __device__ static void prefetch(const RowStore& values, int64_t page, int token, int half) {
+    if (half == 1 && values.line > 0) return;  // the scale comes with the key
     prefetch_l2(half == 0 ? values.payload.page(page) + 32 * token
                           : values.scale.page(page) + 2 * token);
   }
@@ -221,7 +226,8 @@ struct LevelValues {
   __device__ void load(const RowStore& values, int i, int64_t page, int token) {
     const auto* row = reinterpret_cast<const uint32_t*>(values.payload.page(page) + 32 * token);
     words[i] = __ldg(row + threadIdx.x % 32 / 4);
-    scale[i] = __ldg(reinterpret_cast<const unsigned short*>(values.scale.page(page)) + token);
+    scale[i] = __ldg(reinterpret_cast<const unsigned short*>(values.scale.page(page) +
+                                                             values.scale_stride() * token));
   }
   template <int kHeadTiles>
   __device__ void add(float (&x)[kHeadTiles][4], const float (&f)[kHeadTiles][2],

@@ -10,6 +10,7 @@ namespace {
 template <typename Body>
 void with_kernel(const cuda::RowStore& keys, Body&& body) {
   if (!cuda::tile_reads(keys)) return body(rerank_score<RerankKeys::kUnits>);
+  if (keys.line > 0) return body(rerank_score<RerankKeys::kLineLevels3>);
   if (keys.kind == cuda::RowKind::kSignLevels) return body(rerank_score<RerankKeys::kLevels3>);
   body(rerank_score<RerankKeys::kSignMinMax2>);
 }

@@ -135,10 +135,14 @@ __device__ inline void read_packed(const PoolKeys& packed, int64_t token, int i,
   const uint32_t signs = __ldcs(packed.signs + part);
   const uint2 levels = __ldcs(packed.levels + part);
   tile.levels[i][0] = levels.x, tile.levels[i][1] = levels.y;
-  tile.shift[i] = 0;
+  if constexpr (cuda::KeyTile<kTile>::kLines) {
+    tile.index[i][0] = signs;
+  } else {
+    tile.shift[i] = 0;
 #pragma unroll
-  for (int w = 0; w < 8; ++w) tile.index[i][w] = signs >> (4 * w);
-  if constexpr (kTile == cuda::TileKeys::kLevels3) {
+    for (int w = 0; w < 8; ++w) tile.index[i][w] = signs >> (4 * w);
+  }
+  if constexpr (cuda::has_levels(kTile)) {
     tile.scale[i].x = __ldcs(static_cast<const unsigned short*>(packed.scales) + token);
   } else {
     tile.scale[i] = __ldcs(static_cast<const uint4*>(packed.scales) + token);
@@ -150,12 +154,16 @@ __device__ inline void write_packed(const cuda::KeyTile<kTile>& tile, int i, int
                                     const PoolKeys& packed) {
   const int64_t part = token * 4 + threadIdx.x % 4;
   uint32_t signs = 0;
+  if constexpr (cuda::KeyTile<kTile>::kLines) {
+    signs = tile.index[i][0];
+  } else {
 #pragma unroll
-  for (int w = 0; w < 8; ++w) signs |= (tile.index[i][w] >> tile.shift[i] & 15u) << (4 * w);
+    for (int w = 0; w < 8; ++w) signs |= (tile.index[i][w] >> tile.shift[i] & 15u) << (4 * w);
+  }
   packed.signs[part] = signs;
   packed.levels[part] = make_uint2(tile.levels[i][0], tile.levels[i][1]);
   if (threadIdx.x % 4 != 0) return;
-  if constexpr (kTile == cuda::TileKeys::kLevels3) {
+  if constexpr (cuda::has_levels(kTile)) {
     static_cast<unsigned short*>(packed.scales)[token] =
         static_cast<unsigned short>(tile.scale[i].x);
   } else {
@@ -174,8 +182,9 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
   constexpr int kWarps = kRerankThreads / 32;
   const int group = args.step.group, padded = padded_heads(group);
   if constexpr (kKeys != RerankKeys::kUnits) {
-    constexpr auto kTile =
-        kKeys == RerankKeys::kLevels3 ? cuda::TileKeys::kLevels3 : cuda::TileKeys::kSignMinMax2;
+    constexpr auto kTile = kKeys == RerankKeys::kLevels3       ? cuda::TileKeys::kLevels3
+                           : kKeys == RerankKeys::kLineLevels3 ? cuda::TileKeys::kLineLevels3
+                                                               : cuda::TileKeys::kSignMinMax2;
     __shared__ cuda::TileQuery queries[kMaxGroup / 8];
     const auto prefetch = [](const void* line) {
       asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
