@@ -18,6 +18,7 @@
 #include <span>
 
 #include "kernels/common/flash_state.h"
+#include "kernels/common/prefetch.h"
 #include "kernels/common/simd_rows.h"
 
 namespace sikv {
@@ -119,10 +120,6 @@ HWY_INLINE hn::Vec<DF4> ReduceLanes(Op op, VF a, VF b, VF c, VF d) {
                       op(hn::BitCast(df, hn::InterleaveLower(dd, ab, cd)),
                          hn::BitCast(df, hn::InterleaveUpper(dd, ab, cd))));
 }
-
-// To L2, which has more misses in flight than L1: 8 % faster than to L1 on a Zen 5
-// (sparse_flash_bench, 2048 of 128K tokens, 8 rows).
-HWY_INLINE void PrefetchLine(const uint8_t* line) { __builtin_prefetch(line, 0, 2); }
 
 // The lines that start in bytes [begin, end) of a row.
 HWY_INLINE void PrefetchLines(const uint8_t* row, size_t begin, size_t end) {

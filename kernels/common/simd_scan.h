@@ -21,6 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/common/prefetch.h"
 #include "plugins/abi/sikv_abi.h"
 
 namespace sikv {
@@ -67,14 +68,10 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Pages ahead of the one being scored whose lines are requested: the hardware prefetcher stops at a
-// 4 KiB boundary, which is every page at D = 128. They go to L2, whose queue holds more misses than
-// that of L1: 1M codes, Sapphire Rapids: 1480 us against 1680 with 1 to 4 pages into L1. Requests
-// come line by line with the work: whole pages in bursts, or every second line only, cost 1.3 to 2.8
-// times. Two pages side by side gain 10% where pages are shuffled and lose 20% where they follow
-// each other.
+// 4 KiB boundary, which is every page at D = 128. Requests come line by line with the work: whole
+// pages in bursts, or every second line only, cost 1.3 to 2.8 times (Zen 5). Two pages side by side
+// gain 10% where pages are shuffled and lose 20% where they follow each other.
 inline constexpr int64_t kPrefetchPages = 4;
-
-HWY_INLINE void PrefetchLine(const uint8_t* address) { __builtin_prefetch(address, 0, 2); }
 
 #if HWY_TARGET == HWY_SCALAR
 
