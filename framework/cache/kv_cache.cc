@@ -452,7 +452,8 @@ Ledger KvCache::page_bytes() const {
 
 Ledger KvCache::ledger() const {
   Ledger ledger;
-  for (const LedgerLine& line : page_bytes().lines()) {
+  const Ledger page = page_bytes();
+  for (const LedgerLine& line : page.lines()) {
     ledger.add(line.role, line.bytes * static_cast<uint64_t>(pool_.in_use()));
   }
   for (const Layer& layer : layers_) {
