@@ -33,10 +33,6 @@ __device__ inline void rescale_add(float (&acc)[4], const float (&t)[4], const f
   for (int i = 0; i < 4; ++i) acc[i] = fmaf(acc[i], f[i % 2], t[i] + u[i]);
 }
 
-__device__ inline void prefetch_l2(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
-
 // ---- keys ---------------------------------------------------------------------------------------
 
 // Codes: see KeyTile.
@@ -61,8 +57,7 @@ struct CodeKeys {
   // Half 0 and half 1 of what a token takes.
   __device__ static void prefetch(const RowStore& keys, int64_t page, int token, int half) {
     if constexpr (KeyTile<kKeys>::kLines) {
-      if (half == 0) prefetch_l2(keys.payload.page(page) + KeyTile<kKeys>::kLine * token);
-      return;
+      return KeyTile<kKeys>::prefetch_line(keys, page, token, half);
     }
     prefetch_l2(keys.index.page(page) + kDim * (token / nibble_tile::kTileTokens) + 64 * half);
     if (half == 0) {

@@ -432,6 +432,10 @@ __device__ inline void warp_restore_value(const RowStore& values, const float (&
   for (int i = 0; i < kN; ++i) acc[i] = fmaf(sum, mean[i], acc[i]);
 }
 
+__device__ inline void prefetch_l2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 // ---- keys on the tensor cores -------------------------------------------------------------------
 //
 // D = 128. Key codes are small integers: 3-bit Lloyd-Max levels times 10^4 have two signed bytes,
@@ -546,6 +550,10 @@ struct KeyTile {
   uint4 scale[2];                     // rlm4: one fp16 in x; sign4: four pairs
   int shift[2];                       // bit of the token's nibble in a word
 
+  // Half 0 or half 1 of a token's line on its way to L2.
+  __device__ static void prefetch_line(const RowStore& keys, int64_t page, int token, int half) {
+    prefetch_l2(keys.payload.page(page) + kLine * token + kLine / 2 * half);
+  }
   // i = 0: token r, 1: token r + 8. Only issues loads.
   __device__ void load(const RowStore& keys, int i, int64_t page, int token) {
     const int j = threadIdx.x % 4;

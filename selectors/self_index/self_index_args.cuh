@@ -15,7 +15,8 @@ struct ScanArgs {
   Step step;
   cuda::Plane index, weights;  // weights: SCALE, with norm_weighting
   const float* codebook;       // [rows, D/4, 16, 4]
-  int chunk;                   // tokens of a block, a multiple of 256
+  int chunk;                   // tokens of a block, a multiple of 256; with a pool at most
+  int most_blocks;             // of a row: those that the GPU holds at a time
   int32_t* slots;              // [rows, capacity] what is found, without a pool
   int64_t capacity;
   int32_t* found;  // [rows]
@@ -40,8 +41,10 @@ struct RerankArgs {
   sikv_selection selection;
   int64_t most;   // candidates of a row
   float* logits;  // [rows, most, padded_heads(G)], times log2(e)
-  float2* sums;   // [rows, score_blocks, G] highest logit and sum of each block
+  float2* sums;   // [score_blocks + rows, G] highest logit and sum of a block's part of a row
   int score_blocks;
+  int due_weight;   // what a due row costs, where one that is not costs 1
+  int keep_tokens;  // keys that fit into a block's shared memory
 };
 
 // In pairs, as a lane writes them.

@@ -1,6 +1,6 @@
 // The selector on a GPU: one launch scans and selects (self_index_scan.cuh), one more ranks the
 // candidates by their decoded keys (self_index_rerank.cuh). What lives between steps is in device
-// memory; rows that are not due leave the scan at once, so that a captured step serves any mix.
+// memory, and which rows are due is found there, so that a captured step serves any mix.
 
 #include <algorithm>
 #include <cmath>
@@ -79,13 +79,13 @@ struct Workspace {
     found = arena.take<int32_t>(rows);
     candidates = arena.take<int32_t>(rows * listed);
     logits = arena.take<float>(rows * reranker->most() * padded_heads(group));
-    sums = arena.take<float2>(reranker->all_score_blocks(rows) * group);
+    sums = arena.take<float2>(reranker->num_sums(rows) * group);
   }
 
   int32_t* found = nullptr;       // [rows]
   int32_t* candidates = nullptr;  // [rows, listed]
   float* logits = nullptr;        // [rows, most, padded_heads(G)]
-  float2* sums = nullptr;         // [all_score_blocks, G]
+  float2* sums = nullptr;         // [num_sums, G]
 };
 
 class SelfIndexCuda final : public Selector {
@@ -134,6 +134,7 @@ class SelfIndexCuda final : public Selector {
       states_ = DeviceArray<PoolState>(all);
       steps_ = DeviceArray<int64_t>(all);
       pools_ = DeviceArray<int32_t>(all * scanned_);
+      order_ = DeviceArray<int32_t>(rows + 1);
       if (packs_) {
         packed_signs_ = DeviceArray<uint32_t>(all * scanned_ * 4);
         packed_levels_ = DeviceArray<uint2>(all * scanned_ * 4);
@@ -225,7 +226,7 @@ class SelfIndexCuda final : public Selector {
   uint64_t state_bytes() const override {
     return teams_.bytes() + counts_.bytes() + states_.bytes() + steps_.bytes() + pools_.bytes() +
            packed_signs_.bytes() + packed_levels_.bytes() + packed_scales_.bytes() +
-           scan_queries_.bytes() + prompt_means_.bytes();
+           scan_queries_.bytes() + prompt_means_.bytes() + order_.bytes();
   }
 
   void counters(const std::function<void(std::string_view, double)>& push) const override {
@@ -262,6 +263,8 @@ class SelfIndexCuda final : public Selector {
       step.pool.step = steps_.data() + first;
       step.pool.slots = pools_.data() + first * scanned_;
       step.pool.capacity = scanned_;
+      step.pool.num_due = order_.data();
+      step.pool.order = order_.data() + 1;
       if (packs_) {
         step.pool.packed = {packed_signs_.data() + first * scanned_ * 4,
                             packed_levels_.data() + first * scanned_ * 4,
@@ -349,6 +352,7 @@ class SelfIndexCuda final : public Selector {
   std::unique_ptr<Reranker> reranker_;
   DeviceArray<TeamState> teams_;
   DeviceArray<RowCounts> counts_;
+  DeviceArray<int32_t> order_;  // with a pool: how many rows are due, [rows] which
   // [layers, rows, ...], with a pool
   DeviceArray<PoolState> states_;
   DeviceArray<int64_t> steps_;

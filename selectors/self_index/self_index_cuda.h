@@ -4,42 +4,64 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>
+#include <string_view>
 
+#include "kernels/common/cuda_launch.h"
 #include "selectors/self_index/self_index_args.cuh"
 
 namespace sikv::self_index {
+
+// A launch that may begin before the one before it is over if `overlaps`, in clusters of `cluster`
+// blocks along x; both need sm_90.
+template <typename Args>
+void launch(std::string_view name, void (*kernel)(Args), dim3 grid, int threads, size_t bytes,
+            cudaStream_t stream, bool overlaps, const Args& args, unsigned cluster = 1) {
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (overlaps) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {cluster, 1, 1};
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  cudaLaunchKernelEx(&config, kernel, args);
+  cuda::check_launch(name, grid, config.blockDim, stream);
+}
 
 class Scanner {
  public:
   // Throws Refused if a row of `max_tokens` needs more blocks than the GPU holds.
   Scanner(const sikv_device& device, int head_dim, bool integer, int sets, int max_tokens);
-  // Fills args.chunk and launches.
+  // Fills args.chunk and .most_blocks and launches.
   void run(ScanArgs args, cudaStream_t stream) const;
 
  private:
   int head_dim_, sets_, largest_chunk_, resident_;
-  bool integer_;
+  bool integer_, overlaps_;
 };
 
 class Reranker {
  public:
-  // Throws Refused if a row may have more candidates than the GPU can keep apart.
   Reranker(const sikv_device& device, int64_t most_candidates);
   int64_t most() const { return most_; }
-  // Blocks that score `rows` rows, or fewer.
-  int64_t all_score_blocks(int rows) const { return std::max(score_slots_, rows); }
-  // Fills args.most and .score_blocks and launches.
+  // Where blocks that score `rows` rows leave sums, of each head.
+  int64_t num_sums(int rows) const { return score_slots_ + rows; }
+  // Fills args.most, .score_blocks, .due_weight and .keep_tokens and launches.
   void run(RerankArgs args, cudaStream_t stream) const;
 
  private:
-  int score_blocks(int rows) const;  // of each
-  void launch(const char* name, void (*kernel)(RerankArgs), dim3 grid, int threads, size_t bytes,
-              cudaStream_t stream, const RerankArgs& args) const;
-
+  int multiprocessors_;
   int score_slots_;  // blocks of rerank_score that run at a time
   bool overlaps_;
-  int keep_blocks_;
   int64_t most_;
 };
 

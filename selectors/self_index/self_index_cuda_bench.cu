@@ -557,6 +557,52 @@ struct Timed {
   int layers() const { return static_cast<int>(caches.size()); }
 };
 
+// Mean time of a step in which a row is due when its query has turned, as two of five random ones
+// have from another. `share` of the rows was scanned.
+float time_refresh(const Timed& timed, const char* budget, cudaStream_t stream, float* share) {
+  constexpr int kQueries = 8;
+  GpuSelector gpu({{"budget", budget},
+                   {"tables", "6bit"},
+                   {"rerank", "4"},
+                   {"scan_every", "64"},
+                   {"refresh_cosine", "-0.0224"}},
+                  timed.caches[0]->shape(timed.layers()), *timed.caches[0]->host().key.layout);
+  std::vector<cudaGraphExec_t> graphs;
+  std::vector<uint8_t*> queries;
+  for (int i = 0; i < kQueries; ++i) {
+    queries.push_back(device_copy(timed.caches[0]->queries(900 + i)));
+    graphs.push_back(capture(stream, [&] {
+      for (int l = 0; l < timed.layers(); ++l)
+        gpu.run(timed.caches[l]->device(), timed.heads, queries.back(), stream);
+    }));
+  }
+  const auto counter = [&](std::string_view name) {
+    for (const sikv_counter& c : gpu.selector().counters()) {
+      if (std::string_view(c.name) == name) return c.value;
+    }
+    return 0.0;
+  };
+  std::vector<cudaEvent_t> events(2);
+  for (cudaEvent_t& event : events) check(cudaEventCreate(&event));
+  constexpr int kRounds = 4;
+  for (int i = 0; i < kQueries; ++i) check(cudaGraphLaunch(graphs[i], stream));
+  check(cudaStreamSynchronize(stream));
+  const double rows = counter("rows"), scans = counter("scans");
+  check(cudaEventRecord(events[0], stream));
+  for (int i = 0; i < kRounds * kQueries; ++i) {
+    check(cudaGraphLaunch(graphs[i % kQueries], stream));
+  }
+  check(cudaEventRecord(events[1], stream));
+  check(cudaStreamSynchronize(stream));
+  *share = static_cast<float>((counter("scans") - scans) / (counter("rows") - rows));
+  float ms = 0;
+  check(cudaEventElapsedTime(&ms, events[0], events[1]));
+  for (cudaEvent_t event : events) check(cudaEventDestroy(event));
+  for (cudaGraphExec_t graph : graphs) check(cudaGraphExecDestroy(graph));
+  for (uint8_t* q : queries) check(cudaFree(q));
+  return ms * 1000 / (kRounds * kQueries * timed.layers());
+}
+
 void run_times(cudaStream_t stream) {
   const double copy = copy_bandwidth(stream);
   std::printf("copy %.3f TB/s\n", copy);
@@ -595,10 +641,12 @@ void run_times(cudaStream_t stream) {
       const float mean =
           std::accumulate(pool.begin(), pool.end(), 0.0f) / pool.size() / timed.layers();
       const float most = *std::max_element(pool.begin(), pool.end()) / timed.layers();
+      float share = 0;
+      const float refresh = time_refresh(timed, budget, stream, &share);
       const double bytes = timed.caches[0]->tokens() * 16.0;
-      std::printf("%3d x %3dK %-8s %8.1f  %8.3f %5.0f%%  %8.1f | %9.1f %9.1f\n", size.batch,
-                  size.context / 1024, budget, select, bytes / select * 1e-6,
-                  100 * bytes / select * 1e-6 / copy, rerank, mean, most);
+      std::printf("%3d x %3dK %-8s %8.1f  %8.3f %5.0f%%  %8.1f | %9.1f %9.1f %9.1f (%.2f)\n",
+                  size.batch, size.context / 1024, budget, select, bytes / select * 1e-6,
+                  100 * bytes / select * 1e-6 / copy, rerank, mean, most, refresh, share);
       std::fflush(stdout);
     }
   }
@@ -608,9 +656,9 @@ void run_times(cudaStream_t stream) {
 void run_profile(cudaStream_t stream) {
   for (const Size size : {Size{8, 131072}, Size{1, 131072}}) {
     Timed timed(size);
-    for (const Choices& extra :
-         {Choices{}, Choices{{"rerank", "4"}},
-          Choices{{"rerank", "4"}, {"scan_every", "4"}, {"stagger", "true"}}}) {
+    for (const Choices& extra : {Choices{}, Choices{{"rerank", "4"}},
+                                 Choices{{"rerank", "4"}, {"scan_every", "4"}, {"stagger", "true"}},
+                                 Choices{{"rerank", "4"}, {"scan_every", "64"}}}) {
       Choices choices = extra;
       choices.push_back({"budget", "2048"});
       choices.push_back({"tables", "6bit"});
@@ -618,8 +666,9 @@ void run_profile(cudaStream_t stream) {
                   testing::describe("self_index", choices).c_str());
       GpuSelector gpu(choices, timed.caches[0]->shape(timed.layers()),
                       *timed.caches[0]->host().key.layout);
-      for (int i = 0; i < 3 * timed.layers(); ++i) {
-        gpu.run(timed.caches[i % timed.layers()]->device(), timed.heads, timed.q, stream);
+      for (int i = 0; i < 3 * std::min(timed.layers(), 3); ++i) {
+        gpu.run(timed.caches[i % std::min(timed.layers(), 3)]->device(), timed.heads, timed.q,
+                stream);
         check(cudaStreamSynchronize(stream));
       }
     }

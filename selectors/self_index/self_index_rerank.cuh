@@ -1,14 +1,16 @@
 // Ranks a row's candidates by their decoded keys and keeps the budget's best.
 //
-//   rerank_score   many blocks a row: logits of candidates, pinned tokens and tail, softmax sums
-//   rerank_keep    one block a row, as far as its shared memory goes: probabilities, cut, slots
+//   rerank_score   the rows' candidates laid end to end, an equal share of work for every block:
+//                  logits of candidates, pinned tokens and tail, softmax sums
+//   rerank_keep    a cluster of blocks a row: probabilities, cut, slots (self_index_keep.cuh)
 //
-// Nothing but the launch between them makes a row's blocks wait for each other: a barrier over
-// global memory takes 4 us where several would be needed.
+// Nothing but the launch between them makes a row's blocks of rerank_score wait for each other: a
+// barrier over global memory takes 4 us where several would be needed.
 #ifndef SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_RERANK_CUH_
 #define SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_RERANK_CUH_
 
 #include <cfloat>
+#include <type_traits>
 
 #include "kernels/common/warp_rows.cuh"
 #include "selectors/self_index/self_index_args.cuh"
@@ -20,9 +22,6 @@ namespace sikv::self_index {
 inline constexpr int kRerankThreads = 256;
 // Of rerank_score on a multiprocessor: a third one spills and gains nothing.
 inline constexpr int kScoreBlocks = 2;
-inline constexpr int kKeepThreads = 1024;
-// Keys of a block of rerank_keep: 128 KB of shared memory.
-inline constexpr int kKeepTokens = 32768;
 
 // Candidates of a row: what a scan found, and the slots encoded since.
 struct CandidateList {
@@ -63,12 +62,14 @@ struct RerankRow {
     const Step& step = args.step;
     list = {args.candidates + int64_t{row} * args.capacity, 0, 0, 0};
     if (step.pool.state != nullptr) {
+      // Past L1, which may have them as they were before the scan.
       const PoolState& state = step.pool.state[row];
-      list = {step.pool.slots + int64_t{row} * step.pool.capacity, state.pool_count,
-              state.scanned_len, args.view.encoded_len[row] - state.scanned_len};
+      const int scanned = __ldcg(&state.scanned_len);
+      list = {step.pool.slots + int64_t{row} * step.pool.capacity, __ldcg(&state.pool_count),
+              scanned, args.view.encoded_len[row] - scanned};
       list.num_new = min(list.num_new, static_cast<int>(args.most) - list.num_listed);
     } else {
-      list.num_listed = args.found[row];
+      list.num_listed = __ldcg(args.found + row);
     }
     closed = list.num_new > 0
                  ? count_pinned(args.view, row, list.first_new, list.first_new + list.num_new)
@@ -78,14 +79,56 @@ struct RerankRow {
   }
 };
 
-// Candidates of each of `blocks` blocks.
-__device__ inline int share_of(int candidates, int blocks, int unit) {
-  return (candidates + blocks * unit - 1) / (blocks * unit) * unit;
+// Who scores what. The rows stand end to end, those that are due first and `weight` times as long
+// as the others, whose keys have packed copies; every block takes an equal share of that line.
+// A block and a row that meet have a slot for their sums: block + place of the row. (32 bits: a row
+// is at most weight * blocks < 2^11 long and has fewer than 2^20 windows.)
+struct Shares {
+  int rows, due;
+  uint32_t weight, blocks, total;
+
+  __device__ explicit Shares(const RerankArgs& args)
+      : rows(args.view.num_sequences * args.view.num_kv_heads),
+        due(0),
+        weight(static_cast<uint32_t>(args.due_weight)),
+        blocks(static_cast<uint32_t>(args.score_blocks)) {
+    if (weight > 1) due = __ldcg(args.step.pool.num_due);
+    // Rows that weigh the same share no block, where there are enough.
+    const auto all = static_cast<uint32_t>(rows);
+    if ((due == 0 || due == rows) && all <= blocks) blocks = blocks / all * all;
+    total = start(rows);
+  }
+
+  __device__ uint32_t start(int place) const {
+    return static_cast<uint32_t>(place < due ? place * weight : due * weight + place - due);
+  }
+  __device__ int first_place(int block) const {
+    const uint32_t at = static_cast<uint32_t>(block) * total / blocks, all_due = due * weight;
+    return static_cast<int>(at < all_due ? at / weight : due + (at - all_due));
+  }
+  __device__ int first_block(int place) const {
+    return static_cast<int>(start(place) * blocks / total);
+  }
+  __device__ int end_block(int place) const {
+    return static_cast<int>((start(place + 1) * blocks + total - 1) / total);
+  }
+  // Of `n` items of a row those that come before a block's end; what a block has begins where the
+  // one before it ends.
+  __device__ int end_item(int place, int block, int n) const {
+    const uint32_t from = start(place) * blocks, to = start(place + 1) * blocks;
+    const uint32_t end = min(max((block + 1) * total, from), to);
+    return static_cast<int>((end - from) * n / (to - from));
+  }
+};
+
+__device__ inline int row_at(const Step& step, int place) {
+  return step.pool.order == nullptr ? place : __ldcg(step.pool.order + place);
 }
 
 __device__ inline bool is_pinned(const sikv_cache_view& view, int row, int slot) {
   const int32_t* slots = view.pinned_slots + int64_t{row} * view.pinned_capacity;
   const int n = view.pinned_len[row];
+#pragma unroll 1
   for (int i = 0; i < n; ++i) {
     if (slots[i] == slot) return true;
   }
@@ -97,15 +140,16 @@ __device__ inline float open_logit(float logit) { return fmaxf(logit, -FLT_MAX);
 
 // q_exact, q_stored [G, D] and shift [G]: the queries times scale * log2(e), so that logits are
 // powers of two; as they are, in the stored keys' space, and what the latter lack.
+template <int kChannels>
 __device__ inline void prepare_queries(const RerankArgs& args, int row, float* q_exact,
                                        float* q_stored, float* shift) {
   const int head_dim = args.view.head_dim, lane = threadIdx.x % 32;
   const float scale = args.step.scale * 1.4426950408889634f;
   const int64_t first = first_query(args.step, args.view, row);
   for (int g = threadIdx.x / 32; g < args.step.group; g += kRerankThreads / 32) {
-    float q[cuda::kMaxLaneChannels] = {};
+    float q[kChannels] = {};
 #pragma unroll
-    for (int i = 0; i < cuda::kMaxLaneChannels; ++i) {
+    for (int i = 0; i < kChannels; ++i) {
       const int d = lane + 32 * i;
       if (32 * i >= head_dim) continue;
       q[i] = scale * load_element(args.step.q, args.view.dtype, first + int64_t{g} * head_dim + d);
@@ -115,7 +159,7 @@ __device__ inline void prepare_queries(const RerankArgs& args, int row, float* q
     if (lane == 0) shift[g] = missing;
     cuda::warp_prepare_query(args.keys, row, q);
 #pragma unroll
-    for (int i = 0; i < cuda::kMaxLaneChannels; ++i) {
+    for (int i = 0; i < kChannels; ++i) {
       if (32 * i < head_dim) q_stored[g * head_dim + lane + 32 * i] = q[i];
     }
   }
@@ -128,26 +172,43 @@ struct PackedUse {
   bool read, write;
 };
 
+// What a lane reads of two tokens' copies.
 template <cuda::TileKeys kTile>
-__device__ inline void read_packed(const PoolKeys& packed, int64_t token, int i,
-                                   cuda::KeyTile<kTile>& tile) {
-  const int64_t part = token * 4 + threadIdx.x % 4;
-  const uint32_t signs = __ldcs(packed.signs + part);
-  const uint2 levels = __ldcs(packed.levels + part);
-  tile.levels[i][0] = levels.x, tile.levels[i][1] = levels.y;
-  if constexpr (cuda::KeyTile<kTile>::kLines) {
-    tile.index[i][0] = signs;
-  } else {
-    tile.shift[i] = 0;
+struct PackedTile {
+  using Scale = std::conditional_t<cuda::has_levels(kTile), unsigned short, uint4>;
+  uint32_t signs[2];
+  uint2 levels[2];
+  Scale scale[2];
+
+  // Tokens token + lane / 4 and 8 behind it, none after `last`. Only issues loads.
+  __device__ void load(const PoolKeys& packed, int64_t first, int token, int last) {
 #pragma unroll
-    for (int w = 0; w < 8; ++w) tile.index[i][w] = signs >> (4 * w);
+    for (int i = 0; i < 2; ++i) {
+      const int64_t at = first + min(token + static_cast<int>(threadIdx.x) % 32 / 4 + 8 * i, last);
+      signs[i] = __ldcs(packed.signs + at * 4 + threadIdx.x % 4);
+      levels[i] = __ldcs(packed.levels + at * 4 + threadIdx.x % 4);
+      scale[i] = __ldcs(static_cast<const Scale*>(packed.scales) + at);
+    }
   }
-  if constexpr (cuda::has_levels(kTile)) {
-    tile.scale[i].x = __ldcs(static_cast<const unsigned short*>(packed.scales) + token);
-  } else {
-    tile.scale[i] = __ldcs(static_cast<const uint4*>(packed.scales) + token);
+  __device__ void unpack(cuda::KeyTile<kTile>& tile) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      tile.levels[i][0] = levels[i].x, tile.levels[i][1] = levels[i].y;
+      if constexpr (cuda::KeyTile<kTile>::kLines) {
+        tile.index[i][0] = signs[i];
+      } else {
+        tile.shift[i] = 0;
+#pragma unroll
+        for (int w = 0; w < 8; ++w) tile.index[i][w] = signs[i] >> (4 * w);
+      }
+      if constexpr (cuda::has_levels(kTile)) {
+        tile.scale[i].x = scale[i];
+      } else {
+        tile.scale[i] = scale[i];
+      }
+    }
   }
-}
+};
 
 template <cuda::TileKeys kTile>
 __device__ inline void write_packed(const cuda::KeyTile<kTile>& tile, int i, int64_t token,
@@ -171,8 +232,8 @@ __device__ inline void write_packed(const cuda::KeyTile<kTile>& tile, int i, int
   }
 }
 
-// Writes logits [last - first, padded_heads(G)] of candidates [first, last) and leaves each warp's
-// sums in shared.sums. Candidates that turn out to be pinned get -inf.
+// Writes logits [candidates, padded_heads(G)] of candidates [first, last) of a row and leaves each
+// warp's sums in shared.sums. Candidates that turn out to be pinned get -inf.
 template <RerankKeys kKeys>
 __device__ void score_candidates(const RerankArgs& args, int row, const CandidateList& list,
                                  int first, int last, const PackedUse& packed,
@@ -186,81 +247,92 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
                            : kKeys == RerankKeys::kLineLevels3 ? cuda::TileKeys::kLineLevels3
                                                                : cuda::TileKeys::kSignMinMax2;
     __shared__ cuda::TileQuery queries[kMaxGroup / 8];
-    const auto prefetch = [](const void* line) {
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+    SoftmaxSum sums[kMaxGroup / 8][2];
+    // Of 16 candidates from `base` on, as far as `end`.
+    const auto score = [&](const cuda::KeyTile<kTile>& tile, const bool(&open)[2], int base,
+                           int end) {
+#pragma unroll
+      for (int set = 0; set < kMaxGroup / 8; ++set) {
+        if (set * 8 >= group) break;
+        float c[4];
+        tile.score(queries[set], c);
+        const int head = set * 8 + lane % 4 * 2;
+        float2 pair[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int candidate = base + lane / 4 + 8 * i;
+          pair[i] = make_float2(-INFINITY, -INFINITY);
+          if (head >= group || candidate >= end) continue;
+          if (open[i]) {
+            pair[i] = make_float2(open_logit(c[2 * i] + shared.shift[head]),
+                                  open_logit(c[2 * i + 1] + shared.shift[head + 1]));
+          }
+          *reinterpret_cast<float2*>(logits + int64_t{candidate} * padded + head) = pair[i];
+        }
+        sums[set][0].add(pair[0].x, pair[1].x);
+        sums[set][1].add(pair[0].y, pair[1].y);
+      }
     };
-    // Looks up one candidate of a window; copies are asked for, as they lie one after the other.
+    // Looks up one candidate of a window.
     const auto stage = [&](int window) {
       const int candidate = first + window * kWindow + threadIdx.x;
       if (candidate >= last) return;
-      if (packed.read && candidate < list.num_listed) {
-        if (threadIdx.x % 2 == 0) prefetch(packed.keys.signs + (packed.first + candidate) * 4);
-        prefetch(packed.keys.levels + (packed.first + candidate) * 4);
-        return;
-      }
       const int slot = list[candidate];
       const bool open = candidate < list.num_listed || !is_pinned(view, row, slot);
       const int64_t page = cuda::page_number(view, row, slot / SIKV_PAGE_TOKENS);
       const int token = slot % SIKV_PAGE_TOKENS;
       shared.places[window % 2][threadIdx.x] = {open ? static_cast<int32_t>(page) : -1, token};
+      if constexpr (cuda::KeyTile<kTile>::kLines) {
+        if (window == 0) return;  // read at once
+        for (int half = 0; half < 2; ++half) {
+          cuda::KeyTile<kTile>::prefetch_line(args.keys, page, token, half);
+        }
+      }
     };
+    // Copies need no places: a warp's next ones are on their way while it scores.
+    PackedTile<kTile> copies;
+    const int end_copies = packed.read ? min(last, list.num_listed) : first;
+    int base = first + warp * cuda::kTileTokens;
+    if (base < end_copies) copies.load(packed.keys, packed.first, base, end_copies - 1);
+    const int first_copy = base;
+    first = max(first, end_copies);
     stage(0);
     for (int set = 0; set * 8 < group; ++set) {
       cuda::build_tile_query<kTile>(q_stored + set * 8 * cuda::kTileDim, min(group - set * 8, 8),
                                     queries[set]);
     }
     __syncthreads();
-    SoftmaxSum sums[kMaxGroup / 8][2];
+    for (base = first_copy; base < end_copies; base += kWarps * cuda::kTileTokens) {
+      cuda::KeyTile<kTile> tile;
+      copies.unpack(tile);
+      const int next = base + kWarps * cuda::kTileTokens;
+      if (next < end_copies) copies.load(packed.keys, packed.first, next, end_copies - 1);
+      score(tile, {true, true}, base, end_copies);
+    }
     for (int window = 0; first + window * kWindow < last; ++window) {
       if (window > 0) __syncthreads();
       stage(window + 1);
       const int end = min(first + (window + 1) * kWindow, last);
-      for (int base = first + window * kWindow + warp * cuda::kTileTokens; base < end;
+      for (base = first + window * kWindow + warp * cuda::kTileTokens; base < end;
            base += kWarps * cuda::kTileTokens) {
         cuda::KeyTile<kTile> tile;
         bool open[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int candidate = min(base + lane / 4 + 8 * i, last - 1);
-          const bool copied = candidate < list.num_listed;
-          open[i] = base + lane / 4 + 8 * i < last;
-          if (copied && packed.read) {
-            read_packed<kTile>(packed.keys, packed.first + candidate, i, tile);
-            continue;
-          }
           const Place place = shared.places[window % 2][(candidate - first) % kWindow];
-          open[i] = open[i] && place.page >= 0;
+          open[i] = place.page >= 0;
           tile.load(args.keys, i, max(place.page, 0), place.token);
-          if (copied && packed.write) {
+          if (packed.write && candidate < list.num_listed) {
             write_packed<kTile>(tile, i, packed.first + candidate, packed.keys);
           }
         }
-#pragma unroll
-        for (int set = 0; set < kMaxGroup / 8; ++set) {
-          if (set * 8 >= group) break;
-          float c[4];
-          tile.score(queries[set], c);
-          const int head = set * 8 + lane % 4 * 2;
-          float2 pair[2];
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int candidate = base + lane / 4 + 8 * i;
-            pair[i] = make_float2(-INFINITY, -INFINITY);
-            if (head >= group || candidate >= last) continue;
-            if (open[i]) {
-              pair[i] = make_float2(open_logit(c[2 * i] + shared.shift[head]),
-                                    open_logit(c[2 * i + 1] + shared.shift[head + 1]));
-            }
-            *reinterpret_cast<float2*>(logits + int64_t{candidate - first} * padded + head) =
-                pair[i];
-          }
-          sums[set][0].add(pair[0].x, pair[1].x);
-          sums[set][1].add(pair[0].y, pair[1].y);
-        }
+        score(tile, open, base, end);
       }
     }
 #pragma unroll
     for (int set = 0; set < kMaxGroup / 8; ++set) {
+      if (set * 8 >= group) break;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         for (int distance = 4; distance < 32; distance *= 2) sums[set][i].merge_lanes(distance);
@@ -286,7 +358,7 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
         const int head = reader.sub + i * reader.lanes;
         if (head >= group || candidate >= last) continue;
         const float logit = open ? open_logit(found[i] + shared.shift[head]) : -INFINITY;
-        logits[int64_t{candidate - first} * padded + head] = logit;
+        logits[int64_t{candidate} * padded + head] = logit;
         sums[i].add(logit);
       }
     }
@@ -338,152 +410,69 @@ __device__ inline void score_exact(const RerankArgs& args, int row, int block, i
   }
 }
 
-// grid (score_blocks, rows)
+// The sums of all warps and both kinds of tokens, of each head.
+__device__ inline void merge_warps(int group, const ScoreShared& shared, float2* out) {
+  constexpr int kParts = 2 * kRerankThreads / 32;
+  static_assert(kParts == 16);
+  const int part = threadIdx.x % kParts, head = threadIdx.x / kParts;
+  static_assert(kRerankThreads / kParts == kMaxGroup);
+  if (head / 2 * 2 >= group) return;  // whole warps: two heads each
+  SoftmaxSum sum;
+  if (head < group) sum.merge(shared.sums[part][head]);
+#pragma unroll
+  for (int distance = 1; distance < kParts; distance *= 2) sum.merge_lanes(distance);
+  if (part == 0 && head < group) out[head] = sum.pair();
+}
+
+// grid (score_blocks)
 template <RerankKeys kKeys>
 __global__ void __launch_bounds__(kRerankThreads, kScoreBlocks)
     rerank_score(const __grid_constant__ RerankArgs args) {
   const Step& step = args.step;
-  const int row = blockIdx.y, group = step.group;
+  constexpr int kChannels =
+      kKeys == RerankKeys::kUnits ? cuda::kMaxLaneChannels : cuda::kTileDim / 32;
+  const int group = step.group, block = blockIdx.x;
   extern __shared__ uint4 dynamic[];
   __shared__ ScoreShared shared;
   float* q_exact = reinterpret_cast<float*>(dynamic);
   float* q_stored = q_exact + group * args.view.head_dim;
-  // The queries are ready before the scan is over.
-  prepare_queries(args, row, q_exact, q_stored, shared.shift);
-  __syncthreads();
-  wait_for_launch_before();
-  start_next_launch();
-  const RerankRow rerank(args, row);
-  if (!rerank.ranked) return;
-  const int n = rerank.list.size(), share = share_of(n, gridDim.x, kWindow);
-  const int blocks = (n + share - 1) / share;
-  if (static_cast<int>(blockIdx.x) >= blocks) return;
-  const int first = blockIdx.x * share, last = min(first + share, n);
-
-  PackedUse packed{step.pool.packed, int64_t{row} * step.pool.capacity, false, false};
-  if (packed.keys.signs != nullptr) {
-    packed.read = step.pool.state[row].packed != 0;
-    packed.write = !packed.read;
-  }
-  float* logits = args.logits + (int64_t{row} * args.most + first) * padded_heads(group);
-  score_candidates<kKeys>(args, row, rerank.list, first, last, packed, q_stored, logits, shared);
-  score_exact(args, row, blockIdx.x, blocks, q_exact, shared);
-  __syncthreads();
-  if (static_cast<int>(threadIdx.x) < group) {
-    SoftmaxSum sum;
-    for (int i = 0; i < 2 * kRerankThreads / 32; ++i) sum.merge(shared.sums[i][threadIdx.x]);
-    args.sums[(int64_t{row} * gridDim.x + blockIdx.x) * group + threadIdx.x] = sum.pair();
-  }
-}
-
-// Of a row with no more candidates than its budget: all of them, ascending.
-__device__ inline void keep_all(const RerankArgs& args, const RerankRow& rerank, int row,
-                                int32_t* out) {
-  const sikv_cache_view& view = args.view;
-  const CandidateList& list = rerank.list;
-  const int32_t* pinned = view.pinned_slots + int64_t{row} * view.pinned_capacity;
-  for (int i = blockIdx.x * kKeepThreads + threadIdx.x; i < list.size();
-       i += gridDim.x * kKeepThreads) {
-    const int slot = list[i];
-    int before = 0;
-    bool open = true;
-    if (i >= list.num_listed && rerank.closed > 0) {
-      for (int p = 0; p < view.pinned_len[row]; ++p) {
-        before += pinned[p] >= list.first_new && pinned[p] < slot ? 1 : 0;
-        open = open && pinned[p] != slot;
+  // The order of rows is older than the scan, whose launch waited for it.
+  const Shares shares(args);
+  bool waited = false;
+  for (int place = shares.first_place(block);
+       place < shares.rows && blockIdx.x < shares.blocks && shares.first_block(place) <= block;
+       ++place) {
+    const int row = row_at(step, place);
+    // Neither queries nor exact keys wait for the scan.
+    prepare_queries<kChannels>(args, row, q_exact, q_stored, shared.shift);
+    __syncthreads();
+    const int first_block = shares.first_block(place);
+    score_exact(args, row, block - first_block, shares.end_block(place) - first_block, q_exact,
+                shared);
+    if (!waited) {
+      wait_for_launch_before();
+      start_next_launch();
+      waited = true;
+    }
+    const RerankRow rerank(args, row);
+    if (rerank.ranked) {
+      const int n = rerank.list.size(), windows = (n + kWindow - 1) / kWindow;
+      const int first = shares.end_item(place, block - 1, windows) * kWindow;
+      const int last = min(shares.end_item(place, block, windows) * kWindow, n);
+      PackedUse packed{step.pool.packed, int64_t{row} * step.pool.capacity, false, false};
+      if (packed.keys.signs != nullptr) {
+        packed.read = __ldcg(&step.pool.state[row].packed) != 0;
+        packed.write = !packed.read;
       }
+      float* logits = args.logits + int64_t{row} * args.most * padded_heads(group);
+      score_candidates<kKeys>(args, row, rerank.list, first, last, packed, q_stored, logits,
+                              shared);
+      __syncthreads();
+      merge_warps(group, shared, args.sums + int64_t{block + place} * group);
     }
-    if (open) out[i - before] = slot;
+    __syncthreads();
   }
-}
-
-// grid (blocks of a row, rows)
-__global__ void __launch_bounds__(kKeepThreads, 1)
-    rerank_keep(const __grid_constant__ RerankArgs args) {
-  const Step& step = args.step;
-  const int row = blockIdx.y, group = step.group, padded = padded_heads(group);
-  wait_for_launch_before();
-  const RerankRow rerank(args, row);
-  const CandidateList& list = rerank.list;
-  if (blockIdx.x == 0 && threadIdx.x == 0 && step.pool.state != nullptr) {
-    step.pool.step[row] += 1;
-    step.counts[row].rows += 1;
-  }
-  int32_t* out = args.selection.slots + int64_t{row} * args.selection.capacity;
-  const int n = list.size();
-  if (!rerank.ranked) {
-    const int kept = rerank.budget <= 0 ? 0 : n - rerank.closed;
-    if (kept > 0) keep_all(args, rerank, row, out);
-    if (blockIdx.x == 0 && threadIdx.x == 0) args.selection.counts[row] = kept;
-    return;
-  }
-  const int share = share_of(n, gridDim.x, kCompactTokens), blocks = (n + share - 1) / share;
-  if (static_cast<int>(blockIdx.x) >= blocks) return;
-  Team team(step.teams + row, blockIdx.x, blocks);
-  const int first = blockIdx.x * share, mine = min(share, n - first);
-
-  extern __shared__ uint4 dynamic[];
-  __shared__ float highest[kMaxGroup], weight[kMaxGroup];
-  __shared__ SelectScratch<kKeepThreads> select;
-  __shared__ uint32_t histogram[kRadixBins];
-  uint32_t* keys = reinterpret_cast<uint32_t*>(dynamic);
-  const int scored = share_of(n, args.score_blocks, kWindow);
-  const int score_blocks = (n + scored - 1) / scored, lane = threadIdx.x % 32;
-  for (int g = threadIdx.x / 32; g < group; g += kKeepThreads / 32) {
-    SoftmaxSum sum;
-    for (int block = lane; block < score_blocks; block += 32) {
-      sum.merge(args.sums[(int64_t{row} * args.score_blocks + block) * group + g]);
-    }
-    for (int distance = 16; distance > 0; distance /= 2) sum.merge_lanes(distance);
-    if (lane == 0) {
-      highest[g] = sum.highest;
-      weight[g] = 1.0f / (static_cast<float>(group) * sum.sum);
-    }
-  }
-  __syncthreads();
-  // Probabilities are not negative: their bits are ordered as they are.
-  const float2* logits =
-      reinterpret_cast<const float2*>(args.logits + (int64_t{row} * args.most + first) * padded);
-  const int end = (mine + kCompactTokens - 1) / kCompactTokens * kCompactTokens;
-  constexpr int kBatch = 4;  // candidates of a thread whose logits are on their way together
-  for (int base = threadIdx.x; base < end; base += kBatch * kKeepThreads) {
-    float probability[kBatch] = {};
-    bool open[kBatch];
-    for (int pair = 0; pair < padded / 2; ++pair) {
-      float2 two[kBatch];
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const int64_t i = min(base + j * kKeepThreads, mine - 1);
-        two[j] = __ldcg(logits + i * (padded / 2) + pair);
-      }
-      const bool both = 2 * pair + 1 < group;
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        if (pair == 0) open[j] = two[j].x != -INFINITY;
-        probability[j] += power_of_2(two[j].x - highest[2 * pair]) * weight[2 * pair];
-        if (both)
-          probability[j] += power_of_2(two[j].y - highest[2 * pair + 1]) * weight[2 * pair + 1];
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int i = base + j * kKeepThreads;
-      if (i >= end) continue;
-      keys[i] = i < mine && open[j] ? __float_as_uint(probability[j]) + 1 : 0;
-    }
-  }
-  __syncthreads();
-  const Cut cut = find_radix_cut<kKeepThreads>(
-      team, [&](int i) { return keys[i]; }, mine, static_cast<uint32_t>(rerank.budget), histogram,
-      select);
-  compact<kKeepThreads>(
-      team, keys, mine, cut, out, [&](int i) { return list[first + i]; }, select);
-  if (blockIdx.x == 0 && threadIdx.x == 0) {
-    args.selection.counts[row] = static_cast<int32_t>(rerank.budget);
-    // rerank_score has made copies of all candidates by now.
-    if (step.pool.packed.signs != nullptr) step.pool.state[row].packed = 1;
-  }
-  team.leave();
+  if (!waited) wait_for_launch_before();
 }
 
 }  // namespace sikv::self_index

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <string>
 
-#include "kernels/common/cuda_launch.h"
 #include "selectors/self_index/self_index_cuda.h"
 #include "selectors/self_index/self_index_scan.cuh"
 
@@ -12,8 +11,6 @@ constexpr int kThreads = 512;
 
 // The scores of a block's tokens fill 64 KB at most, so that two blocks share a multiprocessor.
 constexpr int kLargestChunk = 32768;
-// Below this the tables cost more than the scan.
-constexpr int64_t kLeastChunk = 1024;
 
 // body(kernel, shared memory of a chunk in bytes)
 template <typename Body>
@@ -35,7 +32,8 @@ Scanner::Scanner(const sikv_device& device, int head_dim, bool integer, int sets
     : head_dim_(head_dim),
       sets_(sets),
       largest_chunk_(integer ? kLargestChunk : kLargestChunk / 2),
-      integer_(integer) {
+      integer_(integer),
+      overlaps_(device.compute_capability >= 90) {
   with_kernel(head_dim, integer, sets, largest_chunk_, [&](auto kernel, size_t bytes) {
     cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                      static_cast<int>(bytes)),
@@ -55,21 +53,26 @@ Scanner::Scanner(const sikv_device& device, int head_dim, bool integer, int sets
 void Scanner::run(ScanArgs args, cudaStream_t stream) const {
   const int rows = args.view.num_sequences * args.view.num_kv_heads;
   const int64_t tokens = std::max(args.view.max_encoded_len, 1);
-  // All tokens in one wave of blocks, where their scores fit. With a pool a part of the rows is
-  // scanned at a time: smaller shares keep the GPU full all the same, but blocks that leave at
-  // once cost too.
-  const Step& step = args.step;
-  const bool pooled = step.pool.state != nullptr;
-  const int parts = pooled ? 2 : 1;
-  const int blocks = std::clamp(resident_ * parts / rows, 1, resident_);
+  // All tokens in one wave of blocks, where their scores fit. With a pool that is the most a block
+  // gets: when fewer rows are due, each has more blocks.
+  const bool pooled = args.step.pool.state != nullptr;
+  const int blocks = std::clamp(resident_ / rows, 1, resident_);
   const int64_t pages = (tokens + blocks * SIKV_PAGE_TOKENS - 1) / (blocks * SIKV_PAGE_TOKENS);
   args.chunk =
       static_cast<int>(std::clamp<int64_t>(pages * SIKV_PAGE_TOKENS, kLeastChunk, largest_chunk_));
-  const dim3 grid(static_cast<unsigned>((tokens + args.chunk - 1) / args.chunk),
-                  static_cast<unsigned>(rows));
-  with_kernel(head_dim_, integer_, sets_, args.chunk,
-              [&](auto kernel, size_t bytes) { kernel<<<grid, kThreads, bytes, stream>>>(args); });
-  cuda::check_launch("self_index scan_select", grid, kThreads, stream);
+  args.most_blocks = resident_;
+  const auto of_a_row = static_cast<unsigned>((tokens + args.chunk - 1) / args.chunk);
+  const auto all_rows = static_cast<unsigned>(rows);
+  const dim3 grid = pooled ? dim3(std::max(of_a_row * all_rows, static_cast<unsigned>(resident_)))
+                           : dim3(of_a_row, all_rows);
+  if (pooled) {
+    find_due<<<1, kDueThreads, 0, stream>>>(args);
+    cuda::check_launch("self_index find_due", 1, kDueThreads, stream);
+  }
+  with_kernel(head_dim_, integer_, sets_, args.chunk, [&](auto kernel, size_t bytes) {
+    launch("self_index scan_select", kernel, grid, kThreads, bytes, stream, overlaps_ && pooled,
+           args);
+  });
 }
 
 }  // namespace sikv::self_index

@@ -36,6 +36,9 @@ struct Chunk {
   int row, first, tokens;
 };
 
+// Below this the tables cost more than the scan.
+inline constexpr int kLeastChunk = 1024;
+
 template <int D, int kThreads>
 struct ScanShared {
   float query[D];
@@ -199,31 +202,86 @@ __device__ inline bool is_over(const Step& step, int row) {
 }
 
 // Whether the query has turned away from the last scanned one: cos(mean - m, scan_query - m) <
-// refresh_cosine, m the prompt's mean. Without a direction there is no turn. All threads, `mean`
-// [D] complete.
-__device__ inline bool has_turned(const Step& step, const sikv_cache_view& view, int row,
-                                  const float* mean) {
-  __shared__ bool turned;
-  if (threadIdx.x < 32) {
-    const float* prompt = step.pool.prompt_mean + int64_t{row} * view.head_dim;
-    const float* scanned = step.pool.scan_query + int64_t{row} * view.head_dim;
-    double dot = 0.0, query_norm = 0.0, scan_norm = 0.0;
-    for (int d = threadIdx.x; d < view.head_dim; d += 32) {
-      const double now = double{mean[d]} - double{prompt[d]};
-      const double then = double{scanned[d]} - double{prompt[d]};
-      dot += now * then;
-      query_norm += now * now;
-      scan_norm += then * then;
-    }
-    for (int distance = 16; distance > 0; distance /= 2) {
-      dot += __shfl_xor_sync(~0u, dot, distance);
-      query_norm += __shfl_xor_sync(~0u, query_norm, distance);
-      scan_norm += __shfl_xor_sync(~0u, scan_norm, distance);
-    }
-    if (threadIdx.x == 0) turned = dot < step.refresh_cosine * sqrt(query_norm * scan_norm);
+// refresh_cosine, m the prompt's mean. Without a direction there is no turn. One warp; what it
+// returns counts in lane 0.
+__device__ inline bool has_turned(const Step& step, const sikv_cache_view& view, int row) {
+  const float* prompt = step.pool.prompt_mean + int64_t{row} * view.head_dim;
+  const float* scanned = step.pool.scan_query + int64_t{row} * view.head_dim;
+  double dot = 0.0, query_norm = 0.0, scan_norm = 0.0;
+  for (int d = threadIdx.x % 32; d < view.head_dim; d += 32) {
+    const double now = double{mean_element(step, view, row, d, true)} - double{prompt[d]};
+    const double then = double{scanned[d]} - double{prompt[d]};
+    dot += now * then;
+    query_norm += now * now;
+    scan_norm += then * then;
   }
-  __syncthreads();
-  return turned;
+  for (int distance = 16; distance > 0; distance /= 2) {
+    dot += __shfl_xor_sync(~0u, dot, distance);
+    query_norm += __shfl_xor_sync(~0u, query_norm, distance);
+    scan_norm += __shfl_xor_sync(~0u, scan_norm, distance);
+  }
+  return dot < step.refresh_cosine * sqrt(query_norm * scan_norm);
+}
+
+inline constexpr int kDueThreads = 1024;
+
+// Orders the rows of a step with a pool: those that are due, ascending, then the others. Decided
+// once, as the scan changes what it is decided by. One block.
+__global__ void __launch_bounds__(kDueThreads) find_due(const __grid_constant__ ScanArgs args) {
+  const Step& step = args.step;
+  const sikv_cache_view& view = args.view;
+  const int rows = view.num_sequences * view.num_kv_heads;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  __shared__ bool is_due[kDueThreads];
+  __shared__ int warp_due[kDueThreads / 32];
+  start_next_launch();
+  int before = 0;
+  for (int first = 0; first < rows; first += kDueThreads) {
+    const int here = min(rows - first, kDueThreads), row = first + threadIdx.x;
+    bool due = row < rows && is_over(step, row);
+    if (step.pool.scan_query != nullptr) {
+      is_due[threadIdx.x] = due;
+      __syncthreads();
+      for (int i = warp; i < here; i += kDueThreads / 32) {
+        if (is_due[i]) continue;
+        const bool turned = has_turned(step, view, first + i);
+        if (lane == 0) is_due[i] = turned;
+      }
+      __syncthreads();
+      due = is_due[threadIdx.x];
+    }
+    const uint32_t lanes = __ballot_sync(~0u, due);
+    if (lane == 0) warp_due[warp] = __popc(lanes);
+    __syncthreads();
+    const int others = warp_due[lane];
+    const int due_before = before + __reduce_add_sync(~0u, lane < warp ? others : 0) +
+                           __popc(lanes & ((1u << lane) - 1u));
+    // The others are laid from the end on.
+    if (row < rows) step.pool.order[due ? due_before : rows - 1 - (row - due_before)] = row;
+    before += __reduce_add_sync(~0u, others);
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) *step.pool.num_due = before;
+}
+
+// The share of a block: chunk number `rank` of a row, `chunk` tokens from one to the next.
+struct Share {
+  int row, rank, chunk;
+};
+
+// With a pool all blocks go to the rows that are due, as many to each; row -1: this one is left.
+__device__ inline Share find_share(const ScanArgs& args) {
+  if (args.step.pool.state == nullptr) {
+    return {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x), args.chunk};
+  }
+  const int due = __ldcg(args.step.pool.num_due), tokens = max(args.view.max_encoded_len, 1);
+  if (due == 0) return {-1, 0, 0};
+  const int blocks = min(static_cast<int>(gridDim.x) / due, args.most_blocks);
+  int chunk = (tokens + blocks * SIKV_PAGE_TOKENS - 1) / (blocks * SIKV_PAGE_TOKENS);
+  chunk = min(max(chunk * SIKV_PAGE_TOKENS, kLeastChunk), args.chunk);
+  const int each = (tokens + chunk - 1) / chunk, place = static_cast<int>(blockIdx.x) / each;
+  if (place >= due) return {-1, 0, 0};
+  return {__ldcg(args.step.pool.order + place), static_cast<int>(blockIdx.x) % each, chunk};
 }
 
 // The last block of a scanned row to leave notes what was done; rerank_keep counts the step of a
@@ -262,7 +320,7 @@ constexpr int64_t scan_shared_bytes(bool integer, int sets, int chunk) {
                  : (int64_t{16} * D + 16) * sets + kRadixBins * 4 + int64_t{chunk} * 4;
 }
 
-// grid (blocks of a row, rows)
+// grid (blocks of a row, rows), with a pool (blocks)
 template <int D, int kThreads, bool kInteger>
 __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     scan_select(const __grid_constant__ ScanArgs args) {
@@ -271,11 +329,11 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   const sikv_cache_view& view = args.view;
   const Step& step = args.step;
   const bool pooled = step.pool.state != nullptr;
-  const int row = blockIdx.y;
-  const bool refreshes = pooled && step.pool.scan_query != nullptr;
+  // The next launch begins when the order of rows is there.
+  wait_for_launch_before();
   start_next_launch();
-  const bool over = !pooled || is_over(step, row);
-  if (!over && !refreshes) return;
+  const auto [row, rank, largest] = find_share(args);
+  if (row < 0) return;
   // What the row needs is asked for at once: one after the other costs a microsecond each.
   const int len = view.encoded_len[row];
   const int num_pinned = view.pinned_len[row];
@@ -284,12 +342,12 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   int my_pinned = static_cast<int>(threadIdx.x) < view.pinned_capacity ? pinned[threadIdx.x] : 0;
   const auto* codebook = reinterpret_cast<const float4*>(args.codebook) + int64_t{row} * 4 * D;
   float4 my_centre = {};
-  if (threadIdx.x < 4 * D && !pooled) my_centre = codebook[threadIdx.x];
-  const int blocks = max((len + args.chunk - 1) / args.chunk, 1);
-  if (static_cast<int>(blockIdx.x) >= blocks) return;
-  Team team(step.teams + row, blockIdx.x, blocks);
-  const int first = blockIdx.x * args.chunk;
-  const Chunk chunk{row, first, min(args.chunk, len - first)};
+  if (threadIdx.x < 4 * D) my_centre = codebook[threadIdx.x];
+  const int blocks = max((len + largest - 1) / largest, 1);
+  if (rank >= blocks) return;
+  Team team(step.teams + row, rank, blocks);
+  const int first = rank * largest;
+  const Chunk chunk{row, first, min(largest, len - first)};
 
   extern __shared__ uint4 dynamic[];
   __shared__ ScanShared<D, kThreads> shared;
@@ -302,13 +360,13 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
 
   // Chosen is what is best by the mean query, or by any head's.
   __shared__ float mean[D];
-  load_mean(step, view, row, blockIdx.x == 0, mean);
+  load_mean(step, view, row, rank == 0, mean);
 
-  // The first codes come while the tables are made, if it is certain that they are needed.
+  // The first codes come while the tables are made.
   const auto prefetch = [](const void* line) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
   };
-  const int ahead = pooled ? 0 : min(chunk.tokens / 8, kThreads * 128 / D);
+  const int ahead = min(chunk.tokens / 8, kThreads * 128 / D);
   for (int tile = threadIdx.x; tile < ahead; tile += kThreads) {
     const int slot = first + tile * 8;
     const int64_t page = cuda::page_number(view, row, slot / SIKV_PAGE_TOKENS);
@@ -317,8 +375,6 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
 
   for (int i = threadIdx.x; i < kBins; i += kThreads) histogram[i] = 0;
   __syncthreads();
-  // Every block of the row finds the same.
-  if (!over && !has_turned(step, view, row, mean)) return;
   int open = len;
   for (int i = threadIdx.x; i - static_cast<int>(threadIdx.x) < num_pinned; i += kThreads) {
     if (i >= kThreads) my_pinned = i < num_pinned ? pinned[i] : len;
@@ -339,7 +395,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
       }
       auto* table = tables + set * 4 * D;
       const auto exact = [&](int entry) {
-        const bool loaded = entry == static_cast<int>(threadIdx.x) && !pooled;
+        const bool loaded = entry == static_cast<int>(threadIdx.x);
         return table_entry(shared.query + entry / 16 * 4, loaded ? my_centre : codebook[entry]);
       };
       if (kInteger || step.six_bit) {
@@ -387,7 +443,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     compact<kThreads>(
         team, keys, chunk.tokens, cut, out, [&](int i) { return first + i; }, shared.select);
   }
-  if (!pooled && blockIdx.x == 0 && threadIdx.x == 0) args.found[row] = static_cast<int32_t>(k);
+  if (!pooled && rank == 0 && threadIdx.x == 0) args.found[row] = static_cast<int32_t>(k);
   if (team.leave()) end_scan(step, view, row, static_cast<int>(k), mean);
 }
 

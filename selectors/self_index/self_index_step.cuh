@@ -32,7 +32,7 @@ struct PoolKeys {
   void* scales;     // [tokens] of 2 bytes (rlm4) or 16 (sign4)
 };
 
-// Device memory of one layer; all null without a pool.
+// Device memory; all null without a pool. Of one layer:
 struct Pool {
   PoolState* state;  // [rows]
   int64_t* step;     // [rows] of the next run
@@ -41,6 +41,9 @@ struct Pool {
   PoolKeys packed;     // [rows, capacity]; null if candidates are read where they lie
   float* scan_query;   // [rows, D] group-mean query of the last scan; null without refresh_cosine
   float* prompt_mean;  // [rows, D]
+  // Of this step, of whatever layer
+  int32_t* order;    // [rows] those that are due, then the others
+  int32_t* num_due;  // how many
 };
 
 struct RowCounts {
@@ -134,24 +137,29 @@ __device__ inline void rotate_shared(float* x, int head_dim) {
   __syncthreads();
 }
 
-// mean [D] in shared memory = mean of the row's G query heads, in the order of group_mean
-// (plugins/sdk/select.h). Reports numbers that are not storable if `check`. All threads; no barrier
-// at the end.
+// Channel d of the mean of the row's G query heads, in the order of group_mean
+// (plugins/sdk/select.h). Reports numbers that are not storable if `check`.
+__device__ inline float mean_element(const Step& step, const sikv_cache_view& view, int row, int d,
+                                     bool check) {
+  const int64_t first = first_query(step, view, row);
+  float sum = 0.0f;
+  for (int g = 0; g < step.group; ++g) {
+    const float x = load_element(step.q, view.dtype, first + int64_t{g} * view.head_dim + d);
+    if (check && !cuda::is_storable(x)) {
+      cuda::report_fault(view, SIKV_FAULT_Q, row / view.num_kv_heads,
+                         row % view.num_kv_heads * step.group + g, row_length(step, view, row) - 1,
+                         d, x);
+    }
+    sum = add_rn(sum, x);
+  }
+  return div_rn(sum, static_cast<float>(step.group));
+}
+
+// mean [D] in shared memory = the row's mean query. All threads; no barrier at the end.
 __device__ inline void load_mean(const Step& step, const sikv_cache_view& view, int row, bool check,
                                  float* mean) {
-  const int64_t first = first_query(step, view, row);
   for (int d = threadIdx.x; d < view.head_dim; d += blockDim.x) {
-    float sum = 0.0f;
-    for (int g = 0; g < step.group; ++g) {
-      const float x = load_element(step.q, view.dtype, first + int64_t{g} * view.head_dim + d);
-      if (check && !cuda::is_storable(x)) {
-        cuda::report_fault(view, SIKV_FAULT_Q, row / view.num_kv_heads,
-                           row % view.num_kv_heads * step.group + g,
-                           row_length(step, view, row) - 1, d, x);
-      }
-      sum = add_rn(sum, x);
-    }
-    mean[d] = div_rn(sum, static_cast<float>(step.group));
+    mean[d] = mean_element(step, view, row, d, check);
   }
 }
 
