@@ -687,15 +687,16 @@ void run_times(cudaStream_t stream) {
 
 // One step after the other without a graph, for profilers.
 void run_profile(cudaStream_t stream) {
-  for (const Size size : {Size{8, 131072}, Size{1, 131072}}) {
-    Timed timed(size);
+  for (const auto& [size, lines] : sizes_and_layouts()) {
+    if (size.context != 131072) continue;
+    Timed timed(size, lines ? kLines : Choices{});
     for (const Choices& extra : {Choices{}, Choices{{"rerank", "4"}},
                                  Choices{{"rerank", "4"}, {"scan_every", "4"}, {"stagger", "true"}},
                                  Choices{{"rerank", "4"}, {"scan_every", "64"}}}) {
       Choices choices = extra;
       choices.push_back({"budget", "2048"});
       choices.push_back({"tables", "6bit"});
-      std::printf("%d x %dK %s\n", size.batch, size.context / 1024,
+      std::printf("%d x %dK %s %s\n", size.batch, size.context / 1024, lines ? "lines" : "planes",
                   testing::describe("self_index", choices).c_str());
       GpuSelector gpu(choices, timed.caches[0]->shape(timed.layers()),
                       *timed.caches[0]->host().key.layout);

@@ -282,12 +282,6 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
       const int64_t page = cuda::page_number(view, row, slot / SIKV_PAGE_TOKENS);
       const int token = slot % SIKV_PAGE_TOKENS;
       shared.places[window % 2][threadIdx.x] = {open ? static_cast<int32_t>(page) : -1, token};
-      if constexpr (cuda::KeyTile<kTile>::kLines) {
-        if (window == 0) return;  // read at once
-        for (int half = 0; half < 2; ++half) {
-          cuda::KeyTile<kTile>::prefetch_line(args.keys, page, token, half);
-        }
-      }
     };
     // Copies need no places: a warp's next ones are on their way while it scores.
     PackedTile<kTile> copies;
@@ -296,38 +290,107 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
     if (base < end_copies) copies.load(packed.keys, packed.first, base, end_copies - 1);
     const int first_copy = base;
     first = max(first, end_copies);
-    stage(0);
-    for (int set = 0; set * 8 < group; ++set) {
-      cuda::build_tile_query<kTile>(q_stored + set * 8 * cuda::kTileDim, min(group - set * 8, 8),
-                                    queries[set]);
-    }
-    __syncthreads();
-    for (base = first_copy; base < end_copies; base += kWarps * cuda::kTileTokens) {
-      cuda::KeyTile<kTile> tile;
-      copies.unpack(tile);
-      const int next = base + kWarps * cuda::kTileTokens;
-      if (next < end_copies) copies.load(packed.keys, packed.first, next, end_copies - 1);
-      score(tile, {true, true}, base, end_copies);
-    }
-    for (int window = 0; first + window * kWindow < last; ++window) {
-      if (window > 0) __syncthreads();
-      stage(window + 1);
-      const int end = min(first + (window + 1) * kWindow, last);
-      for (base = first + window * kWindow + warp * cuda::kTileTokens; base < end;
-           base += kWarps * cuda::kTileTokens) {
+    const auto build_queries = [&] {
+      for (int set = 0; set * 8 < group; ++set) {
+        cuda::build_tile_query<kTile>(q_stored + set * 8 * cuda::kTileDim, min(group - set * 8, 8),
+                                      queries[set]);
+      }
+      __syncthreads();
+    };
+    const auto score_copies = [&] {
+      for (base = first_copy; base < end_copies; base += kWarps * cuda::kTileTokens) {
         cuda::KeyTile<kTile> tile;
-        bool open[2];
+        copies.unpack(tile);
+        const int next = base + kWarps * cuda::kTileTokens;
+        if (next < end_copies) copies.load(packed.keys, packed.first, next, end_copies - 1);
+        score(tile, {true, true}, base, end_copies);
+      }
+    };
+    if constexpr (cuda::KeyTile<kTile>::kLines) {
+      // A warp scores two tiles while the lines of the next two are on their way, the pages of the
+      // two behind them and the slots of two more: nothing waits for what it has just asked for.
+      constexpr int kPair = 2 * cuda::kTileTokens, kStep = kWarps * kPair;
+      const auto slot_at = [&](int base) {
+        return base < last ? list[min(base + lane, last - 1)] : 0;
+      };
+      const auto place_at = [&](int base, int slot) {
+        if (base >= last) return Place{};
+        return Place{static_cast<int32_t>(cuda::page_number(view, row, slot / SIKV_PAGE_TOKENS)),
+                     slot % SIKV_PAGE_TOKENS};
+      };
+      const auto open_at = [&](int base, int slot) {
+        const int candidate = base + lane;
+        return __ballot_sync(
+            ~0u, candidate < last && (candidate < list.num_listed || !is_pinned(view, row, slot)));
+      };
+      const auto load = [&](const Place& place, cuda::KeyTile<kTile>(&tiles)[2]) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int candidate = min(base + lane / 4 + 8 * i, last - 1);
-          const Place place = shared.places[window % 2][(candidate - first) % kWindow];
-          open[i] = place.page >= 0;
-          tile.load(args.keys, i, max(place.page, 0), place.token);
-          if (packed.write && candidate < list.num_listed) {
-            write_packed<kTile>(tile, i, packed.first + candidate, packed.keys);
-          }
+        for (int i = 0; i < 4; ++i) {
+          const int from = lane / 4 + 8 * i;
+          const int64_t page = __shfl_sync(~0u, place.page, from);
+          tiles[i / 2].load(args.keys, i % 2, page, __shfl_sync(~0u, place.token, from));
         }
-        score(tile, open, base, end);
+      };
+      base = first + warp * kPair;
+      int slot = slot_at(base), slot_ahead = slot_at(base + kStep);
+      Place place = place_at(base, slot);
+      uint32_t open = open_at(base, slot), open_ahead = 0;
+      cuda::KeyTile<kTile> tiles[2];
+      if (base < last) load(place, tiles);
+      place = place_at(base + kStep, slot_ahead);
+      open_ahead = open_at(base + kStep, slot_ahead);
+      slot = slot_at(base + 2 * kStep);
+      build_queries();
+      score_copies();
+      for (base = first + warp * kPair; base < last; base += kStep) {
+        cuda::KeyTile<kTile> next[2];
+        if (base + kStep < last) load(place, next);
+        place = place_at(base + 2 * kStep, slot);
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+          const int tile = base + t * cuda::kTileTokens;
+          if (tile >= last) break;
+          bool counts[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int n = lane / 4 + 8 * i, candidate = tile + n;
+            counts[i] = (open >> (t * cuda::kTileTokens + n) & 1u) != 0;
+            if (packed.write && candidate < min(last, list.num_listed)) {
+              write_packed<kTile>(tiles[t], i, packed.first + candidate, packed.keys);
+            }
+          }
+          score(tiles[t], counts, tile, last);
+        }
+        open = open_ahead;
+        open_ahead = open_at(base + 2 * kStep, slot);
+        slot = slot_at(base + 3 * kStep);
+#pragma unroll
+        for (int t = 0; t < 2; ++t) tiles[t] = next[t];
+      }
+    } else {
+      stage(0);
+      build_queries();
+      score_copies();
+      for (int window = 0; first + window * kWindow < last; ++window) {
+        if (window > 0) __syncthreads();
+        stage(window + 1);
+        const int end = min(first + (window + 1) * kWindow, last);
+        for (base = first + window * kWindow + warp * cuda::kTileTokens; base < end;
+             base += kWarps * cuda::kTileTokens) {
+          cuda::KeyTile<kTile> tile;
+          bool open[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int candidate = min(base + lane / 4 + 8 * i, last - 1);
+            const Place place = shared.places[window % 2][(candidate - first) % kWindow];
+            open[i] = place.page >= 0;
+            tile.load(args.keys, i, max(place.page, 0), place.token);
+            if (packed.write && candidate < list.num_listed) {
+              write_packed<kTile>(tile, i, packed.first + candidate, packed.keys);
+            }
+          }
+          score(tile, open, base, end);
+        }
       }
     }
 #pragma unroll
