@@ -41,14 +41,14 @@ struct RerankArgs {
   sikv_selection selection;
   int64_t most;   // candidates of a row
   float* logits;  // [rows, most, padded_heads(G)], times log2(e)
-  float2* sums;   // [score_blocks + rows, G] highest logit and sum of a block's part of a row
+  float2* sums;   // [score_blocks, G] highest logit and sum of each block
   int score_blocks;
   int due_weight;   // what a due row costs, where one that is not costs 1
   int keep_tokens;  // keys that fit into a block's shared memory
 };
 
-// In pairs, as a lane writes them.
-__host__ __device__ constexpr int padded_heads(int group) { return (group + 1) / 2 * 2; }
+// In fours, as a lane of rerank_keep reads them.
+__host__ __device__ constexpr int padded_heads(int group) { return (group + 3) / 4 * 4; }
 
 // ---- replay of a prompt -------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <string_view>
 
 #include "kernels/common/cuda_launch.h"
@@ -53,8 +54,8 @@ class Reranker {
  public:
   Reranker(const sikv_device& device, int64_t most_candidates);
   int64_t most() const { return most_; }
-  // Where blocks that score `rows` rows leave sums, of each head.
-  int64_t num_sums(int rows) const { return score_slots_ + rows; }
+  // Blocks that score `rows` rows, at most.
+  int64_t num_sums(int rows) const { return std::max(score_slots_, rows); }
   // Fills args.most, .score_blocks, .due_weight and .keep_tokens and launches.
   void run(RerankArgs args, cudaStream_t stream) const;
 

@@ -1,11 +1,13 @@
 // Keeps the budget's best of a row's scored candidates, in one launch of a cluster of blocks a row:
 //
-//   logits, sums -> probabilities + histogram of 64 bins an octave -> the bin of the cut
+//   logits, sums -> probabilities + histogram of 32 bins an octave -> the bin of the cut
 //                -> the few keys of that bin, ranked against each other -> cut -> slots in order
 //
 // A warp has neighbouring candidates and a thread returns to its own keys only, so that nothing but
-// counts goes from warp to warp. The blocks of a cluster read each other's through shared memory: 3
-// waits of a row, where a barrier over global memory would take 4 us each.
+// counts goes from warp to warp. The blocks of a cluster read each other's histograms and write
+// each other's lists in shared memory: two waits of a row, 0.6 us each, where a barrier over global
+// memory would take 4. All of this is latency: blocks of 1024 threads and clusters of 8 blocks took
+// 4 us longer at 8 rows, for more warps to issue and more histograms to read.
 #ifndef SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_KEEP_CUH_
 #define SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_KEEP_CUH_
 
@@ -15,18 +17,19 @@
 
 namespace sikv::self_index {
 
-inline constexpr int kKeepThreads = 1024, kKeepWarps = kKeepThreads / 32;
-inline constexpr unsigned kMaxKeepBlocks = 8;  // of a cluster that every GPU takes
-// Keys of a block: 128 KB of shared memory. Where it has more, they take the place of logits.
-inline constexpr int kKeepTokens = 32768;
-inline constexpr int kKeepBins = 2 * kKeepThreads;
-// Keys of a bin that are ranked against each other. Of 8192 probabilities it has about 20.
-inline constexpr int kKeepListed = 512;
+inline constexpr int kKeepThreads = 512, kKeepWarps = kKeepThreads / 32;
+inline constexpr unsigned kMaxKeepBlocks = 4;
+// Keys of a block: 96 KB of shared memory. Where it has more, they take the place of logits.
+inline constexpr int kKeepTokens = 24576;
+inline constexpr int kKeepBits = 10, kKeepBins = 1 << kKeepBits;  // two a thread
+// Keys of a bin that are ranked against each other. Of 8192 probabilities it has about 30.
+inline constexpr int kKeepListed = 256;
+static_assert(kKeepBins == 2 * kKeepThreads && kKeepListed <= kKeepThreads &&
+              kMaxGroup <= kKeepWarps);
 
 // Candidates of a warp.
-__host__ __device__ constexpr int keep_share(int64_t candidates, int blocks) {
-  const int64_t lanes = int64_t{blocks} * kKeepThreads;
-  return static_cast<int>((candidates + lanes - 1) / lanes) * 32;
+__host__ __device__ constexpr int keep_share(int candidates, int blocks) {
+  return (candidates + blocks * kKeepThreads - 1) / (blocks * kKeepThreads) * 32;
 }
 
 // The blocks of a row.
@@ -59,13 +62,15 @@ class KeepCluster {
 struct KeepShared {
   float highest[kMaxGroup], weight[kMaxGroup];
   uint32_t histogram[2][kKeepBins];
-  uint32_t listed[kKeepListed], num_listed;  // of this block
-  uint32_t all_listed[kKeepListed];          // of the row
+  // Written by each block of the row, in all of them.
+  uint32_t listed[kMaxKeepBlocks][kKeepListed], num_listed[kMaxKeepBlocks];
+  uint32_t own_listed;
   uint32_t warp_sums[kKeepWarps];
   uint32_t bin, rest, bin_count;
+  // Keys of the blocks before this one: in that bin, above the cut, equal to it.
+  uint32_t lower_bin, lower_above, lower_ties;
   Cut cut;
-  uint2 warp_counts[kKeepWarps];       // above the cut, ties
-  uint2 block_counts[kMaxKeepBlocks];  // written by each of them
+  uint2 warp_counts[kKeepWarps];  // above the cut, ties
 };
 
 // A warp's keys, in shared memory or in the places of the logits they were made of.
@@ -82,27 +87,30 @@ struct WarpKeys {
   }
 };
 
-// Keys of positive floats up to 1, from 2^-32 on in steps of 2^-6 of an octave: rows of a real
+// Keys of positive floats up to 1, from 2^-32 on in steps of 2^-5 of an octave: rows of a real
 // model's probabilities spread over some 10 octaves. What lies outside goes to the ends.
-inline constexpr int kFirstBinShift = 17, kFirstBinBase = (127 - 32) << 6;
+inline constexpr int kFirstBinShift = 18, kFirstBinBase = (127 - 32) << 5;
+static_assert(32 << 5 == kKeepBins);
 __device__ inline uint32_t first_bin(uint32_t key) {
   const int bin = static_cast<int>(key >> kFirstBinShift) - kFirstBinBase;
   return static_cast<uint32_t>(min(max(bin, 0), kKeepBins - 1));
 }
 
 // shared.bin, .rest and .bin_count: the bin that holds the k-th highest key of the row, how many of
-// its keys are needed, how many it has. The cluster's histograms are complete. All threads.
+// its keys are needed, how many it has. The cluster's histograms are complete. All threads;
+// .lower_above and .lower_bin are complete after the next barrier.
 __device__ inline void find_bin(const KeepCluster& cluster, uint32_t* histogram, uint32_t k,
                                 KeepShared& shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   // Two bins a thread, from the top.
   const int bin = kKeepBins - 2 - 2 * static_cast<int>(threadIdx.x);
-  uint2 counts = {0, 0};
+  uint2 counts = {0, 0}, lower = {0, 0};
 #pragma unroll
   for (int rank = 0; rank < static_cast<int>(kMaxKeepBlocks); ++rank) {
     if (rank >= cluster.size()) break;
     const uint2 two = *reinterpret_cast<const uint2*>(cluster.of(histogram, rank) + bin);
     counts.x += two.x, counts.y += two.y;
+    if (rank < cluster.rank()) lower.x += two.x, lower.y += two.y;
   }
   const uint32_t own = counts.x + counts.y;
   uint32_t through = own;
@@ -120,42 +128,71 @@ __device__ inline void find_bin(const KeepCluster& cluster, uint32_t* histogram,
     shared.bin = static_cast<uint32_t>(upper ? bin + 1 : bin);
     shared.rest = k - above - (upper ? 0 : counts.y);
     shared.bin_count = upper ? counts.y : counts.x;
+    shared.lower_bin = upper ? lower.y : lower.x;
   }
   __syncthreads();
+  const int found = static_cast<int>(shared.bin);
+  const uint32_t lower_above =
+      __reduce_add_sync(~0u, (bin > found ? lower.x : 0u) + (bin + 1 > found ? lower.y : 0u));
+  if (lane == 0 && lower_above > 0) atomicAdd(&shared.lower_above, lower_above);
 }
 
-// The cut of those keys of the row that are in [low, high], of which the `rest` highest of
-// kKeepListed at most are needed.
+// The cut of those keys of the row that are in [low, high], kKeepListed at most, of which the
+// `rest` highest are needed.
 __device__ inline Cut rank_listed(const KeepCluster& cluster, const WarpKeys& keys, uint32_t low,
                                   uint32_t high, uint32_t rest, KeepShared& shared) {
   keys.each([&](int, uint32_t key) {
-    if (key >= low && key <= high) shared.listed[atomicAdd(&shared.num_listed, 1u)] = key;
+    if (key < low || key > high) return;
+    uint32_t* place = &shared.listed[cluster.rank()][atomicAdd(&shared.own_listed, 1u)];
+    for (int rank = 0; rank < cluster.size(); ++rank) *cluster.of(place, rank) = key;
   });
-  cluster.sync();
-  uint32_t all = 0;
-  for (int rank = 0; rank < cluster.size(); ++rank) {
-    const uint32_t listed = *cluster.of(&shared.num_listed, rank);
-    if (threadIdx.x < listed) {
-      shared.all_listed[all + threadIdx.x] = cluster.of(shared.listed, rank)[threadIdx.x];
-    }
-    all += listed;
-  }
   __syncthreads();
-  if (threadIdx.x < all) {
-    const uint32_t key = shared.all_listed[threadIdx.x];
-    uint32_t above = 0, equal = 0;
-#pragma unroll 2
-    for (uint32_t i = 0; i < all; ++i) {
-      above += shared.all_listed[i] > key ? 1u : 0u;
-      equal += shared.all_listed[i] == key ? 1u : 0u;
+  if (static_cast<int>(threadIdx.x) < cluster.size()) {
+    *cluster.of(&shared.num_listed[cluster.rank()], threadIdx.x) = shared.own_listed;
+  }
+  // After this no block reaches into another.
+  cluster.sync();
+  // Four threads a key.
+  uint32_t all = 0;
+  for (int rank = 0; rank < cluster.size(); ++rank) all += shared.num_listed[rank];
+  const auto find_listed = [&](uint32_t i, int& block) {
+    for (block = 0; i >= shared.num_listed[block]; ++block) i -= shared.num_listed[block];
+    return shared.listed[block][i];
+  };
+  const uint32_t part = threadIdx.x % 4;
+#pragma unroll 1
+  for (uint32_t first = 0; first < all; first += kKeepThreads / 4) {
+    const uint32_t i = min(first + threadIdx.x / 4, all - 1);
+    int block;
+    const uint32_t key = find_listed(i, block);
+    uint32_t counts = 0;  // above, and equal in the upper half
+    for (int rank = 0; rank < cluster.size(); ++rank) {
+      const uint32_t* others = shared.listed[rank];
+#pragma unroll 4
+      for (uint32_t j = part; j < shared.num_listed[rank]; j += 4) {
+        counts += (others[j] > key ? 1u : 0u) + (others[j] == key ? 0x10000u : 0u);
+      }
     }
+    counts += __shfl_xor_sync(~0u, counts, 1);
+    counts += __shfl_xor_sync(~0u, counts, 2);
+    const uint32_t above = counts & 0xffffu, equal = counts >> 16;
     if (above < rest && rest <= above + equal) shared.cut = {key, rest - above};
   }
   __syncthreads();
-  return shared.cut;
+  const Cut cut = shared.cut;
+  if (threadIdx.x < all) {
+    int block;
+    const uint32_t key = find_listed(threadIdx.x, block);
+    if (block < cluster.rank()) {
+      if (key > cut.key) atomicAdd(&shared.lower_above, 1u);
+      if (key == cut.key) atomicAdd(&shared.lower_ties, 1u);
+    }
+  }
+  return cut;
 }
 
 // The cut of the k highest of the row's keys. shared.histogram[0] counts this block's by first_bin.
+// All threads; shared.lower_above and .lower_ties are complete after the next barrier.
 __device__ inline Cut find_row_cut(const KeepCluster& cluster, const WarpKeys& keys, uint32_t k,
                                    KeepShared& shared) {
   uint32_t low = 1, high = ~0u;  // [low, high] holds the cut, as the rest-th highest
@@ -163,7 +200,7 @@ __device__ inline Cut find_row_cut(const KeepCluster& cluster, const WarpKeys& k
 #pragma unroll 1
   for (int round = 0;; ++round) {
     uint32_t* histogram = shared.histogram[round % 2];
-    const int shift = max(21 - __clz(high - low), 0);
+    const int shift = max(32 - kKeepBits - __clz(high - low), 0);
     if (round > 0) {
       // Many keys are nearly the same. The histogram of two rounds ago is no longer read by others.
       for (int i = threadIdx.x; i < kKeepBins; i += kKeepThreads) histogram[i] = 0;
@@ -183,17 +220,35 @@ __device__ inline Cut find_row_cut(const KeepCluster& cluster, const WarpKeys& k
       low += bin << shift;
       high = low + min(high - low, (1u << shift) - 1u);
     }
-    if (rest == shared.bin_count) return {low - 1, 0};
-    if (low == high) return {low, rest};
+    const bool whole = rest == shared.bin_count;
+    if (whole || low == high) {
+      if (threadIdx.x == 0) {
+        atomicAdd(whole ? &shared.lower_above : &shared.lower_ties, shared.lower_bin);
+      }
+      cluster.sync();  // others may still read this block's histogram
+      return whole ? Cut{low - 1, 0} : Cut{low, rest};
+    }
     if (shared.bin_count <= kKeepListed) break;
   }
   return rank_listed(cluster, keys, low, high, rest, shared);
 }
 
+constexpr int kKeepBatch = 4;  // candidates of a thread whose data are on their way together
+
+// Slots of a warp's candidates from first + base on.
+__device__ inline void load_slots(const CandidateList& list, int first, int base, int size,
+                                  int (&slot)[kKeepBatch]) {
+#pragma unroll
+  for (int j = 0; j < kKeepBatch; ++j) {
+    const int i = base + 32 * j + static_cast<int>(threadIdx.x) % 32;
+    if (size > 0) slot[j] = list[first + min(i, size - 1)];
+  }
+}
+
 // Writes the slots of selected keys to their places in `out`: those above the cut and the first of
-// those that equal it. first: of the warp in the row.
-__device__ inline void write_kept(const KeepCluster& cluster, const WarpKeys& keys, Cut cut,
-                                  const CandidateList& list, int first, int32_t* out,
+// those that equal it. first: of the warp in the row; slot: its first ones.
+__device__ inline void write_kept(const WarpKeys& keys, Cut cut, const CandidateList& list,
+                                  int first, int (&slot)[kKeepBatch], int32_t* out,
                                   KeepShared& shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   uint32_t above = 0, ties = 0;
@@ -205,35 +260,19 @@ __device__ inline void write_kept(const KeepCluster& cluster, const WarpKeys& ke
   ties = __reduce_add_sync(~0u, ties);
   if (lane == 0) shared.warp_counts[warp] = make_uint2(above, ties);
   __syncthreads();
-  const uint2 warps = shared.warp_counts[lane];
-  above = __reduce_add_sync(~0u, lane < warp ? warps.x : 0u);
-  ties = __reduce_add_sync(~0u, lane < warp ? warps.y : 0u);
-  if (warp == 0) {
-    const uint2 block =
-        make_uint2(__reduce_add_sync(~0u, warps.x), __reduce_add_sync(~0u, warps.y));
-    if (lane < cluster.size()) *cluster.of(&shared.block_counts[cluster.rank()], lane) = block;
-  }
-  // After this no block reads what another has.
-  cluster.sync();
-  for (int rank = 0; rank < cluster.rank(); ++rank) {
-    above += shared.block_counts[rank].x;
-    ties += shared.block_counts[rank].y;
-  }
-  constexpr int kBatch = 4;  // slots of a thread that are on their way together
+  const uint2 before = lane < warp ? shared.warp_counts[lane] : make_uint2(0, 0);
+  above = shared.lower_above + __reduce_add_sync(~0u, before.x);
+  ties = shared.lower_ties + __reduce_add_sync(~0u, before.y);
   const uint32_t lower = (1u << lane) - 1u;
-  for (int base = 0; base < keys.size; base += 32 * kBatch) {
-    int slot[kBatch];
+  for (int base = 0; base < keys.size; base += 32 * kKeepBatch) {
+    if (base > 0) load_slots(list, first, base, keys.size, slot);
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      slot[j] = list[min(first + base + 32 * j + lane, first + keys.size - 1)];
-    }
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
+    for (int j = 0; j < kKeepBatch; ++j) {
       const int i = base + 32 * j + lane;
       const uint32_t key = i < keys.size ? keys[i] : 0;
       const bool is_above = key > cut.key, is_tie = key != 0 && key == cut.key;
-      const uint32_t all_above = __ballot_sync(~0u, is_above),
-                     all_ties = __ballot_sync(~0u, is_tie);
+      const uint32_t all_above = __ballot_sync(~0u, is_above);
+      const uint32_t all_ties = __ballot_sync(~0u, is_tie);
       const uint32_t my_ties = ties + __popc(all_ties & lower);
       if (is_above || (is_tie && my_ties < cut.ties)) {
         out[above + __popc(all_above & lower) + min(my_ties, cut.ties)] = slot[j];
@@ -266,68 +305,57 @@ __device__ inline void keep_all(const RerankArgs& args, const RerankRow& rerank,
   }
 }
 
-// Highest logits and weights of the heads' exponentials: one warp a head.
-__device__ inline void merge_sums(const RerankArgs& args, const Shares& shares, int place,
-                                  KeepShared& shared) {
-  const int group = args.step.group, lane = threadIdx.x % 32;
-  for (int g = threadIdx.x / 32; g < group; g += kKeepWarps) {
-    SoftmaxSum sum;
-#pragma unroll 1
-    for (int block = shares.first_block(place) + lane; block < shares.end_block(place);
-         block += 32) {
-      sum.merge(__ldcg(args.sums + int64_t{block + place} * group + g));
-    }
-    for (int distance = 16; distance > 0; distance /= 2) sum.merge_lanes(distance);
-    if (lane == 0) {
-      shared.highest[g] = sum.highest;
-      shared.weight[g] = 1.0f / (static_cast<float>(group) * sum.sum);
-    }
-  }
-}
-
 // A warp's keys from its logits [keys.size, padded_heads(G)], counted in shared.histogram[0].
-// Probabilities are not negative: their bits are ordered as they are.
-__device__ inline void make_keys(const RerankArgs& args, const Shares& shares, int place,
-                                 const float* logits, const WarpKeys& keys, KeepShared& shared) {
-  const int group = args.step.group, pairs = padded_heads(group) / 2, lane = threadIdx.x % 32;
-  const auto* from = reinterpret_cast<const float2*>(logits);
-  constexpr int kBatch = 4;  // candidates of a thread whose logits are on their way together
-  float2 two[kBatch];
-  const auto load = [&](int base, int pair) {
+// Probabilities are not negative: their bits are ordered as they are. sums: of the row's score
+// blocks [num_sums, G].
+__device__ inline void make_keys(int group, const float2* sums, int num_sums, const float* logits,
+                                 const WarpKeys& keys, KeepShared& shared) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quads = padded_heads(group) / 4;
+  const auto* from = reinterpret_cast<const float4*>(logits);
+  float4 four[kKeepBatch];
+  const auto load = [&](int base, int quad) {
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int i = min(base + 32 * j + lane, keys.size - 1);
-      if (keys.size > 0) two[j] = __ldcg(from + i * pairs + pair);
+    for (int j = 0; j < kKeepBatch; ++j) {
+      if (keys.size > 0)
+        four[j] = __ldcg(from + min(base + 32 * j + lane, keys.size - 1) * quads + quad);
     }
   };
+  // A warp a head; its sums are asked for before the logits.
+  float2 pair = {-FLT_MAX, 0.0f};
+  if (warp < group && lane < num_sums) pair = __ldcg(sums + lane * group + warp);
   load(0, 0);
-  merge_sums(args, shares, place, shared);
+  if (warp < group) {
+    SoftmaxSum sum;
+    sum.merge(pair);
+#pragma unroll 1
+    for (int i = lane + 32; i < num_sums; i += 32) sum.merge(__ldcg(sums + i * group + warp));
+    for (int distance = 16; distance > 0; distance /= 2) sum.merge_lanes(distance);
+    if (lane == 0) {
+      shared.highest[warp] = sum.highest;
+      shared.weight[warp] = 1.0f / (static_cast<float>(group) * sum.sum);
+    }
+  }
   __syncthreads();
-  for (int base = 0; base < keys.size; base += 32 * kBatch) {
-    float probability[kBatch] = {};
-    bool open[kBatch];
-    for (int pair = 0; pair < pairs; ++pair) {
-      float2 now[kBatch];
+  for (int base = 0; base < keys.size; base += 32 * kKeepBatch) {
+    float probability[kKeepBatch] = {};
+    bool open[kKeepBatch];
+    for (int quad = 0; quad < quads; ++quad) {
+      if (base > 0 || quad > 0) load(base, quad);
+      const float* highest = shared.highest + 4 * quad;
+      const float* weight = shared.weight + 4 * quad;
+      const int heads = group - 4 * quad;
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j) now[j] = two[j];
-      if (pair + 1 < pairs) {
-        load(base, pair + 1);
-      } else {
-        load(base + 32 * kBatch, 0);
-      }
-      const bool both = 2 * pair + 1 < group;
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        if (pair == 0) open[j] = now[j].x != -INFINITY;
-        probability[j] += power_of_2(now[j].x - shared.highest[2 * pair]) * shared.weight[2 * pair];
-        if (both) {
-          probability[j] +=
-              power_of_2(now[j].y - shared.highest[2 * pair + 1]) * shared.weight[2 * pair + 1];
-        }
+      for (int j = 0; j < kKeepBatch; ++j) {
+        if (quad == 0) open[j] = four[j].x != -INFINITY;
+        float& p = probability[j];
+        p += power_of_2(four[j].x - highest[0]) * weight[0];
+        if (heads > 1) p += power_of_2(four[j].y - highest[1]) * weight[1];
+        if (heads > 2) p += power_of_2(four[j].z - highest[2]) * weight[2];
+        if (heads > 3) p += power_of_2(four[j].w - highest[3]) * weight[3];
       }
     }
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
+    for (int j = 0; j < kKeepBatch; ++j) {
       const int i = base + 32 * j + lane;
       if (i >= keys.size) continue;
       const uint32_t key = open[j] ? __float_as_uint(probability[j]) + 1 : 0;
@@ -344,7 +372,7 @@ __device__ inline void count_step(const Step& step, int row) {
 }
 
 // grid (blocks of a cluster, rows)
-__global__ void __launch_bounds__(kKeepThreads, 1)
+__global__ void __launch_bounds__(kKeepThreads, 2)
     rerank_keep(const __grid_constant__ RerankArgs args) {
   const Step& step = args.step;
   extern __shared__ uint4 dynamic[];
@@ -355,19 +383,9 @@ __global__ void __launch_bounds__(kKeepThreads, 1)
   const int place = blockIdx.y, row = row_at(step, place);
   const RerankRow rerank(args, row);
   for (int i = threadIdx.x; i < kKeepBins; i += kKeepThreads) shared.histogram[0][i] = 0;
-  if (threadIdx.x == 0) shared.num_listed = 0;
-  wait_for_launch_before();
-  const bool notes = cluster.rank() == 0 && threadIdx.x == kKeepThreads - 1;
-  int32_t* out = args.selection.slots + int64_t{row} * args.selection.capacity;
-  const int n = rerank.list.size();
-  if (!rerank.ranked) {
-    const int kept = rerank.budget <= 0 ? 0 : n - rerank.closed;
-    if (kept > 0) keep_all(args, rerank, row, out);
-    if (notes) args.selection.counts[row] = kept;
-    if (notes && step.pool.state != nullptr) count_step(step, row);
-    return;
-  }
-  const int share = keep_share(n, cluster.size()), warp = threadIdx.x / 32;
+  if (threadIdx.x == 0) shared.own_listed = shared.lower_above = shared.lower_ties = 0;
+  const int n = rerank.list.size(), warp = threadIdx.x / 32;
+  const int share = keep_share(n, cluster.size());
   const int first = min((cluster.rank() * kKeepWarps + warp) * share, n);
   float* logits = args.logits + (int64_t{row} * args.most + first) * padded_heads(step.group);
   WarpKeys keys{reinterpret_cast<uint32_t*>(dynamic) + warp * share, 1, min(share, n - first)};
@@ -375,9 +393,24 @@ __global__ void __launch_bounds__(kKeepThreads, 1)
     keys.first = reinterpret_cast<uint32_t*>(logits);
     keys.stride = padded_heads(step.group);
   }
-  make_keys(args, shares, place, logits, keys, shared);
+  const int first_block = shares.first_block(place);
+  const int num_sums = shares.blocks(place);
+  const float2* sums = args.sums + int64_t{first_block} * step.group;
+  int slot[kKeepBatch];
+  load_slots(rerank.list, first, 0, keys.size, slot);
+  wait_for_launch_before();
+  const bool notes = cluster.rank() == 0 && threadIdx.x == kKeepThreads - 1;
+  int32_t* out = args.selection.slots + int64_t{row} * args.selection.capacity;
+  if (!rerank.ranked) {
+    const int kept = rerank.budget <= 0 ? 0 : n - rerank.closed;
+    if (kept > 0) keep_all(args, rerank, row, out);
+    if (notes) args.selection.counts[row] = kept;
+    if (notes && step.pool.state != nullptr) count_step(step, row);
+    return;
+  }
+  make_keys(step.group, sums, num_sums, logits, keys, shared);
   const Cut cut = find_row_cut(cluster, keys, static_cast<uint32_t>(rerank.budget), shared);
-  write_kept(cluster, keys, cut, rerank.list, first, out, shared);
+  write_kept(keys, cut, rerank.list, first, slot, out, shared);
   if (notes) {
     args.selection.counts[row] = static_cast<int32_t>(rerank.budget);
     // rerank_score has made copies of all candidates by now.

@@ -9,8 +9,8 @@ namespace {
 
 // Of rerank_score, for a row. More find no window of their own.
 constexpr int kMostScoreBlocks = 32;
-// To gather a candidate's key from the cache and to stream its copy: 65 and 10 us at 64 rows of
-// 8192 candidates.
+// What it costs to gather a candidate's key from the cache and to pack it, where streaming its copy
+// costs 1: 41 and 11 us of a block's loop at 64 rows of 8192 candidates.
 constexpr int kDueWeight = 4;
 
 template <typename Body>
@@ -36,7 +36,7 @@ Reranker::Reranker(const sikv_device& device, int64_t most_candidates)
 void Reranker::run(RerankArgs args, cudaStream_t stream) const {
   const int rows = args.view.num_sequences * args.view.num_kv_heads;
   args.most = most_;
-  args.score_blocks = std::min(score_slots_, kMostScoreBlocks * rows);
+  args.score_blocks = std::max(std::min(score_slots_, kMostScoreBlocks * rows), rows);
   // A row whose windows all have blocks of their own gains nothing by more.
   const bool few = int64_t{args.score_blocks} * kWindow >= args.capacity * rows;
   args.due_weight = args.step.pool.packed.signs == nullptr || few ? 1 : kDueWeight;
@@ -48,13 +48,15 @@ void Reranker::run(RerankArgs args, cudaStream_t stream) const {
            overlaps_, args);
   });
 
-  // As many blocks as the GPU has room for, while every thread has a candidate.
+  // A block a multiprocessor, while every thread has a candidate. (Two of clusters of 4 at 64 rows
+  // took 20 us for 16: some waited for room.)
   unsigned cluster = overlaps_ ? kMaxKeepBlocks : 1;
   while (cluster > 1 && (static_cast<int>(cluster) * rows > multiprocessors_ ||
                          int64_t{cluster} * kKeepThreads > most_)) {
     cluster /= 2;
   }
-  const int64_t tokens = int64_t{keep_share(most_, static_cast<int>(cluster))} * kKeepWarps;
+  const int64_t tokens =
+      int64_t{keep_share(static_cast<int>(most_), static_cast<int>(cluster))} * kKeepWarps;
   args.keep_tokens = tokens <= kKeepTokens ? static_cast<int>(tokens) : 0;
   launch("self_index rerank_keep", rerank_keep, dim3(cluster, static_cast<unsigned>(rows)),
          kKeepThreads, sizeof(uint32_t) * static_cast<size_t>(args.keep_tokens), stream, overlaps_,

@@ -1,7 +1,6 @@
 // Ranks a row's candidates by their decoded keys and keeps the budget's best.
 //
-//   rerank_score   the rows' candidates laid end to end, an equal share of work for every block:
-//                  logits of candidates, pinned tokens and tail, softmax sums
+//   rerank_score   many blocks a row: logits of candidates, pinned tokens and tail, softmax sums
 //   rerank_keep    a cluster of blocks a row: probabilities, cut, slots (self_index_keep.cuh)
 //
 // Nothing but the launch between them makes a row's blocks of rerank_score wait for each other: a
@@ -79,45 +78,40 @@ struct RerankRow {
   }
 };
 
-// Who scores what. The rows stand end to end, those that are due first and `weight` times as long
-// as the others, whose keys have packed copies; every block takes an equal share of that line.
-// A block and a row that meet have a slot for their sums: block + place of the row. (32 bits: a row
-// is at most weight * blocks < 2^11 long and has fewer than 2^20 windows.)
+// Who scores what: every block has a part of one row. Rows that are due, at the first places, get
+// more blocks than those whose keys have packed copies.
 struct Shares {
-  int rows, due;
-  uint32_t weight, blocks, total;
+  int rows, due, due_blocks, other_blocks;
 
   __device__ explicit Shares(const RerankArgs& args)
-      : rows(args.view.num_sequences * args.view.num_kv_heads),
-        due(0),
-        weight(static_cast<uint32_t>(args.due_weight)),
-        blocks(static_cast<uint32_t>(args.score_blocks)) {
-    if (weight > 1) due = __ldcg(args.step.pool.num_due);
-    // Rows that weigh the same share no block, where there are enough.
-    const auto all = static_cast<uint32_t>(rows);
-    if ((due == 0 || due == rows) && all <= blocks) blocks = blocks / all * all;
-    total = start(rows);
+      : rows(args.view.num_sequences * args.view.num_kv_heads), due(0), due_blocks(0) {
+    const int blocks = args.score_blocks;
+    other_blocks = blocks / rows;
+    if (args.due_weight > 1) due = __ldcg(args.step.pool.num_due);
+    if (due == 0 || due == rows) {
+      due = 0;
+      return;
+    }
+    // The slower of both kinds takes the least time; the more blocks the others have, the faster.
+    const int windows = static_cast<int>(args.most / kWindow);
+    int least = 0x7fffffff;
+    for (int each = 1;; ++each) {
+      const int left = (blocks - (rows - due) * each) / due;
+      if (left < 1) break;
+      const int time =
+          max((windows + left - 1) / left * args.due_weight, (windows + each - 1) / each);
+      if (time >= least) break;
+      least = time, due_blocks = left, other_blocks = each;
+    }
   }
 
-  __device__ uint32_t start(int place) const {
-    return static_cast<uint32_t>(place < due ? place * weight : due * weight + place - due);
+  __device__ int place(int block) const {
+    const int others = block - due * due_blocks;
+    return others < 0 ? block / due_blocks : due + others / other_blocks;
   }
-  __device__ int first_place(int block) const {
-    const uint32_t at = static_cast<uint32_t>(block) * total / blocks, all_due = due * weight;
-    return static_cast<int>(at < all_due ? at / weight : due + (at - all_due));
-  }
+  __device__ int blocks(int place) const { return place < due ? due_blocks : other_blocks; }
   __device__ int first_block(int place) const {
-    return static_cast<int>(start(place) * blocks / total);
-  }
-  __device__ int end_block(int place) const {
-    return static_cast<int>((start(place + 1) * blocks + total - 1) / total);
-  }
-  // Of `n` items of a row those that come before a block's end; what a block has begins where the
-  // one before it ends.
-  __device__ int end_item(int place, int block, int n) const {
-    const uint32_t from = start(place) * blocks, to = start(place + 1) * blocks;
-    const uint32_t end = min(max((block + 1) * total, from), to);
-    return static_cast<int>((end - from) * n / (to - from));
+    return place < due ? place * due_blocks : due * due_blocks + (place - due) * other_blocks;
   }
 };
 
@@ -501,41 +495,30 @@ __global__ void __launch_bounds__(kRerankThreads, kScoreBlocks)
   float* q_stored = q_exact + group * args.view.head_dim;
   // The order of rows is older than the scan, whose launch waited for it.
   const Shares shares(args);
-  bool waited = false;
-  for (int place = shares.first_place(block);
-       place < shares.rows && blockIdx.x < shares.blocks && shares.first_block(place) <= block;
-       ++place) {
-    const int row = row_at(step, place);
-    // Neither queries nor exact keys wait for the scan.
-    prepare_queries<kChannels>(args, row, q_exact, q_stored, shared.shift);
-    __syncthreads();
-    const int first_block = shares.first_block(place);
-    score_exact(args, row, block - first_block, shares.end_block(place) - first_block, q_exact,
-                shared);
-    if (!waited) {
-      wait_for_launch_before();
-      start_next_launch();
-      waited = true;
-    }
-    const RerankRow rerank(args, row);
-    if (rerank.ranked) {
-      const int n = rerank.list.size(), windows = (n + kWindow - 1) / kWindow;
-      const int first = shares.end_item(place, block - 1, windows) * kWindow;
-      const int last = min(shares.end_item(place, block, windows) * kWindow, n);
-      PackedUse packed{step.pool.packed, int64_t{row} * step.pool.capacity, false, false};
-      if (packed.keys.signs != nullptr) {
-        packed.read = __ldcg(&step.pool.state[row].packed) != 0;
-        packed.write = !packed.read;
-      }
-      float* logits = args.logits + int64_t{row} * args.most * padded_heads(group);
-      score_candidates<kKeys>(args, row, rerank.list, first, last, packed, q_stored, logits,
-                              shared);
-      __syncthreads();
-      merge_warps(group, shared, args.sums + int64_t{block + place} * group);
-    }
-    __syncthreads();
+  const int place = shares.place(block);
+  if (place >= shares.rows) return wait_for_launch_before();
+  const int row = row_at(step, place);
+  const int rank = block - shares.first_block(place), blocks = shares.blocks(place);
+  // Neither queries nor exact keys wait for the scan.
+  prepare_queries<kChannels>(args, row, q_exact, q_stored, shared.shift);
+  __syncthreads();
+  score_exact(args, row, rank, blocks, q_exact, shared);
+  wait_for_launch_before();
+  start_next_launch();
+  const RerankRow rerank(args, row);
+  if (!rerank.ranked) return;
+  const int n = rerank.list.size(), windows = (n + kWindow - 1) / kWindow;
+  const int first = windows * rank / blocks * kWindow;
+  const int last = min(windows * (rank + 1) / blocks * kWindow, n);
+  PackedUse packed{step.pool.packed, int64_t{row} * step.pool.capacity, false, false};
+  if (packed.keys.signs != nullptr) {
+    packed.read = __ldcg(&step.pool.state[row].packed) != 0;
+    packed.write = !packed.read;
   }
-  if (!waited) wait_for_launch_before();
+  float* logits = args.logits + int64_t{row} * args.most * padded_heads(group);
+  score_candidates<kKeys>(args, row, rerank.list, first, last, packed, q_stored, logits, shared);
+  __syncthreads();
+  merge_warps(group, shared, args.sums + int64_t{block} * group);
 }
 
 }  // namespace sikv::self_index
