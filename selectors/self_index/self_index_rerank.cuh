@@ -340,6 +340,8 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
         cuda::KeyTile<kTile> next[2];
         if (base + kStep < last) load(place, next);
         place = place_at(base + 2 * kStep, slot);
+        const uint32_t open_after = open_at(base + 2 * kStep, slot);
+        slot = slot_at(base + 3 * kStep);
 #pragma unroll
         for (int t = 0; t < 2; ++t) {
           const int tile = base + t * cuda::kTileTokens;
@@ -355,9 +357,7 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
           }
           score(tiles[t], counts, tile, last);
         }
-        open = open_ahead;
-        open_ahead = open_at(base + 2 * kStep, slot);
-        slot = slot_at(base + 3 * kStep);
+        open = open_ahead, open_ahead = open_after;
 #pragma unroll
         for (int t = 0; t < 2; ++t) tiles[t] = next[t];
       }
