@@ -407,21 +407,14 @@ struct TilePlaces {
   uint32_t counts;  // bit n: token n counts
 
   TilePlaces() = default;
-  // `listed`: slot of the lane's token in list.slots (listed_slot); anything past the end.
-  __device__ TilePlaces(const FlashCall& call, int row, const EncodedList& list, int first, int end,
-                        int listed) {
-    const int i = first + static_cast<int>(threadIdx.x) % 16;
-    const int last = __shfl_sync(0xffffffffu, listed, 0);
-    const int slot = list.slots == nullptr ? min(i, end - 1) : i < end ? listed : last;
+  __device__ TilePlaces(const FlashCall& call, int row, const EncodedList& list, int first,
+                        int end) {
+    const int i = first + static_cast<int>(threadIdx.x) % 16, last = min(i, end - 1);
+    const int slot = list.slots != nullptr ? __ldg(list.slots + last) : last;
     place = static_cast<uint32_t>(page_number(call.view, row, slot / SIKV_PAGE_TOKENS)) << 8 |
             static_cast<uint32_t>(slot % SIKV_PAGE_TOKENS);
     counts = __ballot_sync(0xffffffffu,
                            i < end && !(list.skip_pinned && is_pinned(call.view, row, slot)));
-  }
-  // Only issues a load.
-  __device__ static int listed_slot(const EncodedList& list, int first, int end) {
-    const int i = min(first + static_cast<int>(threadIdx.x) % 16, end - 1);
-    return list.slots == nullptr || first >= end ? 0 : __ldg(list.slots + i);
   }
   // Starts the way of the tokens' lines from memory to L2: they arrive while another tile is worked
   // on and take no registers. Lanes share a token's lines.
@@ -540,26 +533,18 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, uin
                    [&](int64_t page, int token) { values.load(call.values, i, page, token); });
     }
   };
-  // The first tile's bytes are on their way while the query is prepared. Later on those of two
-  // tiles are, and the slots of a third: places are two dependent loads, lines a third.
-  const auto slot_at = [&](int first) { return TilePlaces::listed_slot(list, first, range.end); };
-  const auto prefetched = [&](int first, int slot) {
-    if (first >= range.end) return TilePlaces();
-    const TilePlaces places(call, row, list, first, range.end, slot);
-    places.prefetch<Keys, Values>(call);
-    return places;
+  // The first tile's bytes are on their way while the query is prepared; a later tile's places are
+  // looked up a tile ahead.
+  const auto places_at = [&](int first) {
+    return TilePlaces(call, row, list, min(first, range.end - 1), range.end);
   };
   uint32_t counts = 0;
-  int slot = 0;
   TilePlaces next{};
   if (base < range.end) {
-    slot = slot_at(base);
-    const int slot_ahead = slot_at(base + kStep);
-    const TilePlaces places(call, row, list, base, range.end, slot);
+    const TilePlaces places = places_at(base);
     counts = places.counts;
     load(places);
-    slot = slot_at(base + 2 * kStep);
-    next = prefetched(base + kStep, slot_ahead);
+    next = places_at(base + kStep);
   }
   if (range.begin < range.end) {  // else the side tables may never have been filled
     keys.init(call, row);
@@ -574,14 +559,13 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, uin
 
   TileFlash<Keys, Values, kHeadTiles> flash;
   while (base < range.end) {
-    const TilePlaces after = prefetched(base + 2 * kStep, slot);
-    slot = slot_at(base + 3 * kStep);
+    if (base + kStep < range.end) next.prefetch<Keys, Values>(call);
     flash.add(call, query, keys, values, counts);
     base += kStep;
     if (base < range.end) {
       counts = next.counts;
       load(next);
-      next = after;
+      next = places_at(base + kStep);
     }
   }
   flash.store(states, call.group, values);
