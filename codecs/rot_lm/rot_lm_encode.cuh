@@ -94,7 +94,6 @@ struct RotLmFormat {
     }
 
     TokenSigns<D> signs;
-    CodeStream<D, 1> own_signs;  // in the line
     if constexpr (kKeys) {
       // A tiny negative product is -0 still, which counts as positive. There are none in fp16: its
       // numbers are multiples of 2^-24, means of up to 2^20 of them at least 2^-44, and what comes
@@ -104,7 +103,13 @@ struct RotLmFormat {
         for (int i = 0; i < Shape::kChannels; ++i) y[i] = add_rn(y[i], 0.0f);
       }
       signs.set(y);
-      if (planes.line > 0) set_signs(y, own_signs);
+      if (kBits == rlm4::kLineKeyBits && planes.line > 0) {
+        CodeStream<D, 1> own_signs;
+        set_signs(y, own_signs);
+        own_signs.store(
+            planes.code.page(token.page) + planes.line * token.slot + rlm4::line_signs(D),
+            token.part, token.valid);
+      }
     }
     CodeStream<D, kCodeBits> codes;
     const RoundedSums sums = fold_row<D>([&](int i) {
@@ -120,9 +125,6 @@ struct RotLmFormat {
                          (kKeys && planes.line > 0 ? planes.line : kRowBytes) * token.slot;
     codes.store(row, token.part, token.valid);
     if constexpr (kKeys) {
-      if (planes.line > 0) {
-        own_signs.store(row + rlm4::line_signs(D), token.part, token.valid);
-      }
       signs.store(planes.index.page(token.page), token.slot, token.part, token.valid);
     }
     if (token.valid && token.part == 0) {

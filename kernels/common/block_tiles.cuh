@@ -57,14 +57,15 @@ struct CodeKeys {
   // Half 0 and half 1 of what a token takes.
   __device__ static void prefetch(const RowStore& keys, int64_t page, int token, int half) {
     if constexpr (KeyTile<kKeys>::kLines) {
-      return KeyTile<kKeys>::prefetch_line(keys, page, token, half);
+      if (half == 0) touch_l2(keys.payload.page(page) + KeyTile<kKeys>::kLine * token);
+      return;
     }
-    prefetch_l2(keys.index.page(page) + kDim * (token / nibble_tile::kTileTokens) + 64 * half);
+    touch_l2(keys.index.page(page) + kDim * (token / nibble_tile::kTileTokens) + 64 * half);
     if (half == 0) {
-      prefetch_l2(keys.payload.page(page) + 32 * token);
+      touch_l2(keys.payload.page(page) + 32 * token);
     } else {
       constexpr int kScaleBytes = has_levels(kKeys) ? 2 : 16;
-      prefetch_l2(keys.scale.page(page) + kScaleBytes * token);
+      touch_l2(keys.scale.page(page) + kScaleBytes * token);
     }
   }
   __device__ void load(const RowStore& keys, int i, int64_t page, int token) {
@@ -210,9 +211,12 @@ struct LevelValues {
   struct Extra {};
 
   __device__ static void prefetch(const RowStore& values, int64_t page, int token, int half) {
-    if (half == 1 && values.line > 0) return;  // the scale comes with the key
-    prefetch_l2(half == 0 ? values.payload.page(page) + 32 * token
-                          : values.scale.page(page) + 2 * token);
+    if (values.line > 0) {
+      if (half == 1) touch_l2(values.payload.page(page) + 32 * token);
+      return;
+    }
+    touch_l2(half == 0 ? values.payload.page(page) + 32 * token
+                       : values.scale.page(page) + 2 * token);
   }
   // Word r of a token: channels 16 r .. 16 r + 15.
   __device__ static int channel(int tile, int half) {
@@ -290,8 +294,8 @@ struct MinMaxValues {
   };
 
   __device__ static void prefetch(const RowStore& values, int64_t page, int token, int half) {
-    prefetch_l2(half == 0 ? values.payload.page(page) + 32 * token
-                          : values.scale.page(page) + 16 * token);
+    touch_l2(half == 0 ? values.payload.page(page) + 32 * token
+                       : values.scale.page(page) + 16 * token);
   }
   // Byte r of a group's eight: channels 32 g + 4 r .. + 3. Two tiles a group, so that all rows of a
   // tile have one scale.
@@ -482,6 +486,7 @@ class TileFlash {
   }
 
   __device__ void store(const WarpStates& states, int group, const Values& values) {
+    wait_touches();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, j = lane % 4;
     values.template finish<kHeadTiles>(acc_, extra_);
 #pragma unroll

@@ -432,9 +432,19 @@ __device__ inline void warp_restore_value(const RowStore& values, const float (&
   for (int i = 0; i < kN; ++i) acc[i] = fmaf(sum, mean[i], acc[i]);
 }
 
-__device__ inline void prefetch_l2(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+// Starts the way of the 64 bytes around `address` from memory to L2 without a register to wait for:
+// a copy of a word to shared memory that nobody reads. prefetch.global.L2 is only a hint, and of
+// random gathers half the hints are dropped: these take a tenth off sparse_flash (44.8 to 40.3 us
+// for 64 rows of 2048 of 128K tokens in planes), with half the bytes from memory. `wait_touches`
+// before the block ends.
+__device__ inline void touch_l2(const void* address) {
+  constexpr int kWords = 128;
+  __shared__ uint32_t touched[kWords];
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(touched + threadIdx.x % kWords));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to),
+               "l"(reinterpret_cast<uintptr_t>(address) & ~uintptr_t{3}));
 }
+__device__ inline void wait_touches() { asm volatile("cp.async.wait_all;"); }
 
 // ---- keys on the tensor cores -------------------------------------------------------------------
 //
@@ -550,10 +560,6 @@ struct KeyTile {
   uint4 scale[2];                     // rlm4: one fp16 in x; sign4: four pairs
   int shift[2];                       // bit of the token's nibble in a word
 
-  // Half 0 or half 1 of a token's line on its way to L2.
-  __device__ static void prefetch_line(const RowStore& keys, int64_t page, int token, int half) {
-    prefetch_l2(keys.payload.page(page) + kLine * token + kLine / 2 * half);
-  }
   // i = 0: token r, 1: token r + 8. Only issues loads.
   __device__ void load(const RowStore& keys, int i, int64_t page, int token) {
     const int j = threadIdx.x % 4;
