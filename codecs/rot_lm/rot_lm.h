@@ -11,8 +11,9 @@ namespace sikv {
 
 inline constexpr sikv_option_spec kRotLmKeyOptions[] = {
     int_choice_option("bits", "3", "2|3|4", "bits per channel, the sign included"),
-    choice_option("layout", "planes", "planes|lines",
-                  "lines: a token's key in one piece of memory, 3 bits only; 30 bytes more at D = 128"),
+    choice_option(
+        "layout", "planes", "planes|lines",
+        "lines: a token's key in one piece of memory, 3 bits only; 30 bytes more at D = 128"),
     int_option("fit_tokens", "0", 0, 1 << 20,
                "tokens of the prompt that the fit reads, evenly spaced; 0: every one"),
 };
