@@ -14,7 +14,7 @@ bool in_pages(std::string_view role) {
   for (uint32_t r = SIKV_INDEX_CODE; r <= SIKV_VALUE_SCALE; ++r) {
     if (role == role_name(r)) return true;
   }
-  return false;
+  return role == kLinePadding;
 }
 
 }  // namespace

@@ -98,8 +98,10 @@ std::string sizes_text(const PipelineSpec& spec, const Registry& registry, Devic
   const Ledger ledger =
       composition.planned(shape.max_tokens, composition.cache_options(new_tokens));
   const double bytes_per_token =
-      static_cast<double>(layout_page_bytes(composition.key_layout()) +
-                          layout_page_bytes(composition.value_layout())) /
+      static_cast<double>(
+          layout_page_bytes(composition.key_layout()) +
+          layout_page_bytes(composition.value_layout()) +
+          line_padding_page_bytes(composition.key_layout(), composition.value_layout())) /
       SIKV_PAGE_TOKENS;
   const uint64_t free = usable_bytes(device), usable = free > weights ? free - weights : 0;
   const double dense = 4.0 * shape.head_dim * shape.num_layers * shape.num_kv_heads *

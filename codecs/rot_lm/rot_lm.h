@@ -11,11 +11,16 @@ namespace sikv {
 
 inline constexpr sikv_option_spec kRotLmKeyOptions[] = {
     int_choice_option("bits", "3", "2|3|4", "bits per channel, the sign included"),
+    choice_option(
+        "layout", "planes", "planes|lines",
+        "lines: a token's key in one piece of memory, 3 bits only; 30 bytes more at D = 128"),
     int_option("fit_tokens", "0", 0, 1 << 20,
                "tokens of the prompt that the fit reads, evenly spaced; 0: every one"),
 };
 inline constexpr sikv_option_spec kRotLmValueOptions[] = {
     int_choice_option("bits", "2", "2|3|4", "bits per channel, the sign included"),
+    choice_option("layout", "planes", "planes|lines",
+                  "lines: a token's scale in the line of its key, which must have one"),
     int_option("fit_tokens", "0", 0, 1 << 20,
                "tokens of the prompt that the fit reads, evenly spaced; 0: every one"),
 };
@@ -33,12 +38,13 @@ class RotLmKeys : public TokenCodec {
                     float* key) const override;
 
   const rlm4::Params& params() const { return params_; }
-  static rlm4::KeyPage page(const StoreView& store, int row, int page);
+  rlm4::KeyPage page(const StoreView& store, int row, int page) const;
 
  private:
-  RotLmKeys(const CreateArgs& args, const rlm4::Params& params);
+  RotLmKeys(const CreateArgs& args, const rlm4::Params& params, int line);
 
   rlm4::Params params_;
+  int line_;  // bytes, 0: planes
   int fit_tokens_;
 };
 
@@ -54,12 +60,13 @@ class RotLmValues : public TokenCodec {
                     float* value) const override;
 
   const rlm4::Params& params() const { return params_; }
-  static rlm4::ValuePage page(const StoreView& store, int row, int page);
+  rlm4::ValuePage page(const StoreView& store, int row, int page) const;
 
  private:
-  RotLmValues(const CreateArgs& args, const rlm4::Params& params);
+  RotLmValues(const CreateArgs& args, const rlm4::Params& params, int line);
 
   rlm4::Params params_;
+  int line_;  // bytes, 0: planes
   int fit_tokens_;
 };
 

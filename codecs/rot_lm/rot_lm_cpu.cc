@@ -183,8 +183,8 @@ HWY_INLINE void FindLevels(size_t head_dim, int t, LevelBlock* block, const Stor
   block->norm[t] = SumProducts(head_dim, value, value);
 }
 
-// The scales of `count` tokens to `scales`, fp16.
-HWY_INLINE void StoreScales(const LevelBlock& block, int count, uint8_t* scales) {
+// The scales of `count` tokens, fp16, `stride` bytes apart.
+HWY_INLINE void StoreScales(const LevelBlock& block, int count, size_t stride, uint8_t* scales) {
   const DF d;
   const hn::Rebind<uint16_t, DF> d16;
   alignas(64) uint16_t narrow[kBlockTokens];
@@ -194,14 +194,17 @@ HWY_INLINE void StoreScales(const LevelBlock& block, int count, uint8_t* scales)
     const VU bits = NarrowSaturated<5, 10>(scale, minmax::largest_finite(SIKV_FP16));
     hn::Store(hn::TruncateTo(d16, bits), d16, narrow + t);
   }
-  memcpy(scales, narrow, static_cast<size_t>(count) * sizeof(uint16_t));
+  for (size_t t = 0; t < static_cast<size_t>(count); ++t) {
+    memcpy(scales + stride * t, narrow + t, sizeof(uint16_t));
+  }
 }
 
 // Signs, levels and scales of a block; store(token, unit, signs, planes of the levels). False if
 // not all rows are storable.
 template <int kBits, typename Store>
 HWY_INLINE bool QuantiseBlock(const TokenRows& rows, size_t head_dim, const float* mean,
-                              uint8_t* scales, LevelBlock* block, const Store& store) {
+                              size_t scale_stride, uint8_t* scales, LevelBlock* block,
+                              const Store& store) {
   const bool storable = AllStorable(rows, head_dim);
   LoadRotated(rows, head_dim, mean, block->rows.x);
   for (int t = 0; t < rows.count; ++t) {
@@ -214,14 +217,20 @@ HWY_INLINE bool QuantiseBlock(const TokenRows& rows, size_t head_dim, const floa
                       [&](size_t u, uint32_t signs, const uint32_t* planes)
                           HWY_ATTR { store(t, u, signs, planes); });
   }
-  StoreScales(*block, rows.count, scales);
+  StoreScales(*block, rows.count, scale_stride, scales);
   return storable;
+}
+
+// Bytes from one token's scale to the next one's.
+HWY_INLINE size_t ScaleStride(int line) {
+  return static_cast<size_t>(line > 0 ? line : rlm4::kScaleBytes);
 }
 
 template <int kBits>
 bool PackKeysOf(const TokenRows& rows, size_t head_dim, const float* mean,
                 const rlm4::KeyPage& page, int token) {
-  const size_t bytes = head_dim * (kBits - 1) / 8;
+  const size_t bytes = page.line > 0 ? static_cast<size_t>(page.line) : head_dim * (kBits - 1) / 8;
+  const size_t stride = ScaleStride(page.line), signs_at = head_dim * (kBits - 1) / 8;
   constexpr size_t kUnitBytes = kUnit * (kBits - 1) / 8;
   LevelBlock block = {};
   bool storable = true;
@@ -229,12 +238,15 @@ bool PackKeysOf(const TokenRows& rows, size_t head_dim, const float* mean,
     const TokenRows part = rows.part(first, HWY_MIN(kBlockTokens, rows.count - first));
     const auto at = static_cast<size_t>(token + first);
     uint8_t* levels = page.magnitude + bytes * at;
-    storable &= QuantiseBlock<kBits>(
-        part, head_dim, mean, page.scale + rlm4::kScaleBytes * at, &block,
-        [&](int t, size_t u, uint32_t signs, const uint32_t* planes) HWY_ATTR {
-          block.signs[t].units[u] = signs;
-          StorePlanes<kBits - 1>(planes, levels + bytes * static_cast<size_t>(t) + kUnitBytes * u);
-        });
+    storable &=
+        QuantiseBlock<kBits>(part, head_dim, mean, stride, page.scale + stride * at, &block,
+                             [&](int t, size_t u, uint32_t signs, const uint32_t* planes) HWY_ATTR {
+                               block.signs[t].units[u] = signs;
+                               uint8_t* const row = levels + bytes * static_cast<size_t>(t);
+                               StorePlanes<kBits - 1>(planes, row + kUnitBytes * u);
+                               if (page.line > 0)
+                                 memcpy(row + signs_at + kUnit / 8 * u, &signs, sizeof signs);
+                             });
     StoreSigns(block.signs, token + first, part.count, head_dim, page.index);
   }
   return storable;
@@ -243,7 +255,7 @@ bool PackKeysOf(const TokenRows& rows, size_t head_dim, const float* mean,
 template <int kBits>
 bool PackValuesOf(const TokenRows& rows, size_t head_dim, const float* mean,
                   const rlm4::ValuePage& page, int token) {
-  const size_t bytes = head_dim * kBits / 8;
+  const size_t bytes = head_dim * kBits / 8, stride = ScaleStride(page.line);
   constexpr size_t kUnitBytes = kUnit * kBits / 8;
   LevelBlock block = {};
   bool storable = true;
@@ -252,7 +264,7 @@ bool PackValuesOf(const TokenRows& rows, size_t head_dim, const float* mean,
     const auto at = static_cast<size_t>(token + first);
     uint8_t* codes = page.code + bytes * at;
     storable &= QuantiseBlock<kBits>(
-        part, head_dim, mean, page.scale + rlm4::kScaleBytes * at, &block,
+        part, head_dim, mean, stride, page.scale + stride * at, &block,
         [&](int t, size_t u, uint32_t signs, const uint32_t* planes) HWY_ATTR {
           uint32_t code[kBits];
           std::copy_n(planes, kBits - 1, code);
@@ -314,10 +326,14 @@ void UnpackKey(const rlm4::Params& params, const float* mean, const rlm4::KeyPag
                float* x) {
   const DF d;
   const auto head_dim = static_cast<size_t>(params.head_dim);
-  const uint8_t* row = page.magnitude + int64_t{rlm4::magnitude_bytes(params)} * token;
-  const float scale = rlm4::token_scale(page.scale, token);
+  const uint8_t* row = rlm4::key_row(params, page, token);
+  const float scale = rlm4::token_scale(page.scale, token, page.line);
   uint32_t negative[kMaxUnits];
-  UnpackTokenSigns(page.index, token, head_dim, negative);
+  if (page.line > 0) {
+    LoadSigns(row + rlm4::line_signs(params.head_dim), head_dim, negative);
+  } else {
+    UnpackTokenSigns(page.index, token, head_dim, negative);
+  }
   switch (params.bits) {
     case 2:
       LookUpCodes<1>(row, level_tables::kLevels[2 - 2].data(), scale, head_dim, x);
@@ -339,7 +355,7 @@ void UnpackValue(const rlm4::Params& params, const float* mean, const rlm4::Valu
                  int token, float* x) {
   const auto head_dim = static_cast<size_t>(params.head_dim);
   const uint8_t* row = page.code + int64_t{rlm4::value_code_bytes(params)} * token;
-  const float scale = rlm4::token_scale(page.scale, token);
+  const float scale = rlm4::token_scale(page.scale, token, page.line);
   switch (params.bits) {
     case 2:
       LookUpCodes<2>(row, level_tables::kSignedLevels[2 - 2].data(), scale, head_dim, x);
@@ -387,6 +403,7 @@ class RotLmKeysCpu final : public SimdCodec {
   explicit RotLmKeysCpu(const CreateArgs& args)
       : SimdCodec(args, SIKV_KEY_CODEC, make_rot_lm_keys_ref(args)),
         params_(rlm4::read_params(layout_view())),
+        line_(rlm4::read_line(layout_view())),
         fit_tokens_(static_cast<int>(args.options.integer("fit_tokens"))) {}
 
  protected:
@@ -415,13 +432,14 @@ class RotLmKeysCpu final : public SimdCodec {
   }
 
  private:
-  static rlm4::KeyPage planes(const StoreView& store, int row, int page) {
+  rlm4::KeyPage planes(const StoreView& store, int row, int page) const {
     return {store.page(SIKV_INDEX_CODE, row, page), store.page(SIKV_MAGNITUDE, row, page),
-            store.page(SIKV_SCALE, row, page)};
+            store.page(SIKV_SCALE, row, page), line_};
   }
 
   const RotLmSimd& simd_ = *rot_lm_simd();
   rlm4::Params params_;
+  int line_;
   int fit_tokens_;
 };
 
@@ -430,6 +448,7 @@ class RotLmValuesCpu final : public SimdCodec {
   explicit RotLmValuesCpu(const CreateArgs& args)
       : SimdCodec(args, SIKV_VALUE_CODEC, make_rot_lm_values_ref(args)),
         params_(rlm4::read_params(layout_view())),
+        line_(rlm4::read_line(layout_view())),
         fit_tokens_(static_cast<int>(args.options.integer("fit_tokens"))) {}
 
  protected:
@@ -454,12 +473,13 @@ class RotLmValuesCpu final : public SimdCodec {
   }
 
  private:
-  static rlm4::ValuePage planes(const StoreView& store, int row, int page) {
-    return {store.page(SIKV_VALUE_CODE, row, page), store.page(SIKV_VALUE_SCALE, row, page)};
+  rlm4::ValuePage planes(const StoreView& store, int row, int page) const {
+    return {store.page(SIKV_VALUE_CODE, row, page), store.page(SIKV_VALUE_SCALE, row, page), line_};
   }
 
   const RotLmSimd& simd_ = *rot_lm_simd();
   rlm4::Params params_;
+  int line_;
   int fit_tokens_;
 };
 

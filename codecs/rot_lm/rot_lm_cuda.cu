@@ -14,6 +14,7 @@ class RotLmCuda final : public cuda::CudaCodec {
       : CudaCodec(args, kKeys ? SIKV_KEY_CODEC : SIKV_VALUE_CODEC,
                   kKeys ? make_rot_lm_keys_ref(args) : make_rot_lm_values_ref(args)),
         params_(rlm4::read_params(layout_view())),
+        line_(rlm4::read_line(layout_view())),
         fit_tokens_(static_cast<int>(args.options.integer("fit_tokens"))) {}
 
   uint64_t workspace_bytes() const override {
@@ -59,10 +60,11 @@ class RotLmCuda final : public cuda::CudaCodec {
     return {cuda::plane_of(side, SIKV_INDEX_CODE),
             cuda::plane_of(side, kKeys ? SIKV_MAGNITUDE : SIKV_VALUE_CODE),
             cuda::plane_of(side, kKeys ? SIKV_SCALE : SIKV_VALUE_SCALE),
-            cuda::table_of(side, kKeys ? SIKV_KEY_MEAN : SIKV_VALUE_MEAN)};
+            cuda::table_of(side, kKeys ? SIKV_KEY_MEAN : SIKV_VALUE_MEAN), line_};
   }
 
   rlm4::Params params_;
+  int line_;
   int fit_tokens_;
 };
 

@@ -12,6 +12,10 @@ namespace sikv::cuda {
 struct RotLmPlanes {
   Plane index, code, scale;
   float* mean;  // [B, H, D]
+  int line;     // bytes, 0: planes
+
+  // Bytes of a token's scale and whatever lies between it and the next one's.
+  __host__ __device__ int scale_stride() const { return line > 0 ? line : 2; }
 };
 
 // Launches for head_dim D; the definitions are in rot_lm_launch.cuh.

@@ -15,9 +15,10 @@ struct RotLmDecode {
   RotLmPlanes planes;
 
   __device__ float4 decode(int, int64_t page, int token, int g) const {
-    const uint8_t* row = planes.code.page(page) + D * kCodeBits / 8 * token;
-    const float scale =
-        __half2float(reinterpret_cast<const __half*>(planes.scale.page(page))[token]);
+    const bool lines = kKeys && planes.line > 0;
+    const uint8_t* row = planes.code.page(page) + (lines ? planes.line : D * kCodeBits / 8) * token;
+    const float scale = __half2float(
+        *reinterpret_cast<const __half*>(planes.scale.page(page) + planes.scale_stride() * token));
     const uint32_t codes = load_codes<kCodeBits>(row, g);
     constexpr uint32_t kLevels = rlm4::num_levels(kBits);
     uint32_t nibble = 0;
@@ -33,7 +34,10 @@ struct RotLmDecode {
       x[i] = mul_rn(level, scale);
       if constexpr (!kKeys) nibble |= (code >> (kBits - 1) & 1u) << i;
     }
-    if constexpr (kKeys) nibble = load_nibble<D>(planes.index.page(page), token, g);
+    if constexpr (kKeys) {
+      nibble = lines ? row[rlm4::line_signs(D) + g / 2] >> (g % 2 * 4) & 15u
+                     : load_nibble<D>(planes.index.page(page), token, g);
+    }
     return apply_nibble(make_float4(x[0], x[1], x[2], x[3]), nibble);
   }
 

@@ -103,6 +103,13 @@ struct RotLmFormat {
         for (int i = 0; i < Shape::kChannels; ++i) y[i] = add_rn(y[i], 0.0f);
       }
       signs.set(y);
+      if (kBits == rlm4::kLineKeyBits && planes.line > 0) {
+        CodeStream<D, 1> own_signs;
+        set_signs(y, own_signs);
+        own_signs.store(
+            planes.code.page(token.page) + planes.line * token.slot + rlm4::line_signs(D),
+            token.part, token.valid);
+      }
     }
     CodeStream<D, kCodeBits> codes;
     const RoundedSums sums = fold_row<D>([&](int i) {
@@ -113,15 +120,32 @@ struct RotLmFormat {
       return RoundedSums{mul_rn(magnitude, value), mul_rn(value, value)};
     });
 
-    codes.store(planes.code.page(token.page) + CodeStream<D, kCodeBits>::kRowBytes * token.slot,
-                token.part, token.valid);
+    constexpr int kRowBytes = CodeStream<D, kCodeBits>::kRowBytes;
+    uint8_t* const row = planes.code.page(token.page) +
+                         (kKeys && planes.line > 0 ? planes.line : kRowBytes) * token.slot;
+    codes.store(row, token.part, token.valid);
     if constexpr (kKeys) {
       signs.store(planes.index.page(token.page), token.slot, token.part, token.valid);
     }
     if (token.valid && token.part == 0) {
       const float scale = r > 0.0f ? div_rn(sums.a, sums.b) : 0.0f;
-      reinterpret_cast<uint16_t*>(planes.scale.page(token.page))[token.slot] =
+      *reinterpret_cast<uint16_t*>(planes.scale.page(token.page) +
+                                   planes.scale_stride() * token.slot) =
           static_cast<uint16_t>(narrow_fp16(scale).bits);
+    }
+  }
+
+ private:
+  // As TokenSigns::set, in the order of the channels.
+  __device__ static void set_signs(const float (&y)[Shape::kChannels], CodeStream<D, 1>& signs) {
+#pragma unroll
+    for (int w = 0; w < CodeStream<D, 1>::kWords; ++w) {
+      uint32_t negative = 0;
+#pragma unroll
+      for (int bit = 31; bit >= 0; --bit) {
+        negative = __funnelshift_l(__float_as_uint(y[32 * w + bit]), negative, 1);
+      }
+      signs.words[w] = ~negative;
     }
   }
 };

@@ -101,17 +101,19 @@ class CpuCacheOps final : public CacheOps {
     const sikv_plane& plane = store.layout->planes[p];
     const int tile = static_cast<int>(plane.tile_tokens);
     const size_t bytes = plane.bytes_per_tile;
+    const size_t stride = plane.organisation == SIKV_IN_LINE ? store.layout->line_bytes : bytes;
     // A tile's bytes in its page; ascending keep-lists never overwrite what is still to be read.
     const auto tile_of = [&](int slot) {
       const int64_t page = view.page_table[int64_t{row} * view.max_pages + slot / kPageTokens];
       return static_cast<uint8_t*>(store.planes[p]) + page * store.page_stride_bytes[p] +
-             static_cast<size_t>(slot % kPageTokens / tile) * bytes;
+             static_cast<size_t>(slot % kPageTokens / tile) * stride;
     };
     for (int to = 0; to < static_cast<int>(keep.size()); ++to) {
       const int from = keep[static_cast<size_t>(to)];
       if (from == to) continue;
       switch (plane.organisation) {
         case SIKV_PER_TOKEN:
+        case SIKV_IN_LINE:
           std::memmove(tile_of(to), tile_of(from), bytes);
           break;
         case SIKV_NIBBLE_TILES:

@@ -144,6 +144,7 @@ struct PlaneBytes {
   uint8_t* base;
   int64_t page_stride;
   int organisation, tile_tokens, bytes_per_tile;
+  int stride;  // from one tile to the next
 };
 struct RowPlanes {
   PlaneBytes planes[2 * SIKV_MAX_PLANES];
@@ -152,10 +153,10 @@ struct RowPlanes {
 
 __device__ uint8_t* tile_of(const PlaneBytes& plane, const int32_t* pages, int slot) {
   return plane.base + pages[slot / kPageTokens] * plane.page_stride +
-         int64_t{slot % kPageTokens / plane.tile_tokens} * plane.bytes_per_tile;
+         int64_t{slot % kPageTokens / plane.tile_tokens} * plane.stride;
 }
 
-// Whole tiles (single tokens where a plane is PER_TOKEN) of T units.
+// Whole tiles (single tokens where a plane is PER_TOKEN or IN_LINE) of T units.
 template <typename T>
 __device__ void move_tiles(const PlaneBytes& plane, const int32_t* pages, const int32_t* keep,
                            int count, T* stage) {
@@ -213,7 +214,7 @@ __global__ void move_row(const __grid_constant__ RowPlanes row, const int32_t* k
   const PlaneBytes& plane = row.planes[blockIdx.x];
   if (plane.organisation == SIKV_NIBBLE_TILES) {
     move_nibbles(plane, row.pages, keep, count, stage);
-  } else if (plane.bytes_per_tile % 4 == 0) {
+  } else if (plane.bytes_per_tile % 4 == 0 && reinterpret_cast<uintptr_t>(plane.base) % 4 == 0) {
     move_tiles<uint32_t>(plane, row.pages, keep, count, stage);
   } else {
     move_tiles<uint8_t>(plane, row.pages, keep, count, reinterpret_cast<uint8_t*>(stage));
@@ -281,10 +282,12 @@ class CudaCacheOps final : public CacheOps {
     for (const sikv_store_view* store : {&layer.view.key, &layer.view.value}) {
       for (uint32_t p = 0; p < store->layout->num_planes; ++p) {
         const sikv_plane& plane = store->layout->planes[p];
-        planes.planes[count++] = {static_cast<uint8_t*>(store->planes[p]),
-                                  store->page_stride_bytes[p], static_cast<int>(plane.organisation),
-                                  static_cast<int>(plane.tile_tokens),
-                                  static_cast<int>(plane.bytes_per_tile)};
+        const uint32_t stride =
+            plane.organisation == SIKV_IN_LINE ? store->layout->line_bytes : plane.bytes_per_tile;
+        planes.planes[count++] = {
+            static_cast<uint8_t*>(store->planes[p]), store->page_stride_bytes[p],
+            static_cast<int>(plane.organisation),    static_cast<int>(plane.tile_tokens),
+            static_cast<int>(plane.bytes_per_tile),  static_cast<int>(stride)};
         shared = std::max<size_t>(shared, plane.bytes_per_tile);
       }
     }

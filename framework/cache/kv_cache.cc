@@ -12,13 +12,17 @@ constexpr int kPageTokens = SIKV_PAGE_TOKENS;
 
 int pages_for(int64_t tokens) { return static_cast<int>((tokens + kPageTokens - 1) / kPageTokens); }
 
+// Of the pool's planes: those of the layouts in order, without the ones in lines; then the lines.
 std::vector<uint64_t> plane_sizes(const sikv_layout& key, const sikv_layout& value) {
+  SIKV_ASSERT(line_conflict(key, value).empty());
   std::vector<uint64_t> sizes;
   for (const sikv_layout* layout : {&key, &value}) {
     for (uint32_t i = 0; i < layout->num_planes; ++i) {
+      if (layout->planes[i].organisation == SIKV_IN_LINE) continue;
       sizes.push_back(plane_page_bytes(layout->planes[i]));
     }
   }
+  if (key.line_bytes > 0) sizes.push_back(uint64_t{SIKV_PAGE_TOKENS} * key.line_bytes);
   return sizes;
 }
 
@@ -131,9 +135,12 @@ sikv_cache_view KvCache::host_view(int index) const {
     to.layout = &from.layout;
     to.codec = from.codec;
     to.codec_self = from.codec_self;
-    for (uint32_t i = 0; i < from.layout.num_planes; ++i, ++plane) {
-      to.planes[i] = pool_.plane(plane);
-      to.page_stride_bytes[i] = static_cast<int64_t>(pool_.page_bytes(plane));
+    for (uint32_t i = 0; i < from.layout.num_planes; ++i) {
+      const bool in_line = from.layout.planes[i].organisation == SIKV_IN_LINE;
+      const int place = in_line ? pool_.num_planes() - 1 : plane++;
+      to.planes[i] =
+          static_cast<uint8_t*>(pool_.plane(place)) + (in_line ? from.layout.line_offset[i] : 0);
+      to.page_stride_bytes[i] = static_cast<int64_t>(pool_.page_bytes(place));
     }
     for (size_t i = 0; i < tables.size(); ++i) to.tables[i] = tables[i].as<float>();
   };
@@ -434,11 +441,20 @@ void KvCache::clear(int sequence) {
   }
 }
 
+Ledger KvCache::page_bytes() const {
+  Ledger page;
+  for (int p = 0; p < num_planes(); ++p) {
+    page.add(role_name(plane(p).role), plane_page_bytes(plane(p)));
+  }
+  page.add(kLinePadding, line_padding_page_bytes(key_.layout, value_.layout));
+  return page;
+}
+
 Ledger KvCache::ledger() const {
   Ledger ledger;
-  for (int p = 0; p < num_planes(); ++p) {
-    ledger.add(role_name(plane(p).role),
-               pool_.page_bytes(p) * static_cast<uint64_t>(pool_.in_use()));
+  const Ledger page = page_bytes();
+  for (const LedgerLine& line : page.lines()) {
+    ledger.add(line.role, line.bytes * static_cast<uint64_t>(pool_.in_use()));
   }
   for (const Layer& layer : layers_) {
     for (const auto* tables : {&layer.key_tables, &layer.value_tables}) {
@@ -456,14 +472,12 @@ Ledger KvCache::ledger() const {
 }
 
 double KvCache::bytes_per_token() const {
-  uint64_t tokens = 0, bytes = 0;
+  uint64_t tokens = 0;
   for (const Layer& layer : layers_) {
     tokens = std::accumulate(layer.encoded_len.host(),
                              layer.encoded_len.host() + layer.encoded_len.size(), tokens);
   }
-  for (int p = 0; p < num_planes(); ++p) {
-    bytes += pool_.page_bytes(p) * static_cast<uint64_t>(pool_.in_use());
-  }
+  const uint64_t bytes = page_bytes().total() * static_cast<uint64_t>(pool_.in_use());
   return tokens == 0 ? 0.0 : static_cast<double>(bytes) / static_cast<double>(tokens);
 }
 

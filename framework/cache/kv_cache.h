@@ -144,6 +144,8 @@ class KvCache {
   void note_end_flush(int layer);
   const sikv_plane& plane(int i) const;
   int num_planes() const;
+  // Bytes of the planes of one page by role, then what lines leave unused.
+  Ledger page_bytes() const;
 
   Device& device_;
   sikv_shape shape_;

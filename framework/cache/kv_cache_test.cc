@@ -37,6 +37,18 @@ class KvCacheTest : public testing::Test {
     return KvCache(*device_, shape(layers, batch, max_tokens), {key, nullptr, nullptr},
                    {layout({kValues}), nullptr, nullptr}, {});
   }
+  // Lines of 12 bytes: 4 of keys, 2 of their scales, 2 of the values' and 4 of padding.
+  KvCache make_with_lines() {
+    sikv_layout key =
+        layout({kNibbles, {SIKV_MAGNITUDE, SIKV_IN_LINE, 1, 4}, {SIKV_SCALE, SIKV_IN_LINE, 1, 2}});
+    key.line_bytes = 12;
+    key.line_offset[2] = 4;
+    sikv_layout value = layout({kValues, {SIKV_VALUE_SCALE, SIKV_IN_LINE, 1, 2}});
+    value.line_bytes = 12;
+    value.line_offset[1] = 6;
+    return KvCache(*device_, shape(1, 1, 1024), {key, nullptr, nullptr}, {value, nullptr, nullptr},
+                   {});
+  }
   static uint8_t* token(const sikv_cache_view& view, const sikv_store_view& store, int plane,
                         int row, int slot, int bytes) {
     const int64_t page = view.page_table[row * view.max_pages + slot / 256];
@@ -72,6 +84,59 @@ TEST_F(KvCacheTest, LedgerCountsWhatTheLayoutsSay) {
   EXPECT_EQ(ledger.bytes("value_code"), 3u * 256 * 16);
   EXPECT_EQ(ledger.bytes("tail"), 2u * 256 * kHeads * kDim * 2);
   EXPECT_DOUBLE_EQ(cache.bytes_per_token(), kDim / 8 + 4 + 16);
+}
+
+TEST_F(KvCacheTest, LedgerCountsEachByteOfALineOnce) {
+  KvCache cache = make_with_lines();
+  cache.extend(0, 0, 256);
+  const Ledger ledger = cache.ledger();
+  EXPECT_EQ(ledger.bytes("magnitude"), 256u * 4);
+  EXPECT_EQ(ledger.bytes("scale"), 256u * 2);
+  EXPECT_EQ(ledger.bytes("value_code"), 256u * 16);
+  EXPECT_EQ(ledger.bytes("value_scale"), 256u * 2);
+  EXPECT_EQ(ledger.bytes("line_padding"), 256u * 4);
+  EXPECT_DOUBLE_EQ(cache.bytes_per_token(), kDim / 8 + 12 + 16);
+}
+
+TEST_F(KvCacheTest, PlanesInLinesLieInTheSameMemoryAndMoveWithTheirTokens) {
+  KvCache cache = make_with_lines();
+  cache.extend(0, 0, 512);
+  sikv_cache_view view = cache.view(0);
+  EXPECT_EQ(static_cast<uint8_t*>(view.key.planes[2]) - static_cast<uint8_t*>(view.key.planes[1]),
+            4);
+  EXPECT_EQ(static_cast<uint8_t*>(view.value.planes[1]) - static_cast<uint8_t*>(view.key.planes[1]),
+            6);
+  EXPECT_EQ(view.value.page_stride_bytes[1], 256 * 12);
+  for (int slot = 0; slot < 512; ++slot) {
+    *token(view, view.key, 1, 0, slot, 12) = static_cast<uint8_t>(slot);
+    *token(view, view.key, 2, 0, slot, 12) = static_cast<uint8_t>(slot * 3);
+    *token(view, view.value, 1, 0, slot, 12) = static_cast<uint8_t>(slot * 5);
+  }
+  std::vector<int32_t> keep;
+  for (int slot = 1; slot < 512; slot += 3) keep.push_back(slot);
+  cache.evict(0, 0, keep);
+  view = cache.view(0);
+  for (size_t i = 0; i < keep.size(); ++i) {
+    const int slot = static_cast<int>(i);
+    EXPECT_EQ(*token(view, view.key, 1, 0, slot, 12), static_cast<uint8_t>(keep[i]));
+    EXPECT_EQ(*token(view, view.key, 2, 0, slot, 12), static_cast<uint8_t>(keep[i] * 3));
+    EXPECT_EQ(*token(view, view.value, 1, 0, slot, 12), static_cast<uint8_t>(keep[i] * 5));
+  }
+}
+
+TEST(LineConflictTest, SaysWhyValuesFindNoPlaceInTheLinesOfTheKeys) {
+  sikv_layout key = layout({{SIKV_MAGNITUDE, SIKV_IN_LINE, 1, 4}});
+  key.line_bytes = 12;
+  sikv_layout value = layout({{SIKV_VALUE_SCALE, SIKV_IN_LINE, 1, 2}});
+  value.line_bytes = 12;
+  value.line_offset[0] = 4;
+  EXPECT_EQ(line_conflict(key, value), "");
+  EXPECT_EQ(line_conflict(key, layout({kValues})), "");
+  value.line_offset[0] = 3;
+  EXPECT_EQ(line_conflict(key, value), "which has bytes 0 to 3 of a line in use");
+  value.line_bytes = 16;
+  EXPECT_EQ(line_conflict(key, value), "whose lines have 12 bytes and not 16");
+  EXPECT_EQ(line_conflict(layout({kBytes}), value), "which has no lines");
 }
 
 TEST_F(KvCacheTest, AFullTailIsFlushedAsItWasAppended) {

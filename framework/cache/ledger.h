@@ -16,8 +16,8 @@ struct LedgerLine {
   uint64_t bytes;
 };
 
-// Lines in a fixed order: planes of pages in use by role, then side_tables, tail, pinned,
-// page_tables, selection, workspace, selector_state. Roles with no bytes are left out.
+// Lines in a fixed order: planes of pages in use by role, then line_padding, side_tables, tail,
+// pinned, page_tables, selection, workspace, selector_state. Roles with no bytes are left out.
 class Ledger {
  public:
   void add(std::string_view role, uint64_t bytes);
@@ -32,9 +32,15 @@ class Ledger {
 // "index_code", "magnitude" ...
 std::string_view role_name(uint32_t role);
 
-// Bytes one page takes in one plane, and in all planes of a layout.
+// Bytes one page takes in one plane, in all planes of a layout, and of its tokens' lines (keys and
+// values together) what no plane uses.
 uint64_t plane_page_bytes(const sikv_plane& plane);
 uint64_t layout_page_bytes(const sikv_layout& layout);
+inline constexpr std::string_view kLinePadding = "line_padding";
+uint64_t line_padding_page_bytes(const sikv_layout& key, const sikv_layout& value);
+
+// Empty, or why IN_LINE planes of the values find no place in the lines of the keys.
+std::string line_conflict(const sikv_layout& key, const sikv_layout& value);
 
 // "sign4(magnitude_bits=2,scale=fp16).v1"
 std::string layout_text(const sikv_layout& layout);

@@ -3,6 +3,8 @@
 //   plane 0  | page 0 | page 1 | page 2 | ...      page n of plane p starts at
 //   plane 1  | page 0 | page 1 | page 2 | ...      base[p] + n * page_bytes[p]
 //
+// Planes that share lines lie in one of these, one line after the other.
+//
 // A plane of its own per field keeps the index codes of consecutive pages contiguous, so that a
 // scan streams, and lets a page number stand for the same tokens in every plane.
 #ifndef SIKV_FRAMEWORK_CACHE_PAGE_POOL_H_
@@ -28,6 +30,7 @@ class PagePool {
 
   int64_t capacity() const { return capacity_; }
   int64_t in_use() const { return in_use_; }
+  int num_planes() const { return static_cast<int>(planes_.size()); }
   void* plane(int i) const { return planes_[static_cast<size_t>(i)].as<>(); }
   uint64_t page_bytes(int plane) const { return page_bytes_[static_cast<size_t>(plane)]; }
 

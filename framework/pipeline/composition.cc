@@ -54,6 +54,12 @@ Composition::Composition(const PipelineSpec& spec, const Registry& registry, Dev
     throw Error("attention kernel {} cannot read what codecs {} and {} write: {}", spec.kernel.id,
                 spec.keys.id, spec.values.id, reason);
   }
+  if (const std::string reason = line_conflict(key_layout_, value_layout_); !reason.empty()) {
+    throw Error(
+        "value codec {} keeps bytes in the lines of the keys, but key codec {} writes {}, {}: give "
+        "both codecs a layout with such lines, or neither",
+        spec.values.id, spec.keys.id, layout_text(key_layout_), reason);
+  }
   const bool selects_all = selector_->variant().selector().flags & SIKV_SELECTOR_SELECTS_ALL;
   if (kernel_->attends_all() && !selects_all) {
     throw Error(
@@ -93,6 +99,7 @@ Ledger Composition::planned(int64_t tokens, const CacheOptions& options) const {
                  rows * pages * plane_page_bytes(layout->planes[i]));
     }
   }
+  ledger.add(kLinePadding, rows * pages * line_padding_page_bytes(key_layout_, value_layout_));
   for (const sikv_layout* layout : {&key_layout_, &value_layout_}) {
     for (uint32_t i = 0; i < layout->num_tables; ++i) {
       ledger.add("side_tables", rows * layout->tables[i].count * sizeof(float));

@@ -92,6 +92,13 @@ std::string layout_fault(const sikv_layout& layout) {
       return fmt::format("plane {} has tiles of {} tokens and {} bytes; tiles must divide a page",
                          i, plane.tile_tokens, plane.bytes_per_tile);
     }
+    if (plane.organisation == SIKV_IN_LINE &&
+        (plane.tile_tokens != 1 ||
+         uint64_t{layout.line_offset[i]} + plane.bytes_per_tile > layout.line_bytes)) {
+      return fmt::format("plane {} takes bytes {} on, {} for {} tokens, of a line of {}", i,
+                         layout.line_offset[i], plane.bytes_per_tile, plane.tile_tokens,
+                         layout.line_bytes);
+    }
   }
   return "";
 }

@@ -33,10 +33,6 @@ __device__ inline void rescale_add(float (&acc)[4], const float (&t)[4], const f
   for (int i = 0; i < 4; ++i) acc[i] = fmaf(acc[i], f[i % 2], t[i] + u[i]);
 }
 
-__device__ inline void prefetch_l2(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
-
 // ---- keys ---------------------------------------------------------------------------------------
 
 // Codes: see KeyTile.
@@ -60,12 +56,16 @@ struct CodeKeys {
   __device__ void init(const FlashCall&, int) {}
   // Half 0 and half 1 of what a token takes.
   __device__ static void prefetch(const RowStore& keys, int64_t page, int token, int half) {
-    prefetch_l2(keys.index.page(page) + kDim * (token / nibble_tile::kTileTokens) + 64 * half);
+    if constexpr (KeyTile<kKeys>::kLines) {
+      if (half == 0) touch_l2(keys.payload.page(page) + KeyTile<kKeys>::kLine * token);
+      return;
+    }
+    touch_l2(keys.index.page(page) + kDim * (token / nibble_tile::kTileTokens) + 64 * half);
     if (half == 0) {
-      prefetch_l2(keys.payload.page(page) + 32 * token);
+      touch_l2(keys.payload.page(page) + 32 * token);
     } else {
-      constexpr int kScaleBytes = kKeys == TileKeys::kLevels3 ? 2 : 16;
-      prefetch_l2(keys.scale.page(page) + kScaleBytes * token);
+      constexpr int kScaleBytes = has_levels(kKeys) ? 2 : 16;
+      touch_l2(keys.scale.page(page) + kScaleBytes * token);
     }
   }
   __device__ void load(const RowStore& keys, int i, int64_t page, int token) {
@@ -211,8 +211,12 @@ struct LevelValues {
   struct Extra {};
 
   __device__ static void prefetch(const RowStore& values, int64_t page, int token, int half) {
-    prefetch_l2(half == 0 ? values.payload.page(page) + 32 * token
-                          : values.scale.page(page) + 2 * token);
+    if (values.line > 0) {
+      if (half == 1) touch_l2(values.payload.page(page) + 32 * token);
+      return;
+    }
+    touch_l2(half == 0 ? values.payload.page(page) + 32 * token
+                       : values.scale.page(page) + 2 * token);
   }
   // Word r of a token: channels 16 r .. 16 r + 15.
   __device__ static int channel(int tile, int half) {
@@ -221,7 +225,8 @@ struct LevelValues {
   __device__ void load(const RowStore& values, int i, int64_t page, int token) {
     const auto* row = reinterpret_cast<const uint32_t*>(values.payload.page(page) + 32 * token);
     words[i] = __ldg(row + threadIdx.x % 32 / 4);
-    scale[i] = __ldg(reinterpret_cast<const unsigned short*>(values.scale.page(page)) + token);
+    scale[i] = __ldg(reinterpret_cast<const unsigned short*>(values.scale.page(page) +
+                                                             values.scale_stride() * token));
   }
   template <int kHeadTiles>
   __device__ void add(float (&x)[kHeadTiles][4], const float (&f)[kHeadTiles][2],
@@ -289,8 +294,8 @@ struct MinMaxValues {
   };
 
   __device__ static void prefetch(const RowStore& values, int64_t page, int token, int half) {
-    prefetch_l2(half == 0 ? values.payload.page(page) + 32 * token
-                          : values.scale.page(page) + 16 * token);
+    touch_l2(half == 0 ? values.payload.page(page) + 32 * token
+                       : values.scale.page(page) + 16 * token);
   }
   // Byte r of a group's eight: channels 32 g + 4 r .. + 3. Two tiles a group, so that all rows of a
   // tile have one scale.
@@ -481,6 +486,7 @@ class TileFlash {
   }
 
   __device__ void store(const WarpStates& states, int group, const Values& values) {
+    wait_touches();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, j = lane % 4;
     values.template finish<kHeadTiles>(acc_, extra_);
 #pragma unroll

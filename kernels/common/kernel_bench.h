@@ -29,6 +29,7 @@
 #include <string>
 #include <vector>
 
+#include "framework/base/error.h"
 #include "framework/base/file.h"
 #include "framework/device/device.h"
 #include "framework/registry/instance.h"
@@ -66,6 +67,9 @@ class RandomCache {
   RandomCache(Device& device, const Config& config, const sikv_layout& key,
               const sikv_layout& value, uint64_t seed)
       : device_(device), key_(key), value_(value), pages_(config.context / SIKV_PAGE_TOKENS) {
+    if (key.line_bytes + value.line_bytes > 0) {
+      throw Error("this bench makes planes, not lines: decode_bench times these");
+    }
     std::mt19937_64 random(seed);
     view_.struct_size = sizeof view_;
     view_.num_sequences = 1;

@@ -136,7 +136,8 @@ HWY_INLINE void PrefetchRow(const RowSource& source, const RowBlock& block, int 
   if (source.sign.base != nullptr) {
     PrefetchLines(block.sign[t], 0, static_cast<size_t>(source.sign.token_bytes));
   }
-  if (source.scale.base != nullptr) PrefetchLine(block.scale_at[t]);
+  // A row that has its own signs has its own scale in the same line.
+  if (source.scale.base != nullptr && source.own_signs == 0) PrefetchLine(block.scale_at[t]);
 }
 HWY_INLINE void PrefetchRow(const RowSource& source, const RowBlock& block, int t) {
   PrefetchRow(source, block, t, 0, 1, 1);

@@ -9,7 +9,8 @@
 //   coded b      b bits, bitpack.h          table[code], the same table for all rows; times the
 //                                           row's scale
 //   minmax2      2 bits, bitpack.h          scale * code + zero of the channel's group
-//   signed ...   as above, b or 2 bits      negative where the index plane has no bit
+//   signed ...   as above, b or 2 bits      negative where the index plane has no bit; or where
+//                                           the row's own copy of its bits has none
 //
 // Include from a file that goes through hwy/foreach_target.h.
 
@@ -70,6 +71,8 @@ struct RowSource {
   RowFormat format;
   const int32_t* page_table = nullptr;  // null: page i is page i, as in tail and pinned copies
   RowPlane code{}, sign{}, scale{};     // sign: token_bytes is of a tile of 8 tokens
+  // kSigned*: bits of the signs so many bytes behind a row's code; 0: in the index plane, `sign`.
+  int32_t own_signs = 0;
   // kCoded*, kSigned1..3: 16 entries, 2^bits of them repeated; 64-byte aligned.
   const float* table = nullptr;
   // kMinMax2, kSignedMinMax2: channels of a group, a multiple of 32; type of scale and zero.
@@ -264,6 +267,13 @@ HWY_INLINE void UnpackSigns(const uint8_t* tile, int shift, size_t head_dim, uin
 #endif
 }
 
+// The same of a bit stream of a token's own, bit i set where channel i is not negative.
+HWY_INLINE void LoadSigns(const uint8_t* positive, size_t head_dim, uint32_t* signs) {
+  for (size_t u = 0; u < head_dim / kUnit; ++u) {
+    signs[u] = ~LoadBytes<uint32_t>(positive + kUnit / 8 * u);
+  }
+}
+
 // Entries of a row's min-max groups, by code, one set per unit.
 HWY_INLINE void UnpackGroups(const uint8_t* pairs, const RowSource& source, size_t head_dim,
                              float (*groups)[4]) {
@@ -310,7 +320,11 @@ HWY_INLINE void OpenRows(const RowSource& source, size_t head_dim, RowBlock& blo
       UnpackGroups(block.scale_at[t], source, head_dim, block.groups[t]);
     }
     if constexpr (IsSigned(kFormat)) {
-      UnpackSigns(block.sign[t], block.sign_shift[t], head_dim, block.signs[t]);
+      if (source.own_signs > 0) {
+        LoadSigns(block.code[t] + source.own_signs, head_dim, block.signs[t]);
+      } else {
+        UnpackSigns(block.sign[t], block.sign_shift[t], head_dim, block.signs[t]);
+      }
     }
   }
 }

@@ -52,7 +52,7 @@ inline RowSource rows(const sikv_cache_view& view, const sikv_store_view& store,
   const auto plane = [&](sikv_role role) -> RowPlane {
     const int i = layout.plane(role);
     return {static_cast<const uint8_t*>(store.planes[i]), store.page_stride_bytes[i],
-            store.layout->planes[i].bytes_per_tile};
+            layout.token_stride(i)};
   };
   const auto coded = [&](RowFormat format) {
     source.format = format;
@@ -69,12 +69,16 @@ inline RowSource rows(const sikv_cache_view& view, const sikv_store_view& store,
   };
   if (layout.is(raw::kFamily, raw::kVersion)) {
     coded(exact_format(raw::read_params(layout).dtype));
-  } else if (layout.is(rlm4::kKeyFamily, rlm4::kVersion)) {
+  } else if (rlm4::is_keys(layout)) {
     const int i = rlm4::read_params(layout).bits - 2;
     scaled(offset(RowFormat::kSigned1, i));
-    source.sign = plane(SIKV_INDEX_CODE);
+    if (rlm4::read_line(layout) > 0) {
+      source.own_signs = rlm4::line_signs(layout.head_dim());
+    } else {
+      source.sign = plane(SIKV_INDEX_CODE);
+    }
     source.table = level_tables::kLevels[i].data();
-  } else if (layout.is(rlm4::kValueFamily, rlm4::kVersion)) {
+  } else if (rlm4::is_values(layout)) {
     const int i = rlm4::read_params(layout).bits - 2;
     scaled(offset(RowFormat::kCoded2, i));
     source.table = level_tables::kSignedLevels[i].data();

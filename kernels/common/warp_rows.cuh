@@ -2,7 +2,8 @@
 // needs: what can be undone once per query (rotation, centring, key scales) is not undone per
 // token. The warp's counterpart of kernels/sparse_flash/sparse_flash_layouts.h.
 //
-// Two readings of the same planes:
+// Two readings of the same planes or lines (rlm4line, whose gathers cost one 64-byte access of
+// memory a key where the planes cost four):
 //   load_unit       any layout: 8 neighbouring channels of one token as fp32 in one lane
 //   KeyTile         the pipeline's keys (rlm4 of 3 bits; sign4 of 2 with fp16 scales a 32
 //   channels),
@@ -39,6 +40,7 @@ struct RowStore {
   int32_t bits = 0;           // of a code in `payload`; of the Lloyd-Max quantiser for levels
   int32_t scale_group = 0;    // channels; tokens for kChannelMinMax
   int32_t dtype = SIKV_FP16;  // of rows (kRaw) or of scales
+  int32_t line = 0;           // bytes of the lines that keys and the scales of levels lie in, or 0
   Plane index, payload, scale;
   const float* codebook = nullptr;  // [B, H, D/4, 16, 4]
   const float* mean = nullptr;      // [B, H, D], null where tokens are read with it
@@ -47,6 +49,8 @@ struct RowStore {
   __host__ __device__ bool rotated() const {
     return kind == RowKind::kSignLevels || kind == RowKind::kLevels;
   }
+  // Bytes from one token's scale to the next one's, for levels.
+  __host__ __device__ int scale_stride() const { return line > 0 ? line : rlm4::kScaleBytes; }
 };
 
 // Host. What a layout says of it, without pointers; false if it is none that is read here.
@@ -69,8 +73,9 @@ inline bool read_key_layout(const LayoutView& layout, RowStore& rows) {
     rows.bits = p.magnitude_bits;
     rows.scale_group = p.scale_group;
     rows.dtype = p.scale_dtype;
-  } else if (layout.is(rlm4::kKeyFamily, rlm4::kVersion)) {
+  } else if (rlm4::is_keys(layout)) {
     rows.kind = RowKind::kSignLevels;
+    rows.line = rlm4::read_line(layout);
     rows.bits = rlm4::read_params(layout).bits;
   } else {
     return false;
@@ -93,8 +98,9 @@ inline bool read_value_layout(const LayoutView& layout, RowStore& rows) {
     rows.bits = p.bits;
     rows.scale_group = p.scale_group;
     rows.dtype = p.scale_dtype;
-  } else if (layout.is(rlm4::kValueFamily, rlm4::kVersion)) {
+  } else if (rlm4::is_values(layout)) {
     rows.kind = RowKind::kLevels;
+    rows.line = rlm4::read_line(layout);
     rows.bits = rlm4::read_params(layout).bits;
   } else {
     return false;
@@ -254,9 +260,13 @@ __device__ inline void load_unit(const RowStore& rows, int row, int64_t page, in
       return;
     }
     case RowKind::kSignLevels: {
-      const UnitCodes codes(payload(rows.head_dim / 8 * (rows.bits - 1)), rows.bits - 1, unit);
-      const uint32_t signs = unit_signs(rows, page, token, unit);
-      const float scale = load_scale(rows.scale.page(page), SIKV_FP16, token);
+      const bool lines = rows.line > 0;
+      const uint8_t* row = payload(lines ? rows.line : rows.head_dim / 8 * (rows.bits - 1));
+      const UnitCodes codes(row, rows.bits - 1, unit);
+      const uint32_t signs =
+          lines ? row[rlm4::line_signs(rows.head_dim) + unit] : unit_signs(rows, page, token, unit);
+      const float scale =
+          load_scale(rows.scale.page(page) + rows.scale_stride() * token, SIKV_FP16, 0);
 #pragma unroll
       for (int i = 0; i < kUnit; ++i) {
         const float y = level_of(rows.bits, codes[i]) * scale;
@@ -266,7 +276,8 @@ __device__ inline void load_unit(const RowStore& rows, int row, int64_t page, in
     }
     case RowKind::kLevels: {
       const UnitCodes codes(payload(rows.head_dim / 8 * rows.bits), rows.bits, unit);
-      const float scale = load_scale(rows.scale.page(page), SIKV_FP16, token);
+      const float scale =
+          load_scale(rows.scale.page(page) + rows.scale_stride() * token, SIKV_FP16, 0);
       const uint32_t sign = 1u << (rows.bits - 1);
 #pragma unroll
       for (int i = 0; i < kUnit; ++i) {
@@ -421,6 +432,20 @@ __device__ inline void warp_restore_value(const RowStore& values, const float (&
   for (int i = 0; i < kN; ++i) acc[i] = fmaf(sum, mean[i], acc[i]);
 }
 
+// Starts the way of the 64 bytes around `address` from memory to L2 without a register to wait for:
+// a copy of a word to shared memory that nobody reads. prefetch.global.L2 is only a hint, and of
+// random gathers half the hints are dropped: these take a tenth off sparse_flash (44.8 to 40.3 us
+// for 64 rows of 2048 of 128K tokens in planes), with half the bytes from memory. `wait_touches`
+// before the block ends.
+__device__ inline void touch_l2(const void* address) {
+  constexpr int kWords = 128;
+  __shared__ uint32_t touched[kWords];
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(touched + threadIdx.x % kWords));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to),
+               "l"(reinterpret_cast<uintptr_t>(address) & ~uintptr_t{3}));
+}
+__device__ inline void wait_touches() { asm volatile("cp.async.wait_all;"); }
+
 // ---- keys on the tensor cores -------------------------------------------------------------------
 //
 // D = 128. Key codes are small integers: 3-bit Lloyd-Max levels times 10^4 have two signed bytes,
@@ -436,7 +461,9 @@ __device__ inline void warp_restore_value(const RowStore& values, const float (&
 //   rlm4    k-step s, lane j, register h, byte i: channel 32 j + 8 s + 2 i + h: a lane reads 32
 //           neighbouring channels of a token, in two 16-byte and one 8-byte loads
 //   sign4   channel 32 s + 8 j + 2 i + h: one k-step is one group of scales
-enum class TileKeys { kLevels3, kSignMinMax2 };
+//
+// Of rlm4line a lane reads 8 bytes of levels and one word of signs, from one line.
+enum class TileKeys { kLevels3, kLineLevels3, kSignMinMax2 };
 
 inline constexpr int kTileDim = 128, kTileTokens = 16, kTileSteps = 4, kTileDigits = 3;
 
@@ -446,12 +473,25 @@ struct TileQuery {
   float unit[8];  // of head n: what an integer of 1 stands for
 };
 
+constexpr bool has_levels(TileKeys keys) { return keys != TileKeys::kSignMinMax2; }
+
 // Host. Whether KeyTile reads these rows.
 inline bool tile_reads(const RowStore& keys) {
   if (keys.head_dim != kTileDim) return false;
   if (keys.kind == RowKind::kSignLevels) return keys.bits == 3;
   return keys.kind == RowKind::kSignMinMax && keys.bits == 2 && keys.scale_group == 32 &&
          keys.dtype == SIKV_FP16;
+}
+// Host. body(std::integral_constant<TileKeys, ...>{}) of rows that it reads.
+template <typename Body>
+void with_tile_keys(const RowStore& keys, Body&& body) {
+  if (keys.kind == RowKind::kSignMinMax) {
+    body(std::integral_constant<TileKeys, TileKeys::kSignMinMax2>{});
+  } else if (keys.line > 0) {
+    body(std::integral_constant<TileKeys, TileKeys::kLineLevels3>{});
+  } else {
+    body(std::integral_constant<TileKeys, TileKeys::kLevels3>{});
+  }
 }
 
 // Head n < 8 of `tile` from its prepared query (warp_prepare_query): channel lane + 32 i in x[i].
@@ -466,13 +506,13 @@ __device__ inline void store_tile_query(const float (&x)[kTileDim / 32], int n, 
   const float inverse = largest > 7.9e-31f ? kRange / largest : 0.0f;
   if (lane == 0) {
     // Of rlm4's sums the lowest digit stands for 2^8: a level has two.
-    tile.unit[n] = largest / kRange * (kKeys == TileKeys::kLevels3 ? 256e-4f : 1.0f);
+    tile.unit[n] = largest / kRange * (has_levels(kKeys) ? 256e-4f : 1.0f);
   }
 #pragma unroll
   for (int i = 0; i < kTileDim / 32; ++i) {
     // Channel c = lane + 32 i: byte lane % 8 / 2 of register lane % 2.
-    const int j = kKeys == TileKeys::kLevels3 ? i : lane / 8;
-    const int step = kKeys == TileKeys::kLevels3 ? lane / 8 : i;
+    const int j = has_levels(kKeys) ? i : lane / 8;
+    const int step = has_levels(kKeys) ? lane / 8 : i;
     int rest = __float2int_rn(x[i] * inverse);
 #pragma unroll
     for (int d = kTileDigits - 1; d >= 0; --d) {
@@ -512,18 +552,30 @@ __device__ inline void build_tile_query(const float* q, int heads, TileQuery& ti
 // The codes of 16 tokens: a lane holds a part of tokens r and r + 8, r = lane / 4.
 template <TileKeys kKeys>
 struct KeyTile {
-  uint32_t index[2][8];   // words of the index tiles
-  uint32_t levels[2][2];  // 16 codes each
-  uint4 scale[2];         // rlm4: one fp16 in x; sign4: four pairs
-  int shift[2];           // bit of the token's nibble in a word
+  static constexpr bool kLines = kKeys == TileKeys::kLineLevels3;
+  static constexpr int kLine = rlm4::line_bytes(kTileDim);
+
+  uint32_t index[2][kLines ? 1 : 8];  // words of the index tiles; or the 8 nibbles of the token
+  uint32_t levels[2][2];              // 16 codes each
+  uint4 scale[2];                     // rlm4: one fp16 in x; sign4: four pairs
+  int shift[2];                       // bit of the token's nibble in a word
 
   // i = 0: token r, 1: token r + 8. Only issues loads.
   __device__ void load(const RowStore& keys, int i, int64_t page, int token) {
     const int j = threadIdx.x % 4;
+    if constexpr (kLines) {
+      const uint8_t* line = keys.payload.page(page) + kLine * token;
+      const uint2 codes = __ldg(reinterpret_cast<const uint2*>(line + 8 * j));
+      levels[i][0] = codes.x, levels[i][1] = codes.y;
+      constexpr int kSigns = rlm4::line_signs(kTileDim), kScale = rlm4::line_key_scale(kTileDim);
+      index[i][0] = __ldg(reinterpret_cast<const uint32_t*>(line + kSigns + 4 * j));
+      scale[i].x = __ldg(reinterpret_cast<const unsigned short*>(line + kScale));
+      return;
+    }
     const uint8_t* tile = keys.index.page(page) + kTileDim * (token / nibble_tile::kTileTokens);
     const uint8_t* row = keys.payload.page(page) + 32 * token;
     shift[i] = token % nibble_tile::kTileTokens * 4;
-    if constexpr (kKeys == TileKeys::kLevels3) {
+    if constexpr (has_levels(kKeys)) {
       const uint4* words = reinterpret_cast<const uint4*>(tile + 32 * j);
       const uint4 a = __ldg(words), b = __ldg(words + 1);
       index[i][0] = a.x, index[i][1] = a.y, index[i][2] = a.z, index[i][3] = a.w;
@@ -550,7 +602,7 @@ struct KeyTile {
   __device__ void score(const TileQuery& query, float (&c)[4]) const {
     const int lane = threadIdx.x % 32;
     const float unit[2] = {query.unit[2 * (lane % 4)], query.unit[2 * (lane % 4) + 1]};
-    if constexpr (kKeys == TileKeys::kLevels3) {
+    if constexpr (has_levels(kKeys)) {
       int sum2[4] = {}, sum1[4] = {}, sum0[4] = {};
 #pragma unroll
       for (int pair = 0; pair < 2; ++pair) {
@@ -638,17 +690,25 @@ struct KeyTile {
     return i == 0 ? __low2float(h) : __high2float(h);
   }
 
+  __device__ uint32_t tile_signs(int t, int pair) const {
+    if constexpr (kLines) {
+      const uint32_t twice = prmt(index[t][0], 0u, pair == 0 ? 0x1100u : 0x3322u);
+      return (twice & 0x000f000fu) | (twice >> 4 & 0x0f000f00u);
+    } else {
+      const uint32_t* words = &index[t][4 * pair];
+      const uint32_t byte = static_cast<uint32_t>(shift[t]) >> 3, both = byte | (byte + 4u) << 4;
+      const uint32_t low = prmt(words[0], words[1], both);
+      const uint32_t high = prmt(words[2], words[3], both);
+      return (prmt(low, high, 0x5410) >> (shift[t] & 4)) & 0x0f0f0f0fu;
+    }
+  }
   // Selectors of both tokens' 16 channels of code word `pair`: [token][even, odd channels], 8
   // nibbles each.
   __device__ void select(int pair, uint32_t (&selectors)[2][2]) const {
 #pragma unroll
     for (int t = 0; t < 2; ++t) {
-      const uint32_t* words = &index[t][4 * pair];
-      const uint32_t byte = static_cast<uint32_t>(shift[t]) >> 3, both = byte | (byte + 4u) << 4;
-      const uint32_t low = prmt(words[0], words[1], both);
-      const uint32_t high = prmt(words[2], words[3], both);
       // Byte g: the four signs of group g, in bits 0 to 3; then in bits 2, 3, 6, 7.
-      const uint32_t signs = (prmt(low, high, 0x5410) >> (shift[t] & 4)) & 0x0f0f0f0fu;
+      const uint32_t signs = tile_signs(t, pair);
       const uint32_t spread = signs * 4u + (signs & 0x0c0c0c0cu) * 12u;
       const uint32_t codes = levels[t][pair];
       selectors[t][0] = (codes & 0x33333333u) | (spread & 0x44444444u);

@@ -10,7 +10,6 @@ namespace {
 // Launches what reads these stores fastest. More than 8 query heads a KV head would need a second
 // accumulator of each lane: they go the general way.
 void launch(const cuda::FlashCall& call, cudaStream_t stream) {
-  using cuda::TileKeys;
   const cuda::RowStore &keys = call.keys, &values = call.values;
   const bool levels = values.kind == cuda::RowKind::kLevels && values.bits == 2;
   const bool min_max = values.kind == cuda::RowKind::kMinMax && values.bits == 2 &&
@@ -18,19 +17,14 @@ void launch(const cuda::FlashCall& call, cudaStream_t stream) {
   if (!cuda::tile_reads(keys) || !(levels || min_max) || call.group > 8) {
     return cuda::launch_attend_any(call, stream);
   }
-  const auto with_keys = [&](auto key) {
-    using Keys = decltype(key);
+  cuda::with_tile_keys(keys, [&](auto kind) {
+    using Keys = cuda::CodeKeys<decltype(kind)::value>;
     if (levels) {
       cuda::launch_attend_tiles<Keys, cuda::LevelValues, 1>(call, stream);
     } else {
       cuda::launch_attend_tiles<Keys, cuda::MinMaxValues, 1>(call, stream);
     }
-  };
-  if (keys.kind == cuda::RowKind::kSignLevels) {
-    with_keys(cuda::CodeKeys<TileKeys::kLevels3>{});
-  } else {
-    with_keys(cuda::CodeKeys<TileKeys::kSignMinMax2>{});
-  }
+  });
 }
 
 class SparseFlash : public Kernel {

@@ -43,6 +43,7 @@ struct Family {
   enum Kind { kSign, kRotated, kKivi, kRaw, kMinMax, kRotatedValue } kind;
   int bits = 0, group = 32;
   int32_t dtype = SIKV_FP16;  // of scales
+  bool lines = false;         // kRotated, kRotatedValue
 };
 
 std::string name(const Family& f) {
@@ -52,6 +53,7 @@ std::string name(const Family& f) {
   text += std::to_string(f.bits);
   if (f.group != 32) text += "/" + std::to_string(f.group);
   if (f.dtype != SIKV_FP16) text += "/" + std::string(dtype_name(f.dtype));
+  if (f.lines) text += "/line";
   return text;
 }
 
@@ -74,11 +76,16 @@ sikv_layout layout_of(const Family& f, bool key, int dim, int32_t dtype) {
     }
     case Family::kRotated: {
       const rlm4::Params p{dim, f.bits};
-      LayoutBuilder b(rlm4::kKeyFamily, 1, dim);
+      LayoutBuilder b(f.lines ? rlm4::kKeyLineFamily : rlm4::kKeyFamily, 1, dim);
       b.param("bits", f.bits);
       b.plane(SIKV_INDEX_CODE, SIKV_NIBBLE_TILES, 8, rlm4::index_tile_bytes(p));
-      b.plane(code, SIKV_PER_TOKEN, 1, rlm4::magnitude_bytes(p));
-      b.plane(scale, SIKV_PER_TOKEN, 1, rlm4::kScaleBytes);
+      if (f.lines) {
+        const int line = rlm4::line_bytes(dim), scale_at = rlm4::line_key_scale(dim);
+        b.in_line(code, line, 0, scale_at).in_line(scale, line, scale_at, rlm4::kScaleBytes);
+      } else {
+        b.plane(code, SIKV_PER_TOKEN, 1, rlm4::magnitude_bytes(p));
+        b.plane(scale, SIKV_PER_TOKEN, 1, rlm4::kScaleBytes);
+      }
       b.table(SIKV_CODEBOOK, dim * 16).table(SIKV_KEY_MEAN, dim);
       return b.build();
     }
@@ -108,10 +115,14 @@ sikv_layout layout_of(const Family& f, bool key, int dim, int32_t dtype) {
     }
     default: {
       const rlm4::Params p{dim, f.bits};
-      LayoutBuilder b(rlm4::kValueFamily, 1, dim);
+      LayoutBuilder b(f.lines ? rlm4::kValueLineFamily : rlm4::kValueFamily, 1, dim);
       b.param("bits", f.bits);
       b.plane(code, SIKV_PER_TOKEN, 1, rlm4::value_code_bytes(p));
-      b.plane(scale, SIKV_PER_TOKEN, 1, rlm4::kScaleBytes);
+      if (f.lines) {
+        b.in_line(scale, rlm4::line_bytes(dim), rlm4::line_value_scale(dim), rlm4::kScaleBytes);
+      } else {
+        b.plane(scale, SIKV_PER_TOKEN, 1, rlm4::kScaleBytes);
+      }
       b.table(SIKV_VALUE_MEAN, dim);
       return b.build();
     }
@@ -130,9 +141,10 @@ void decode(const sikv_layout& raw_layout, uint8_t* const* planes, float* const*
     sign4::unpack_1(sign4::read_params(layout),
                     {plane(SIKV_INDEX_CODE), plane(SIKV_MAGNITUDE), plane(SIKV_SCALE)}, token,
                     {table(SIKV_CODEBOOK), table(SIKV_KEY_MEAN), table(SIKV_KEY_SCALE)}, x);
-  } else if (layout.is(rlm4::kKeyFamily, 1)) {
+  } else if (rlm4::is_keys(layout)) {
     rlm4::unpack_1(rlm4::read_params(layout),
-                   rlm4::KeyPage{plane(SIKV_INDEX_CODE), plane(SIKV_MAGNITUDE), plane(SIKV_SCALE)},
+                   rlm4::KeyPage{plane(SIKV_INDEX_CODE), plane(SIKV_MAGNITUDE), plane(SIKV_SCALE),
+                                 rlm4::read_line(layout)},
                    token, table(SIKV_KEY_MEAN), x);
   } else if (layout.is(kivi::kFamily, 1)) {
     kivi::unpack_1(kivi::read_params(layout), {plane(SIKV_MAGNITUDE), plane(SIKV_SCALE)}, token, x);
@@ -144,9 +156,10 @@ void decode(const sikv_layout& raw_layout, uint8_t* const* planes, float* const*
     intq::unpack_1(intq::read_params(layout), {plane(SIKV_VALUE_CODE), plane(SIKV_VALUE_SCALE)},
                    token, x);
   } else {
-    rlm4::unpack_1(rlm4::read_params(layout),
-                   rlm4::ValuePage{plane(SIKV_VALUE_CODE), plane(SIKV_VALUE_SCALE)}, token,
-                   table(SIKV_VALUE_MEAN), x);
+    rlm4::unpack_1(
+        rlm4::read_params(layout),
+        rlm4::ValuePage{plane(SIKV_VALUE_CODE), plane(SIKV_VALUE_SCALE), rlm4::read_line(layout)},
+        token, table(SIKV_VALUE_MEAN), x);
   }
 }
 
@@ -200,6 +213,15 @@ __global__ void fill(uint8_t* out, int64_t n, int32_t dtype, Fill what, uint64_t
     if (what == Fill::kScales) x = 0.5f + u(0);
     if (what == Fill::kPairs) x = i % 2 == 0 ? 0.5f + u(0) : -0.7f - 1.6f * u(0);
     sikv_store(out, dtype, i, x);
+  }
+}
+
+// Scales a line apart.
+__global__ void fill_scales(uint8_t* out, int64_t n, int line, uint64_t seed) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n;
+       i += int64_t{gridDim.x} * blockDim.x) {
+    const auto bits = static_cast<uint32_t>(scramble(seed + static_cast<uint64_t>(i)) & 0xffffu);
+    sikv_store(out + i * line, SIKV_FP16, 0, 0.5f + static_cast<float>(bits) / 65536.0f);
   }
 }
 
@@ -293,10 +315,23 @@ class Layer {
              uint64_t seed) {
     store.layout = &layout;
     const int64_t pages = int64_t{shape.rows()} * view.max_pages;
+    if (layout.line_bytes > 0 && lines_ == nullptr) {
+      lines_ = keep(filled(pages * SIKV_PAGE_TOKENS * layout.line_bytes, 0, Fill::kBytes, seed));
+      bytes += pages * SIKV_PAGE_TOKENS * layout.line_bytes;
+    }
     for (uint32_t i = 0; i < layout.num_planes; ++i) {
       const sikv_plane& plane = layout.planes[i];
       const int64_t page = int64_t{SIKV_PAGE_TOKENS} / plane.tile_tokens * plane.bytes_per_tile;
       const bool scales = plane.role == SIKV_SCALE || plane.role == SIKV_VALUE_SCALE;
+      if (plane.organisation == SIKV_IN_LINE) {
+        store.page_stride_bytes[i] = int64_t{SIKV_PAGE_TOKENS} * layout.line_bytes;
+        store.planes[i] = lines_ + layout.line_offset[i];
+        if (!scales) continue;
+        fill_scales<<<4096, 256>>>(lines_ + layout.line_offset[i], pages * SIKV_PAGE_TOKENS,
+                                   static_cast<int>(layout.line_bytes), seed + i);
+        ok(cudaGetLastError(), "fill_scales");
+        continue;
+      }
       const bool rotated = family.kind == Family::kRotated || family.kind == Family::kRotatedValue;
       const bool rows =
           family.kind == Family::kRaw || (family.bits == 16 && plane.role != SIKV_INDEX_CODE);
@@ -320,6 +355,7 @@ class Layer {
 
   std::vector<std::unique_ptr<Device<int32_t>>> ints_;
   std::vector<std::unique_ptr<Device<uint8_t>>> memory_;
+  uint8_t* lines_ = nullptr;  // of keys and values
 };
 
 // ---- a kernel -----------------------------------------------------------------------------------
@@ -496,8 +532,11 @@ Errors check(const std::string& library, const Shape& shape, const Family& key, 
   const auto copy_store = [&](const sikv_layout& layout, const sikv_store_view& view) {
     Store store;
     for (uint32_t i = 0; i < layout.num_planes; ++i) {
+      const bool in_line = layout.planes[i].organisation == SIKV_IN_LINE;
+      const size_t offset = in_line ? layout.line_offset[i] : 0;
       store.planes.push_back(copy(view.planes[i], static_cast<size_t>(view.page_stride_bytes[i]) *
-                                                      static_cast<size_t>(rows * max_pages)));
+                                                          static_cast<size_t>(rows * max_pages) -
+                                                      offset));
     }
     for (uint32_t i = 0; i < layout.num_tables; ++i) {
       store.tables.push_back(
@@ -584,22 +623,16 @@ Errors check(const std::string& library, const Shape& shape, const Family& key, 
 
 int check_all(const std::string& sparse, const std::string& dense) {
   using F = Family;
-  const std::vector<F> keys = {{F::kRotated, 3},
-                               {F::kSign, 2},
-                               {F::kRotated, 2},
-                               {F::kRotated, 4},
-                               {F::kSign, 0},
-                               {F::kSign, 3},
-                               {F::kSign, 4},
-                               {F::kSign, 8},
-                               {F::kSign, 16},
-                               {F::kSign, 2, 16},
-                               {F::kSign, 2, 32, SIKV_FP8_E4M3},
-                               {F::kKivi, 2},
-                               {F::kKivi, 4, 64},
-                               {F::kRaw}};
+  const F key_lines{F::kRotated, 3, 32, SIKV_FP16, true};
+  const F value_lines{F::kRotatedValue, 2, 32, SIKV_FP16, true};
+  const std::vector<F> keys = {
+      {F::kRotated, 3}, {F::kSign, 2},     key_lines,         {F::kRotated, 2},
+      {F::kRotated, 4}, {F::kSign, 0},     {F::kSign, 3},     {F::kSign, 4},
+      {F::kSign, 8},    {F::kSign, 16},    {F::kSign, 2, 16}, {F::kSign, 2, 32, SIKV_FP8_E4M3},
+      {F::kKivi, 2},    {F::kKivi, 4, 64}, {F::kRaw}};
   const std::vector<F> values = {{F::kRotatedValue, 2},
                                  {F::kMinMax, 2},
+                                 value_lines,
                                  {F::kRotatedValue, 3},
                                  {F::kRotatedValue, 4},
                                  {F::kMinMax, 4},
@@ -636,7 +669,8 @@ int check_all(const std::string& sparse, const std::string& dense) {
   for (size_t s = 0; s < shapes.size(); ++s) {
     for (size_t i = 0; i < keys.size(); ++i) {
       for (size_t j = 0; j < values.size(); ++j) {
-        const bool fast = i < 2 && j < 2;
+        if (values[j].lines && !keys[i].lines) continue;
+        const bool fast = i < 3 && j < 3;
         if (!fast && i != (j * 3 + s) % keys.size() && j != (i + s) % values.size()) continue;
         const bool divides = shapes[s].dim % 32 == 0;
         if (!divides) continue;
@@ -793,6 +827,8 @@ void time_all(const std::string& sparse, const std::string& dense, int pinned, i
     if (dense_only) continue;
     const std::pair<Family, Family> pipelines[] = {
         {{Family::kRotated, 3}, {Family::kRotatedValue, 2}},
+        {{Family::kRotated, 3, 32, SIKV_FP16, true},
+         {Family::kRotatedValue, 2, 32, SIKV_FP16, true}},
         {{Family::kSign, 2}, {Family::kMinMax, 2}}};
     for (const auto& [key, value] : pipelines) {
       std::vector<std::unique_ptr<Layer>> layers;
@@ -825,11 +861,13 @@ void time_all(const std::string& sparse, const std::string& dense, int pinned, i
                              {selections[n]->data(), counts.data(), budget, 0}),
                      stream);
         });
-        // Signs of a token: one 128-byte tile; the other planes a sector each.
-        const double must = double(shape.rows()) * budget * (128 + 4 * 32) + exact_bytes;
-        std::printf("%2d x %4dK  %5s+%-5s %5d %8.1f us (least %.1f)  %.2f TB/s of sectors, %.1fx\n",
-                    size.batch, size.context / 1024, name(key).c_str(), name(value).c_str(), budget,
-                    median, least, must / median * 1e-6, dense_us / median);
+        // Signs of a token: one 128-byte tile; the other planes a sector each. Of a line both.
+        const int sectors = key.lines ? 3 : 8;
+        const double must = double(shape.rows()) * budget * 32 * sectors + exact_bytes;
+        std::printf(
+            "%2d x %4dK  %10s+%-11s %5d %8.1f us (least %.1f)  %.2f TB/s of sectors, %.1fx\n",
+            size.batch, size.context / 1024, name(key).c_str(), name(value).c_str(), budget, median,
+            least, must / median * 1e-6, dense_us / median);
       }
     }
   }

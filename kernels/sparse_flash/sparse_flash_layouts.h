@@ -83,10 +83,11 @@ struct RotatedKeys : Stored {
     rlm4::unpack_rotated_1(
         params,
         rlm4::KeyPage{page(SIKV_INDEX_CODE, row, slot), page(SIKV_MAGNITUDE, row, slot),
-                      page(SIKV_SCALE, row, slot)},
+                      page(SIKV_SCALE, row, slot), line},
         slot % kPageTokens, k);
   }
   rlm4::Params params = rlm4::read_params(store.layout());
+  int line = rlm4::read_line(store.layout());
 };
 
 // ---- values -------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ struct RotatedValues : Stored {
   void load(int row, int slot, float* v) const {
     rlm4::unpack_rotated_1(
         params,
-        rlm4::ValuePage{page(SIKV_VALUE_CODE, row, slot), page(SIKV_VALUE_SCALE, row, slot)},
+        rlm4::ValuePage{page(SIKV_VALUE_CODE, row, slot), page(SIKV_VALUE_SCALE, row, slot), line},
         slot % kPageTokens, v);
   }
   void restore(int row, float sum, float* acc) const {
@@ -126,6 +127,7 @@ struct RotatedValues : Stored {
     for (int d = 0; d < params.head_dim; ++d) acc[d] += sum * mean[d];
   }
   rlm4::Params params = rlm4::read_params(store.layout());
+  int line = rlm4::read_line(store.layout());
 };
 
 // ---- which layout is which ----------------------------------------------------------------------
@@ -147,7 +149,7 @@ void with_keys(const LayoutView& layout, Visit&& visit) {
   if (layout.is(raw::kFamily, raw::kVersion)) return visit(Type<RawKeys>());
   if (layout.is(kivi::kFamily, kivi::kVersion)) return visit(Type<KiviKeys>());
   if (layout.is(sign4::kFamily, sign4::kVersion)) return visit(Type<SignKeys>());
-  if (layout.is(rlm4::kKeyFamily, rlm4::kVersion)) return visit(Type<RotatedKeys>());
+  if (rlm4::is_keys(layout)) return visit(Type<RotatedKeys>());
   refuse(layout, "keys");
 }
 
@@ -157,7 +159,7 @@ void with_values(const LayoutView& layout, Visit&& visit) {
   if (layout.is(intq::kFamily, intq::kVersion) || layout.is(intq::kKiviFamily, intq::kVersion)) {
     return visit(Type<MinMaxValues>());
   }
-  if (layout.is(rlm4::kValueFamily, rlm4::kVersion)) return visit(Type<RotatedValues>());
+  if (rlm4::is_values(layout)) return visit(Type<RotatedValues>());
   refuse(layout, "values");
 }
 

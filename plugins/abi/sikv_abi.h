@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #define SIKV_ABI_MAJOR 1
-#define SIKV_ABI_MINOR 1
+#define SIKV_ABI_MINOR 2
 #define SIKV_PLUGIN_MAGIC "SIKVPLUG" /* 8 bytes, no terminator */
 
 #define SIKV_PAGE_TOKENS 256 /* unit of allocation: tokens of one (layer, sequence, KV head) */
@@ -141,11 +141,14 @@ typedef enum sikv_role {
  *   PER_TOKEN     a token's bytes are contiguous; tile_tokens = 1
  *   NIBBLE_TILES  tiles of 8 tokens x D/4 little-endian 32-bit words; word g holds group g's
  *                 nibble of token 0 (bits 0-3) to token 7 (bits 28-31); tile_tokens = 8
- *   SHARED        one row of bytes serves tile_tokens consecutive tokens (kivi's channel scales) */
+ *   SHARED        one row of bytes serves tile_tokens consecutive tokens (kivi's channel scales)
+ *   IN_LINE       since 1.2: a token's bytes_per_tile bytes lie together in the token's line, which
+ *                 planes of keys and values share (sikv_layout.line_bytes); tile_tokens = 1 */
 typedef enum sikv_organisation {
   SIKV_PER_TOKEN = 1,
   SIKV_NIBBLE_TILES = 2,
   SIKV_SHARED = 3,
+  SIKV_IN_LINE = 4,
 } sikv_organisation;
 
 typedef struct sikv_plane {
@@ -183,6 +186,11 @@ typedef struct sikv_layout {
   sikv_layout_param params[SIKV_MAX_PARAMS];
   sikv_plane planes[SIKV_MAX_PLANES];
   sikv_side_table tables[SIKV_MAX_TABLES];
+  /* since 1.2. Lines belong to the keys: IN_LINE planes of values need a key layout with as many
+   * line_bytes that leaves their bytes free. The plane's base in the store view is that of token
+   * 0's bytes, so a reader needs nothing but the stride: token t lies t * line_bytes behind it. */
+  uint32_t line_bytes;                   /* of one token's line; 0 if no plane is IN_LINE */
+  uint32_t line_offset[SIKV_MAX_PLANES]; /* in the line, of the planes that are */
 } sikv_layout;
 
 /* ---- the cache as all parts see it ------------------------------------------------------------
@@ -350,6 +358,7 @@ SIKV_FROZEN(sikv_option_value, text, 32);
 SIKV_FROZEN(sikv_shape, rope_theta, 32);
 SIKV_FROZEN(sikv_create_args, host, 32);
 SIKV_FROZEN(sikv_layout, tables, 504);
+SIKV_FROZEN(sikv_layout, line_offset, 540);
 SIKV_FROZEN(sikv_store_view, codec_self, 112);
 SIKV_FROZEN(sikv_cache_view, pinned_len, 352);
 SIKV_FROZEN(sikv_cache_view, fault, 360);

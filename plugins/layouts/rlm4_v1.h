@@ -1,4 +1,5 @@
-// Layouts rlm4(bits=3).v1 of keys and rlm4v(bits=2).v1 of values: rotated, sign-first Lloyd-Max.
+// Layouts rlm4(bits=3).v1 of keys and rlm4v(bits=2).v1 of values: rotated, sign-first Lloyd-Max; and
+// the same numbers in lines, rlm4line(bits=3).v1 and rlm4vline(bits=2).v1.
 //
 //   keys     INDEX_CODE   tiles of 8 tokens, D bytes each (nibble_tile.h): signs of y
 //            MAGNITUDE    token | level 0 | level 1 | ... |   (bits - 1) * D / 8 bytes, bitpack.h
@@ -16,6 +17,20 @@
 //   3. scale = sum |y| v / sum v^2, v the level's value, to fp16, saturating; 0 where r = 0
 // Decode: y = (sign) v * scale, x = R^T y + mean.
 // D = 128, keys 3 bits, values 2 bits: 16 + 32 + 2 and 32 + 2 bytes per token.
+//
+// In lines whoever reads one token finds its key, signs included, and the scale of its value in one
+// piece of memory that begins where it is aligned: two DRAM accesses of 64 bytes for key and value
+// where the planes take six. The key takes 3 bits, the value any of 2, 3, 4.
+//
+//   keys     INDEX_CODE   as above
+//            MAGNITUDE    line | levels | signs |                              IN_LINE
+//            SCALE        line | fp16 |                                        IN_LINE
+//   values   VALUE_CODE   as above
+//            VALUE_SCALE  line | fp16 |                                        IN_LINE
+//   line     | levels D/4 | signs D/8 | key scale 2 | value scale 2 | unspecified |
+//            signs        bit i of the stream = channel i is not negative: the nibbles of the index
+//   D         64   96  128  256
+//   line      32   64   64  128 bytes, so that none crosses a boundary of 64 that it need not
 #ifndef SIKV_PLUGINS_LAYOUTS_RLM4_V1_H_
 #define SIKV_PLUGINS_LAYOUTS_RLM4_V1_H_
 
@@ -27,6 +42,8 @@ namespace sikv::rlm4 {
 
 inline constexpr const char* kKeyFamily = "rlm4";
 inline constexpr const char* kValueFamily = "rlm4v";
+inline constexpr const char* kKeyLineFamily = "rlm4line";
+inline constexpr const char* kValueLineFamily = "rlm4vline";
 inline constexpr int kVersion = 1;
 inline constexpr int kScaleBytes = 2;
 
@@ -53,6 +70,36 @@ SIKV_INLINE constexpr int magnitude_bytes(const Params& p) {
 }
 SIKV_INLINE constexpr int value_code_bytes(const Params& p) {
   return bitpack::row_bytes(p.bits, p.head_dim);
+}
+
+// ---- lines --------------------------------------------------------------------------------------
+
+inline constexpr int kLineKeyBits = 3;
+
+SIKV_INLINE constexpr int line_signs(int head_dim) { return head_dim / 4; }
+SIKV_INLINE constexpr int line_key_scale(int head_dim) { return head_dim / 8 * 3; }
+SIKV_INLINE constexpr int line_value_scale(int head_dim) {
+  return line_key_scale(head_dim) + kScaleBytes;
+}
+SIKV_INLINE constexpr int line_bytes(int head_dim) {
+  return (line_value_scale(head_dim) + kScaleBytes + 31) / 32 * 32;
+}
+
+// Whether a layout is one of these, in planes or in lines.
+template <typename View>
+bool is_keys(const View& layout) {
+  return layout.is(kKeyFamily, kVersion) || layout.is(kKeyLineFamily, kVersion);
+}
+template <typename View>
+bool is_values(const View& layout) {
+  return layout.is(kValueFamily, kVersion) || layout.is(kValueLineFamily, kVersion);
+}
+// Of a layout in lines, else 0.
+template <typename View>
+int read_line(const View& layout) {
+  return layout.is(kKeyLineFamily, kVersion) || layout.is(kValueLineFamily, kVersion)
+             ? line_bytes(layout.head_dim())
+             : 0;
 }
 
 // ---- the quantiser ----------------------------------------------------------------------------
@@ -112,15 +159,24 @@ SIKV_INLINE void unrotate_centred(const Params& p, const float* mean, float* y) 
 
 // ---- keys ---------------------------------------------------------------------------------------
 
-// First byte of each plane of one page.
+// First byte of each plane of one page; `line` is line_bytes where tokens lie in lines, else 0.
 struct KeyPage {
   uint8_t* index;
   uint8_t* magnitude;
   uint8_t* scale;
+  int line = 0;
 };
 
-SIKV_INLINE float token_scale(const uint8_t* scale_plane, int token) {
-  return sikv_load(scale_plane, SIKV_FP16, token);
+SIKV_INLINE float token_scale(const uint8_t* scale_plane, int token, int line = 0) {
+  return sikv_load(scale_plane + int64_t{line > 0 ? line : kScaleBytes} * token, SIKV_FP16, 0);
+}
+SIKV_INLINE void store_scale(uint8_t* scale_plane, int token, int line, float scale) {
+  minmax::store_saturated(scale_plane + int64_t{line > 0 ? line : kScaleBytes} * token, SIKV_FP16,
+                          0, scale);
+}
+// Levels of a token, and in lines its signs behind them.
+SIKV_INLINE uint8_t* key_row(const Params& p, const KeyPage& page, int token) {
+  return page.magnitude + int64_t{page.line > 0 ? page.line : magnitude_bytes(p)} * token;
 }
 
 // key [D], mean [D]; `token` is the token in the page.
@@ -129,19 +185,24 @@ SIKV_INLINE void pack_1(const Params& p, const KeyPage& page, int token, const f
   float y[kMaxHeadDim];
   uint8_t levels[kMaxHeadDim];
   rotate_centred(p, key, mean, y);
-  minmax::store_saturated(page.scale, SIKV_FP16, token, quantise(p, y, levels));
+  store_scale(page.scale, token, page.line, quantise(p, y, levels));
   nibble_tile::pack_signs(page.index, p.head_dim, token, y);
-  uint8_t* row = page.magnitude + int64_t{magnitude_bytes(p)} * token;
+  uint8_t* row = key_row(p, page, token);
   for (int d = 0; d < p.head_dim; ++d) bitpack::set(row, level_bits(p), d, levels[d]);
+  if (page.line == 0) return;
+  uint8_t* signs = row + line_signs(p.head_dim);
+  for (int d = 0; d < p.head_dim; ++d) bitpack::set(signs, 1, d, nibble_tile::sign_bit(y[d]));
 }
 
 // y [D], still rotated and centred: enough for attention with rotated queries.
 SIKV_INLINE void unpack_rotated_1(const Params& p, const KeyPage& page, int token, float* y) {
-  const uint8_t* row = page.magnitude + int64_t{magnitude_bytes(p)} * token;
-  const float scale = token_scale(page.scale, token);
+  const uint8_t* row = key_row(p, page, token);
+  const uint8_t* signs = row + line_signs(p.head_dim);
+  const float scale = token_scale(page.scale, token, page.line);
   for (int d = 0; d < p.head_dim; ++d) {
-    y[d] = dequantise(p, nibble_tile::get_sign(page.index, p.head_dim, token, d),
-                      bitpack::get(row, level_bits(p), d), scale);
+    const uint32_t sign = page.line > 0 ? bitpack::get(signs, 1, d)
+                                        : nibble_tile::get_sign(page.index, p.head_dim, token, d);
+    y[d] = dequantise(p, sign, bitpack::get(row, level_bits(p), d), scale);
   }
 }
 
@@ -156,6 +217,7 @@ SIKV_INLINE void unpack_1(const Params& p, const KeyPage& page, int token, const
 struct ValuePage {
   uint8_t* code;
   uint8_t* scale;
+  int line = 0;  // of the scales
 };
 
 SIKV_INLINE void pack_1(const Params& p, const ValuePage& page, int token, const float* mean,
@@ -163,7 +225,7 @@ SIKV_INLINE void pack_1(const Params& p, const ValuePage& page, int token, const
   float y[kMaxHeadDim];
   uint8_t levels[kMaxHeadDim];
   rotate_centred(p, value, mean, y);
-  minmax::store_saturated(page.scale, SIKV_FP16, token, quantise(p, y, levels));
+  store_scale(page.scale, token, page.line, quantise(p, y, levels));
   uint8_t* row = page.code + int64_t{value_code_bytes(p)} * token;
   for (int d = 0; d < p.head_dim; ++d) {
     const uint32_t sign = nibble_tile::sign_bit(y[d]);
@@ -174,7 +236,7 @@ SIKV_INLINE void pack_1(const Params& p, const ValuePage& page, int token, const
 // y [D], still rotated and centred: sum these and undo rotation and mean once per output.
 SIKV_INLINE void unpack_rotated_1(const Params& p, const ValuePage& page, int token, float* y) {
   const uint8_t* row = page.code + int64_t{value_code_bytes(p)} * token;
-  const float scale = token_scale(page.scale, token);
+  const float scale = token_scale(page.scale, token, page.line);
   for (int d = 0; d < p.head_dim; ++d) {
     const uint32_t code = bitpack::get(row, p.bits, d);
     y[d] = dequantise(p, code >> level_bits(p), code & ((1u << level_bits(p)) - 1u), scale);

@@ -79,6 +79,12 @@ class LayoutView {
     }
     return -1;
   }
+  // Bytes from one token to the next in a plane of single tokens.
+  int token_stride(int plane) const {
+    const sikv_plane& p = layout_->planes[plane];
+    return static_cast<int>(p.organisation == SIKV_IN_LINE ? layout_->line_bytes
+                                                           : p.bytes_per_tile);
+  }
   // Index of the side table with this role, or -1.
   int table(sikv_table_role role) const {
     for (uint32_t i = 0; i < layout_->num_tables; ++i) {
@@ -116,6 +122,13 @@ class LayoutBuilder {
     layout_.planes[layout_.num_planes++] = {
         static_cast<uint32_t>(role), static_cast<uint32_t>(organisation),
         static_cast<uint32_t>(tile_tokens), static_cast<uint32_t>(bytes_per_tile)};
+    return *this;
+  }
+  // Bytes [offset, offset + bytes) of a token's line, whose size all of a layout's planes agree on.
+  LayoutBuilder& in_line(sikv_role role, int line_bytes, int offset, int bytes) {
+    layout_.line_bytes = static_cast<uint32_t>(line_bytes);
+    plane(role, SIKV_IN_LINE, 1, bytes);
+    layout_.line_offset[layout_.num_planes - 1] = static_cast<uint32_t>(offset);
     return *this;
   }
   LayoutBuilder& table(sikv_table_role role, int count) {

@@ -84,7 +84,10 @@ def join(bench, peers):
 
 WIDTH, HEIGHT = 860, 460
 LEFT, RIGHT, TOP, BOTTOM = 70, 330, 30, 50
-COLOURS = ["#1f6feb", "#2da44e", "#bf8700", "#cf222e", "#8250df", "#8c959f", "#24292f"]
+COLOURS = [
+    "#1f6feb", "#2da44e", "#bf8700", "#cf222e", "#8250df", "#8c959f", "#24292f",
+    "#58a6ff", "#7ee787", "#e3b341",
+]
 OPTIONS = {"rerank {}": r"rerank=(\d+)", "scan every {}": r"scan_every=(\d+)", "refresh": "refresh_cosine"}
 
 
@@ -104,7 +107,8 @@ def roofline(rows, peers, copy_tb_per_s):
             for text, pattern in OPTIONS.items()
             if (found := re.search(pattern, row["pipeline"]))
         ]
-        label = ", ".join([name[0]] + options)
+        codecs = name[0].replace("rot_lm(layout=lines)+rot_lm(layout=lines)", "rot_lm+rot_lm lines")
+        label = ", ".join([codecs] + options)
         if is_dense(row):
             label = "dense_attention"
         points.append((label, row["bytes"], us(row)))

@@ -29,7 +29,7 @@ struct ScanArgs {
 inline constexpr int kNewSlots = 4 * SIKV_PAGE_TOKENS;
 
 // How the encoded keys are read: any layout, or as tiles of 16 tokens (warp_rows.cuh).
-enum class RerankKeys { kUnits, kLevels3, kSignMinMax2 };
+enum class RerankKeys { kUnits, kLevels3, kLineLevels3, kSignMinMax2 };
 
 struct RerankArgs {
   sikv_cache_view view;

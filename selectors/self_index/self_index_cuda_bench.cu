@@ -38,8 +38,11 @@ T* device_copy(const std::vector<T>& host) {
   return data;
 }
 
+const Choices kLines = {{"layout", "lines"}};
+
 struct Spec {
   const char* codec = "rot_lm";
+  Choices choices = {};  // of the codec
   int head_dim = 128, heads = 8, group = 4;
   std::vector<int> lengths;  // [B] encoded
   int tail = 40, pinned = 64;
@@ -55,8 +58,8 @@ class Cache {
   // With `host`, planes are also in host memory.
   Cache(const Spec& spec, bool host) : spec_(spec), host_planes_(host) {
     sikv_shape shape = this->shape(1);
-    codec_ =
-        std::make_unique<CodecInstance>(testing::make_codec(SIKV_KEY_CODEC, spec.codec, {}, shape));
+    codec_ = std::make_unique<CodecInstance>(
+        testing::make_codec(SIKV_KEY_CODEC, spec.codec, spec.choices, shape));
     layout_ = codec_->describe();
     const int batch = static_cast<int>(spec.lengths.size()), rows = batch * spec.heads;
     const int longest = *std::max_element(spec.lengths.begin(), spec.lengths.end());
@@ -117,22 +120,17 @@ class Cache {
     host_view_.key.codec_self = codec_->self();
     host_view_.value.layout = &layout_;
     device_view_ = host_view_;
-    for (uint32_t i = 0; i < layout_.num_planes; ++i) {
-      const sikv_plane& plane = layout_.planes[i];
-      const int64_t bytes = int64_t{256} / plane.tile_tokens * plane.bytes_per_tile;
-      host_view_.key.page_stride_bytes[i] = device_view_.key.page_stride_bytes[i] = bytes;
+    // One plane, or the lines, with a scale `stride` bytes after the other. Returns the device's.
+    const auto fill = [&](std::vector<uint8_t>& data, int64_t bytes, size_t first, size_t stride) {
       const size_t total = static_cast<size_t>(bytes) * pages;
-      std::vector<uint8_t>& data = planes_[i];
       // Enough random bytes that no two heads agree; a plane on the device repeats them.
       data.resize(host ? total : std::min<size_t>(total, 64 << 20));
       for (size_t j = 0; j + 8 <= data.size(); j += 8) {
         const uint64_t word = random.next();
         std::memcpy(&data[j], &word, 8);
       }
-      if (plane.role == SIKV_SCALE) {
-        for (size_t j = 0; j < data.size() / 2; ++j) {
-          sikv_store(data.data(), SIKV_FP16, j, 0.5f + (data[2 * j] & 63) / 64.0f);
-        }
+      for (size_t j = first; stride > 0 && j + 2 <= data.size(); j += stride) {
+        sikv_store(&data[j], SIKV_FP16, 0, 0.5f + (data[j] & 63) / 64.0f);
       }
       uint8_t* device = nullptr;
       check(cudaMalloc(&device, total));
@@ -140,9 +138,28 @@ class Cache {
         check(cudaMemcpy(device + done, data.data(), std::min(data.size(), total - done),
                          cudaMemcpyHostToDevice));
       }
-      host_view_.key.planes[i] = data.data();
-      device_view_.key.planes[i] = device;
       device_memory_.push_back(device);
+      return device;
+    };
+    const int scale = LayoutView(layout_).plane(SIKV_SCALE);
+    std::vector<uint8_t>& host_lines = planes_[SIKV_MAX_PLANES];
+    const int64_t line_bytes = int64_t{256} * layout_.line_bytes;
+    uint8_t* const lines = line_bytes == 0 ? nullptr
+                                           : fill(host_lines, line_bytes,
+                                                  layout_.line_offset[scale], layout_.line_bytes);
+    for (uint32_t i = 0; i < layout_.num_planes; ++i) {
+      const sikv_plane& plane = layout_.planes[i];
+      if (plane.organisation == SIKV_IN_LINE) {
+        host_view_.key.page_stride_bytes[i] = line_bytes;
+        host_view_.key.planes[i] = host_lines.data() + layout_.line_offset[i];
+        device_view_.key.planes[i] = lines + layout_.line_offset[i];
+      } else {
+        const int64_t bytes = int64_t{256} / plane.tile_tokens * plane.bytes_per_tile;
+        host_view_.key.page_stride_bytes[i] = bytes;
+        device_view_.key.planes[i] = fill(planes_[i], bytes, 0, plane.role == SIKV_SCALE ? 2 : 0);
+        host_view_.key.planes[i] = planes_[i].data();
+      }
+      device_view_.key.page_stride_bytes[i] = host_view_.key.page_stride_bytes[i];
     }
     for (uint32_t i = 0; i < layout_.num_tables; ++i) {
       std::vector<float>& table = tables_[i];
@@ -212,7 +229,7 @@ class Cache {
   std::unique_ptr<CodecInstance> codec_;
   sikv_layout layout_{};
   std::vector<int32_t> page_table_, encoded_, tail_len_, pinned_slots_, pinned_len_;
-  std::vector<uint8_t> planes_[SIKV_MAX_PLANES], pinned_k_, tail_k_;
+  std::vector<uint8_t> planes_[SIKV_MAX_PLANES + 1], pinned_k_, tail_k_;  // the last: lines
   std::vector<float> tables_[SIKV_MAX_TABLES];
   sikv_cache_view host_view_{}, device_view_{};
   std::vector<void*> device_memory_;
@@ -400,11 +417,18 @@ int run_checks(bool quick) {
     failed += compare(name, spec, choices, slack, steps, observed) ? 0 : 1;
   };
   const std::vector<int> ragged = {1, 31, 257, 3000, 5000};
-  for (const char* codec : {"rot_lm", "sign_vq"}) {
+  const std::pair<const char*, Choices> codecs[] = {
+      {"rot_lm", {}}, {"rot_lm", kLines}, {"sign_vq", {}}};
+  for (const auto& [codec, codec_choices] : codecs) {
     for (int dim : {64, 96, 128, 256}) {
       for (int group : {1, 3, 4}) {
         if (quick && (dim != 128 || group == 1)) continue;
-        Spec spec{.codec = codec, .head_dim = dim, .heads = 2, .group = group, .lengths = ragged};
+        Spec spec{.codec = codec,
+                  .choices = codec_choices,
+                  .head_dim = dim,
+                  .heads = 2,
+                  .group = group,
+                  .lengths = ragged};
         for (const char* budget : {"0", "1", "96", "0.075", "1000000"}) {
           test("ragged", spec, {{"budget", budget}, {"tables", "6bit"}});
         }
@@ -559,8 +583,8 @@ struct Timed {
   std::vector<std::unique_ptr<Cache>> caches;
   uint8_t* q;
   int heads;
-  explicit Timed(Size size, const char* codec = "rot_lm") {
-    Spec spec{.codec = codec, .lengths = std::vector<int>(size.batch, size.context)};
+  explicit Timed(Size size, const Choices& choices = {}) {
+    Spec spec{.choices = choices, .lengths = std::vector<int>(size.batch, size.context)};
     const double megabytes = size.batch * 8.0 * size.context * 16 / 1e6;
     const int layers = std::clamp(static_cast<int>(std::ceil(200 / megabytes)), 2, 24);
     for (int l = 0; l < layers; ++l) {
@@ -621,13 +645,21 @@ float time_refresh(const Timed& timed, const char* budget, cudaStream_t stream, 
   return ms * 1000 / (kRounds * kQueries * timed.layers());
 }
 
+std::vector<std::pair<Size, bool>> sizes_and_layouts() {
+  std::vector<std::pair<Size, bool>> all;
+  for (const Size size : kSizes) {
+    for (const bool lines : {false, true}) all.emplace_back(size, lines);
+  }
+  return all;
+}
+
 void run_times(cudaStream_t stream) {
   const double copy = copy_bandwidth(stream);
   std::printf("copy %.3f TB/s\n", copy);
-  std::printf("%9s %-8s %8s  %8s %6s  %8s | %9s %9s %9s\n", "B x T", "budget", "select", "TB/s",
-              "share", "rerank 4", "pool mean", "max", "refresh");
-  for (const Size size : kSizes) {
-    Timed timed(size);
+  std::printf("%9s %-6s %-8s %8s  %8s %6s  %8s | %9s %9s %9s\n", "B x T", "layout", "budget",
+              "select", "TB/s", "share", "rerank 4", "pool mean", "max", "refresh");
+  for (const auto& [size, lines] : sizes_and_layouts()) {
+    Timed timed(size, lines ? kLines : Choices{});
     for (const char* budget : {"2048", "512", "0.075"}) {
       const auto time = [&](Choices choices) {
         choices.push_back({"budget", budget});
@@ -662,9 +694,10 @@ void run_times(cudaStream_t stream) {
       float share = 0;
       const float refresh = time_refresh(timed, budget, stream, &share);
       const double bytes = timed.caches[0]->tokens() * 16.0;
-      std::printf("%3d x %3dK %-8s %8.1f  %8.3f %5.0f%%  %8.1f | %9.1f %9.1f %9.1f (%.2f)\n",
-                  size.batch, size.context / 1024, budget, select, bytes / select * 1e-6,
-                  100 * bytes / select * 1e-6 / copy, rerank, mean, most, refresh, share);
+      std::printf("%3d x %3dK %-6s %-8s %8.1f  %8.3f %5.0f%%  %8.1f | %9.1f %9.1f %9.1f (%.2f)\n",
+                  size.batch, size.context / 1024, lines ? "lines" : "planes", budget, select,
+                  bytes / select * 1e-6, 100 * bytes / select * 1e-6 / copy, rerank, mean, most,
+                  refresh, share);
       std::fflush(stdout);
     }
   }
@@ -672,15 +705,16 @@ void run_times(cudaStream_t stream) {
 
 // One step after the other without a graph, for profilers.
 void run_profile(cudaStream_t stream) {
-  for (const Size size : {Size{8, 131072}, Size{1, 131072}}) {
-    Timed timed(size);
+  for (const auto& [size, lines] : sizes_and_layouts()) {
+    if (size.context != 131072) continue;
+    Timed timed(size, lines ? kLines : Choices{});
     for (const Choices& extra : {Choices{}, Choices{{"rerank", "4"}},
                                  Choices{{"rerank", "4"}, {"scan_every", "4"}, {"stagger", "true"}},
                                  Choices{{"rerank", "4"}, {"scan_every", "64"}}}) {
       Choices choices = extra;
       choices.push_back({"budget", "2048"});
       choices.push_back({"tables", "6bit"});
-      std::printf("%d x %dK %s\n", size.batch, size.context / 1024,
+      std::printf("%d x %dK %s %s\n", size.batch, size.context / 1024, lines ? "lines" : "planes",
                   testing::describe("self_index", choices).c_str());
       GpuSelector gpu(choices, timed.caches[0]->shape(timed.layers()),
                       *timed.caches[0]->host().key.layout);

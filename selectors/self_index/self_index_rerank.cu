@@ -16,6 +16,7 @@ constexpr int kDueWeight = 4;
 template <typename Body>
 void with_kernel(const cuda::RowStore& keys, Body&& body) {
   if (!cuda::tile_reads(keys)) return body(rerank_score<RerankKeys::kUnits>);
+  if (keys.line > 0) return body(rerank_score<RerankKeys::kLineLevels3>);
   if (keys.kind == cuda::RowKind::kSignLevels) return body(rerank_score<RerankKeys::kLevels3>);
   body(rerank_score<RerankKeys::kSignMinMax2>);
 }

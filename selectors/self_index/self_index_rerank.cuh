@@ -169,7 +169,7 @@ struct PackedUse {
 // What a lane reads of two tokens' copies.
 template <cuda::TileKeys kTile>
 struct PackedTile {
-  using Scale = std::conditional_t<kTile == cuda::TileKeys::kLevels3, unsigned short, uint4>;
+  using Scale = std::conditional_t<cuda::has_levels(kTile), unsigned short, uint4>;
   uint32_t signs[2];
   uint2 levels[2];
   Scale scale[2];
@@ -188,10 +188,14 @@ struct PackedTile {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       tile.levels[i][0] = levels[i].x, tile.levels[i][1] = levels[i].y;
-      tile.shift[i] = 0;
+      if constexpr (cuda::KeyTile<kTile>::kLines) {
+        tile.index[i][0] = signs[i];
+      } else {
+        tile.shift[i] = 0;
 #pragma unroll
-      for (int w = 0; w < 8; ++w) tile.index[i][w] = signs[i] >> (4 * w);
-      if constexpr (kTile == cuda::TileKeys::kLevels3) {
+        for (int w = 0; w < 8; ++w) tile.index[i][w] = signs[i] >> (4 * w);
+      }
+      if constexpr (cuda::has_levels(kTile)) {
         tile.scale[i].x = scale[i];
       } else {
         tile.scale[i] = scale[i];
@@ -205,12 +209,16 @@ __device__ inline void write_packed(const cuda::KeyTile<kTile>& tile, int i, int
                                     const PoolKeys& packed) {
   const int64_t part = token * 4 + threadIdx.x % 4;
   uint32_t signs = 0;
+  if constexpr (cuda::KeyTile<kTile>::kLines) {
+    signs = tile.index[i][0];
+  } else {
 #pragma unroll
-  for (int w = 0; w < 8; ++w) signs |= (tile.index[i][w] >> tile.shift[i] & 15u) << (4 * w);
+    for (int w = 0; w < 8; ++w) signs |= (tile.index[i][w] >> tile.shift[i] & 15u) << (4 * w);
+  }
   packed.signs[part] = signs;
   packed.levels[part] = make_uint2(tile.levels[i][0], tile.levels[i][1]);
   if (threadIdx.x % 4 != 0) return;
-  if constexpr (kTile == cuda::TileKeys::kLevels3) {
+  if constexpr (cuda::has_levels(kTile)) {
     static_cast<unsigned short*>(packed.scales)[token] =
         static_cast<unsigned short>(tile.scale[i].x);
   } else {
@@ -229,8 +237,9 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
   constexpr int kWarps = kRerankThreads / 32;
   const int group = args.step.group, padded = padded_heads(group);
   if constexpr (kKeys != RerankKeys::kUnits) {
-    constexpr auto kTile =
-        kKeys == RerankKeys::kLevels3 ? cuda::TileKeys::kLevels3 : cuda::TileKeys::kSignMinMax2;
+    constexpr auto kTile = kKeys == RerankKeys::kLevels3       ? cuda::TileKeys::kLevels3
+                           : kKeys == RerankKeys::kLineLevels3 ? cuda::TileKeys::kLineLevels3
+                                                               : cuda::TileKeys::kSignMinMax2;
     __shared__ cuda::TileQuery queries[kMaxGroup / 8];
     SoftmaxSum sums[kMaxGroup / 8][2];
     // Of 16 candidates from `base` on, as far as `end`.
@@ -275,38 +284,107 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
     if (base < end_copies) copies.load(packed.keys, packed.first, base, end_copies - 1);
     const int first_copy = base;
     first = max(first, end_copies);
-    stage(0);
-    for (int set = 0; set * 8 < group; ++set) {
-      cuda::build_tile_query<kTile>(q_stored + set * 8 * cuda::kTileDim, min(group - set * 8, 8),
-                                    queries[set]);
-    }
-    __syncthreads();
-    for (base = first_copy; base < end_copies; base += kWarps * cuda::kTileTokens) {
-      cuda::KeyTile<kTile> tile;
-      copies.unpack(tile);
-      const int next = base + kWarps * cuda::kTileTokens;
-      if (next < end_copies) copies.load(packed.keys, packed.first, next, end_copies - 1);
-      score(tile, {true, true}, base, end_copies);
-    }
-    for (int window = 0; first + window * kWindow < last; ++window) {
-      if (window > 0) __syncthreads();
-      stage(window + 1);
-      const int end = min(first + (window + 1) * kWindow, last);
-      for (base = first + window * kWindow + warp * cuda::kTileTokens; base < end;
-           base += kWarps * cuda::kTileTokens) {
+    const auto build_queries = [&] {
+      for (int set = 0; set * 8 < group; ++set) {
+        cuda::build_tile_query<kTile>(q_stored + set * 8 * cuda::kTileDim, min(group - set * 8, 8),
+                                      queries[set]);
+      }
+      __syncthreads();
+    };
+    const auto score_copies = [&] {
+      for (base = first_copy; base < end_copies; base += kWarps * cuda::kTileTokens) {
         cuda::KeyTile<kTile> tile;
-        bool open[2];
+        copies.unpack(tile);
+        const int next = base + kWarps * cuda::kTileTokens;
+        if (next < end_copies) copies.load(packed.keys, packed.first, next, end_copies - 1);
+        score(tile, {true, true}, base, end_copies);
+      }
+    };
+    if constexpr (cuda::KeyTile<kTile>::kLines) {
+      // A warp scores two tiles while the lines of the next two are on their way, the pages of the
+      // two behind them and the slots of two more: nothing waits for what it has just asked for.
+      constexpr int kPair = 2 * cuda::kTileTokens, kStep = kWarps * kPair;
+      const auto slot_at = [&](int base) {
+        return base < last ? list[min(base + lane, last - 1)] : 0;
+      };
+      const auto place_at = [&](int base, int slot) {
+        if (base >= last) return Place{};
+        return Place{static_cast<int32_t>(cuda::page_number(view, row, slot / SIKV_PAGE_TOKENS)),
+                     slot % SIKV_PAGE_TOKENS};
+      };
+      const auto open_at = [&](int base, int slot) {
+        const int candidate = base + lane;
+        return __ballot_sync(
+            ~0u, candidate < last && (candidate < list.num_listed || !is_pinned(view, row, slot)));
+      };
+      const auto load = [&](const Place& place, cuda::KeyTile<kTile>(&tiles)[2]) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int candidate = min(base + lane / 4 + 8 * i, last - 1);
-          const Place place = shared.places[window % 2][(candidate - first) % kWindow];
-          open[i] = place.page >= 0;
-          tile.load(args.keys, i, max(place.page, 0), place.token);
-          if (packed.write && candidate < list.num_listed) {
-            write_packed<kTile>(tile, i, packed.first + candidate, packed.keys);
-          }
+        for (int i = 0; i < 4; ++i) {
+          const int from = lane / 4 + 8 * i;
+          const int64_t page = __shfl_sync(~0u, place.page, from);
+          tiles[i / 2].load(args.keys, i % 2, page, __shfl_sync(~0u, place.token, from));
         }
-        score(tile, open, base, end);
+      };
+      base = first + warp * kPair;
+      int slot = slot_at(base), slot_ahead = slot_at(base + kStep);
+      Place place = place_at(base, slot);
+      uint32_t open = open_at(base, slot), open_ahead = 0;
+      cuda::KeyTile<kTile> tiles[2];
+      if (base < last) load(place, tiles);
+      place = place_at(base + kStep, slot_ahead);
+      open_ahead = open_at(base + kStep, slot_ahead);
+      slot = slot_at(base + 2 * kStep);
+      build_queries();
+      score_copies();
+      for (base = first + warp * kPair; base < last; base += kStep) {
+        cuda::KeyTile<kTile> next[2];
+        if (base + kStep < last) load(place, next);
+        place = place_at(base + 2 * kStep, slot);
+        const uint32_t open_after = open_at(base + 2 * kStep, slot);
+        slot = slot_at(base + 3 * kStep);
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+          const int tile = base + t * cuda::kTileTokens;
+          if (tile >= last) break;
+          bool counts[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int n = lane / 4 + 8 * i, candidate = tile + n;
+            counts[i] = (open >> (t * cuda::kTileTokens + n) & 1u) != 0;
+            if (packed.write && candidate < min(last, list.num_listed)) {
+              write_packed<kTile>(tiles[t], i, packed.first + candidate, packed.keys);
+            }
+          }
+          score(tiles[t], counts, tile, last);
+        }
+        open = open_ahead, open_ahead = open_after;
+#pragma unroll
+        for (int t = 0; t < 2; ++t) tiles[t] = next[t];
+      }
+    } else {
+      stage(0);
+      build_queries();
+      score_copies();
+      for (int window = 0; first + window * kWindow < last; ++window) {
+        if (window > 0) __syncthreads();
+        stage(window + 1);
+        const int end = min(first + (window + 1) * kWindow, last);
+        for (base = first + window * kWindow + warp * cuda::kTileTokens; base < end;
+             base += kWarps * cuda::kTileTokens) {
+          cuda::KeyTile<kTile> tile;
+          bool open[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int candidate = min(base + lane / 4 + 8 * i, last - 1);
+            const Place place = shared.places[window % 2][(candidate - first) % kWindow];
+            open[i] = place.page >= 0;
+            tile.load(args.keys, i, max(place.page, 0), place.token);
+            if (packed.write && candidate < list.num_listed) {
+              write_packed<kTile>(tile, i, packed.first + candidate, packed.keys);
+            }
+          }
+          score(tile, open, base, end);
+        }
       }
     }
 #pragma unroll

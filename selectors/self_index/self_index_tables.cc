@@ -13,7 +13,7 @@
 
 namespace sikv::self_index {
 
-bool is_rotated(const LayoutView& layout) { return layout.is(rlm4::kKeyFamily, rlm4::kVersion); }
+bool is_rotated(const LayoutView& layout) { return rlm4::is_keys(layout); }
 
 void check_layout(const LayoutView& layout, const Config& config) {
   const std::string name = std::string(layout.family()) + ".v" + std::to_string(layout.version());
@@ -24,6 +24,10 @@ void check_layout(const LayoutView& layout, const Config& config) {
   if (config.norm_weighting && !is_rotated(layout)) {
     throw Refused("self_index weighting: norm needs one scale per token, which layout " + name +
                   " does not hold: use key codec rot_lm, or weighting: none");
+  }
+  if (config.norm_weighting && rlm4::read_line(layout) > 0) {
+    throw Refused("self_index weighting: norm streams the scales, which layout " + name +
+                  " scatters over lines: use rot_lm with layout: planes, or weighting: none");
   }
 }
 

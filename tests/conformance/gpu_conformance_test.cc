@@ -51,8 +51,11 @@ Case ragged_batch(int batch, int longest, int group) {
   return make_case(std::move(encoded), std::move(tail), 7, 1, group, 64, SIKV_FP16);
 }
 
-const std::vector<CodecChoice> kCodecs = {
-    {"fp16", {}, true}, {"sign_vq", {}, true}, {"rot_lm", {}, true}, {"kivi", {}, true}};
+const std::vector<CodecChoice> kCodecs = {{"fp16", {}, true},
+                                          {"sign_vq", {}, true},
+                                          {"rot_lm", {}, true},
+                                          {"rot_lm", {{"layout", "lines"}}, false},
+                                          {"kivi", {}, true}};
 
 // body(filled, c) for each case x key codec that has a CUDA variant; values as they came.
 template <typename Body>

@@ -221,14 +221,16 @@ struct LayoutPair {
   CodecChoice key, value;
 };
 
-// All pairs of default layouts; with `all` also every other layout beside rows as they came.
+// All pairs of default layouts; with `all` also every other layout beside rows as they came, and
+// keys and values of one codec with the same options.
 std::vector<LayoutPair> layout_pairs(bool all) {
   std::vector<LayoutPair> pairs;
   for (const CodecChoice& key : all_layouts(SIKV_KEY_CODEC)) {
     for (const CodecChoice& value : all_layouts(SIKV_VALUE_CODEC)) {
       const bool both = key.is_default && value.is_default;
       const bool one = key.id == "fp16" || value.id == "fp16";
-      if (both || (all && one)) pairs.push_back({key, value});
+      const bool same = key.id == value.id && key.choices == value.choices;
+      if (both || (all && (one || same))) pairs.push_back({key, value});
     }
   }
   return pairs;

@@ -133,7 +133,10 @@ std::vector<int> sizes_for(const LayoutView& layout) {
   } else if (layout.is(rlm4::kKeyFamily, rlm4::kVersion)) {
     const rlm4::Params p = rlm4::read_params(layout);
     add(rlm4::index_tile_bytes(p)), add(rlm4::magnitude_bytes(p)), add(rlm4::kScaleBytes);
-  } else if (layout.is(rlm4::kValueFamily, rlm4::kVersion)) {
+  } else if (layout.is(rlm4::kKeyLineFamily, rlm4::kVersion)) {
+    const rlm4::Params p = rlm4::read_params(layout);
+    add(rlm4::index_tile_bytes(p)), add(rlm4::line_key_scale(p.head_dim)), add(rlm4::kScaleBytes);
+  } else if (rlm4::is_values(layout)) {
     add(rlm4::value_code_bytes(rlm4::read_params(layout))), add(rlm4::kScaleBytes);
   } else if (layout.is(kivi::kFamily, kivi::kVersion)) {
     const kivi::Params p = kivi::read_params(layout);

@@ -264,5 +264,55 @@ TEST(Life, ForcedVariantsRunOrFail) {
   EXPECT_THROW(Composition(spec, registry(), cpu(), shape(1, 1, 1000)), Error);
 }
 
+// The same numbers in another place: what is selected and what comes out is the same to the bit.
+TEST(Life, LinesGiveWhatPlanesGive) {
+  for (const char* variant : {"ref", "cpu"}) {
+    std::vector<std::vector<float>> outs;
+    std::vector<std::vector<int32_t>> selections;
+    for (const std::string layout : {"planes", "lines"}) {
+      PipelineSpec spec =
+          parse_pipeline("rot_lm(layout=" + layout + ")+rot_lm(layout=" + layout +
+                             ") > self_index(budget=40,rerank=3,pinned=4) > sparse_flash",
+                         registry());
+      for (const char* role : {"keys", "values", "selector", "attention"}) {
+        spec.force[role] = variant;
+      }
+      Batch batch({700, 300});
+      Pipeline pipeline(spec, registry(), cpu(), shape(1, 2, 1024), 8);
+      batch.prefill(pipeline, 0);
+      pipeline.begin_step();
+      batch.append_token(pipeline, 0);
+      const auto q = batch.draw(2 * kQueryHeads * kDim);
+      std::vector<float> out(q.size()), lse(2 * kQueryHeads);
+      pipeline.attend(0, q.data(), out.data(), lse.data());
+      outs.push_back(out);
+      selections.push_back(pipeline.selected(1));
+    }
+    EXPECT_EQ(outs[0], outs[1]) << variant;
+    EXPECT_EQ(selections[0], selections[1]) << variant;
+    EXPECT_EQ(selections[0].size(), 40u);
+  }
+}
+
+TEST(Life, ValuesInLinesNeedKeysThatHaveThem) {
+  const auto error_of = [](const std::string& text) -> std::string {
+    try {
+      Pipeline(parse_pipeline(text, registry()), registry(), cpu(), shape(1, 1, 512), 8);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(error_of("sign_vq+rot_lm(layout=lines) > self_index > sparse_flash"),
+            "value codec rot_lm keeps bytes in the lines of the keys, but key codec sign_vq writes "
+            "sign4(magnitude_bits=2,scale_group=32,scale=fp16).v1, which has no lines: give both "
+            "codecs a layout with such lines, or neither");
+  EXPECT_EQ(error_of("rot_lm(layout=lines)+intq > self_index > sparse_flash"), "");
+  EXPECT_NE(error_of("rot_lm(layout=lines,bits=2)+rot_lm > self_index > sparse_flash")
+                .find("rot_lm keys of 2 bits have no layout: lines, only those of 3 bits do: use "
+                      "layout: planes"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace sikv

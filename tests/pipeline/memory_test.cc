@@ -35,6 +35,9 @@ TEST(Memory, BytesPerTokenAreTheLayouts) {
       {"rot_lm+rot_lm > full > gather_attention", 128, 84},
       {"rot_lm+rot_lm > full > gather_attention", 64, 44},
       {"rot_lm(bits=2)+rot_lm > full > gather_attention", 128, 68},
+      {"rot_lm(layout=lines)+rot_lm(layout=lines) > full > gather_attention", 128, 112},
+      {"rot_lm(layout=lines)+rot_lm(layout=lines) > full > gather_attention", 64, 56},
+      {"rot_lm(layout=lines)+intq > full > gather_attention", 128, 128},
       {"rot_lm(bits=4)+rot_lm(bits=3) > full > gather_attention", 128, 116},
   };
   for (const Case& c : cases) {

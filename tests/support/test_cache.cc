@@ -7,6 +7,7 @@
 
 #include "framework/base/error.h"
 #include "framework/base/random.h"
+#include "framework/cache/ledger.h"
 #include "tests/support/device_call.h"
 #include "tests/support/plugins.h"
 
@@ -19,10 +20,6 @@ constexpr uint8_t kGuardByte = 0x5a;
 constexpr size_t kAlignment = 128;
 constexpr size_t kGuardBytes = 128;
 constexpr int kSparePages = 2;
-
-int64_t page_bytes(const sikv_plane& plane) {
-  return int64_t{SIKV_PAGE_TOKENS} / plane.tile_tokens * plane.bytes_per_tile;
-}
 
 int find(const sikv_layout& layout, sikv_role role) {
   int i = 0;
@@ -38,6 +35,11 @@ std::vector<int> total_tokens(const CacheSpec& spec) {
 }
 
 }  // namespace
+
+uint32_t tile_stride(const sikv_layout& layout, uint32_t plane) {
+  const sikv_plane& p = layout.planes[plane];
+  return p.organisation == SIKV_IN_LINE ? layout.line_bytes : p.bytes_per_tile;
+}
 
 // ---- guarded memory -----------------------------------------------------------------------------
 
@@ -110,6 +112,9 @@ TestCache::TestCache(const CacheSpec& spec, const sikv_layout& key_layout,
            .pinned_slots = nullptr,
            .pinned_len = nullptr,
            .fault = nullptr};
+  SIKV_ASSERT(key_layout.line_bytes == 0 || line_conflict(key_layout, value_layout).empty());
+  const uint32_t line = std::max(key_layout.line_bytes, value_layout.line_bytes);
+  if (line > 0) lines_ = make_plane(int64_t{SIKV_PAGE_TOKENS} * line);
   build_store(key_layout, key_, view_.key);
   build_store(value_layout, value_, view_.value);
 
@@ -144,21 +149,27 @@ TestCache::TestCache(const CacheSpec& spec, const sikv_layout& key_layout,
   view_.pinned_len = pinned_len_.data();
 }
 
+TestCache::Plane TestCache::make_plane(int64_t bytes) const {
+  const int64_t stride =
+      (bytes + int64_t{kGuardBytes + kAlignment} - 1) / int64_t{kAlignment} * int64_t{kAlignment};
+  auto memory = std::make_shared<Guarded>(static_cast<size_t>(stride * num_pages_), kGuardByte);
+  for (int page = 0; page < num_pages_; ++page) {
+    std::memset(static_cast<uint8_t*>(memory->data()) + page * stride, kPagePoison,
+                static_cast<size_t>(bytes));
+  }
+  return {bytes, stride, std::move(memory)};
+}
+
 void TestCache::build_store(const sikv_layout& layout, Store& store, sikv_store_view& view) {
   store.layout = layout;
   view.layout = &store.layout;
   for (uint32_t i = 0; i < layout.num_planes; ++i) {
-    const int64_t bytes = page_bytes(layout.planes[i]);
-    const int64_t stride =
-        (bytes + int64_t{kGuardBytes + kAlignment} - 1) / int64_t{kAlignment} * int64_t{kAlignment};
-    auto memory = std::make_unique<Guarded>(static_cast<size_t>(stride * num_pages_), kGuardByte);
-    for (int page = 0; page < num_pages_; ++page) {
-      std::memset(static_cast<uint8_t*>(memory->data()) + page * stride, kPagePoison,
-                  static_cast<size_t>(bytes));
-    }
-    view.planes[i] = memory->data();
-    view.page_stride_bytes[i] = stride;
-    store.planes.push_back({bytes, stride, std::move(memory)});
+    const bool in_line = layout.planes[i].organisation == SIKV_IN_LINE;
+    store.planes.push_back(
+        in_line ? lines_ : make_plane(static_cast<int64_t>(plane_page_bytes(layout.planes[i]))));
+    view.planes[i] = static_cast<uint8_t*>(store.planes[i].memory->data()) +
+                     (in_line ? layout.line_offset[i] : 0);
+    view.page_stride_bytes[i] = store.planes[i].stride;
   }
   for (uint32_t i = 0; i < layout.num_tables; ++i) {
     store.tables.push_back(std::make_unique<Guarded>(
@@ -191,9 +202,12 @@ void TestCache::attach_gpu_codecs(sikv_cache_view& copy) const {
 std::vector<TestCache::Block> TestCache::blocks() const {
   std::vector<Block> blocks;
   for (const Store* store : {&key_, &value_}) {
-    for (const Plane& plane : store->planes) blocks.push_back(plane.memory->block());
+    for (const Plane& plane : store->planes) {
+      if (plane.memory != lines_.memory) blocks.push_back(plane.memory->block());
+    }
     for (const auto& table : store->tables) blocks.push_back(table->block());
   }
+  if (lines_.memory != nullptr) blocks.push_back(lines_.memory->block());
   for (const auto* exact : {&tail_k_, &tail_v_, &pinned_k_, &pinned_v_}) {
     blocks.push_back((*exact)->block());
   }
@@ -233,12 +247,16 @@ void TestCache::fill_exact(const TestRows& k, const TestRows& v) {
 std::vector<uint8_t> TestCache::row_bytes(sikv_kind kind, int row) const {
   const Store& from = store(kind);
   std::vector<uint8_t> bytes;
-  for (const Plane& plane : from.planes) {
+  for (uint32_t p = 0; p < from.layout.num_planes; ++p) {
+    const sikv_plane& plane = from.layout.planes[p];
     for (int i = 0; i < view_.max_pages; ++i) {
-      const int32_t number = page_table_[static_cast<size_t>(row) * view_.max_pages + i];
-      if (number < 0) continue;
-      const auto* page = static_cast<const uint8_t*>(plane.memory->data()) + number * plane.stride;
-      bytes.insert(bytes.end(), page, page + plane.page_bytes);
+      if (page_table_[static_cast<size_t>(row) * view_.max_pages + i] < 0) continue;
+      const uint8_t* const first = page(kind, static_cast<sikv_role>(plane.role), row, i);
+      const uint32_t stride = tile_stride(from.layout, p);
+      for (uint32_t tile = 0; tile < SIKV_PAGE_TOKENS / plane.tile_tokens; ++tile) {
+        const uint8_t* const at = first + tile * stride;
+        bytes.insert(bytes.end(), at, at + plane.bytes_per_tile);
+      }
     }
   }
   for (uint32_t i = 0; i < from.layout.num_tables; ++i) {
@@ -251,9 +269,10 @@ std::vector<uint8_t> TestCache::row_bytes(sikv_kind kind, int row) const {
 
 uint8_t* TestCache::page(sikv_kind kind, sikv_role role, int row, int page) const {
   const Store& from = store(kind);
-  const Plane& plane = from.planes[static_cast<size_t>(find(from.layout, role))];
+  const auto i = static_cast<size_t>(find(from.layout, role));
   const int32_t number = page_table_[static_cast<size_t>(row) * view_.max_pages + page];
-  return static_cast<uint8_t*>(plane.memory->data()) + number * plane.stride;
+  const sikv_store_view& view = kind == SIKV_KEY_CODEC ? view_.key : view_.value;
+  return static_cast<uint8_t*>(view.planes[i]) + number * from.planes[i].stride;
 }
 
 float* TestCache::table(sikv_kind kind, sikv_table_role role, int row) const {

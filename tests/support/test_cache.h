@@ -35,6 +35,9 @@ struct CacheSpec {
   uint64_t seed = 1;
 };
 
+// Bytes from one tile (token) of a plane to the next.
+uint32_t tile_stride(const sikv_layout& layout, uint32_t plane);
+
 class TestCache {
  public:
   // A layout of {} gives a side without planes.
@@ -90,9 +93,10 @@ class TestCache {
     size_t bytes_;
     std::vector<uint8_t> storage_;
   };
+  // Memory of pages; planes IN_LINE share it.
   struct Plane {
     int64_t page_bytes, stride;
-    std::unique_ptr<Guarded> memory;
+    std::shared_ptr<Guarded> memory;
   };
   struct Store {
     sikv_layout layout;
@@ -101,6 +105,7 @@ class TestCache {
   };
 
   void build_store(const sikv_layout& layout, Store& store, sikv_store_view& view);
+  Plane make_plane(int64_t bytes) const;
   const Store& store(sikv_kind kind) const { return kind == SIKV_KEY_CODEC ? key_ : value_; }
   std::string damage_of(const Store& store, const char* side) const;
 
@@ -109,6 +114,7 @@ class TestCache {
   std::vector<bool> owned_;  // [num_pages_]
   std::vector<int32_t> page_table_, encoded_len_, tail_len_, pinned_slots_, pinned_len_;
   Store key_, value_;
+  Plane lines_;  // of keys and values; of values alone where the keys have none
   std::unique_ptr<Guarded> tail_k_, tail_v_, pinned_k_, pinned_v_;
   sikv_cache_view view_{};
   sikv_store_view gpu_key_{}, gpu_value_{};  // codecs only
