@@ -201,6 +201,7 @@ TEST_F(Cli, UnwritableOutputIsFoundBeforeTheWork) {
   const std::string config = tiny_quest();
   refused({"run", config, "--json", "/dev/full"}, {"/dev/full"});
   refused({"run", config, "--json", "no/such/folder/x.json"}, {"no/such/folder"});
+  refused({"run", config, "--json", ""}, {"--json", "the name of a file"});
   refused({"compare", config, "--csv", "/dev/full"}, {"/dev/full"});
   refused({"throughput", config, "--json", "/dev/full"}, {"/dev/full"});
   EXPECT_EQ(sikv({"run", config, "--json", "/dev/full"}).out, "");
@@ -624,6 +625,9 @@ TEST_F(Cli, NewPluginsAreNamedThroughout) {
   }
   ASSERT_EQ(sikv({"new-plugin", "kernel", "other", "--out", "deep/folder"}).code, 0);
   EXPECT_TRUE(fs::exists(path("deep/folder/other.cc")));
+  // Not a class that the SDK has.
+  ASSERT_EQ(sikv({"new-plugin", "selector", "plan"}).code, 0);
+  EXPECT_TRUE(contains(read_text(path("plan/plan.cc")), "class PlanSelector final"));
 }
 
 TEST_F(Cli, NewPluginRefusesBadNames) {

@@ -162,7 +162,9 @@ void add_config_argument(CLI::App& app, std::filesystem::path& file) {
 
 void add_output_option(CLI::App& app, const char* name, std::filesystem::path& file,
                        const char* help) {
-  app.add_option(name, file, help)->type_name("FILE");
+  app.add_option(name, file, help)->type_name("FILE")->check([](const std::string& given) {
+    return given.empty() ? std::string("needs the name of a file, not ''") : std::string();
+  });
 }
 
 }  // namespace sikv

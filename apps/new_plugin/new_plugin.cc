@@ -62,6 +62,13 @@ std::string camel_case(const std::string& name) {
   return camel;
 }
 
+// The class of a plugin: its name, and its kind where the name does not end with it, so that ids
+// such as `plan` do not shadow a class of the SDK.
+std::string class_name(const std::string& name, const std::string& kind) {
+  const std::string base = camel_case(name), suffix = camel_case(kind);
+  return base.ends_with(suffix) && base != suffix ? base : base + suffix;
+}
+
 void new_plugin(const NewPluginFlags& flags) {
   check_name(parse_kind(flags.kind), flags.name);
   const fs::path templates = prefix() / "share" / "sikv" / "templates" / flags.kind;
@@ -80,7 +87,7 @@ void new_plugin(const NewPluginFlags& flags) {
   const std::string placeholder = "my_" + flags.kind;
   const auto renamed = [&](const std::string& text) {
     return replaced(replaced(text, placeholder, flags.name), camel_case(placeholder),
-                    camel_case(flags.name));
+                    class_name(flags.name, flags.kind));
   };
   for (const fs::directory_entry& entry : fs::directory_iterator(templates)) {
     std::ifstream stream(entry.path());

@@ -56,6 +56,7 @@ constexpr bool ScanSupports(int head_dim) {
 #define SIKV_KERNELS_COMMON_SIMD_SCAN_TARGET_
 #endif
 
+#include <math.h>
 #include <string.h>
 
 #include "hwy/highway.h"
@@ -271,23 +272,53 @@ HWY_INLINE void ScanScoresGroups(const IndexPages& pages, int64_t tokens,
   }
 }
 
+// A score that more than `budget` tokens probably pass, from evenly spaced pages: without it every
+// token is a candidate until `budget` have been seen, 5.6 times as many as are selected at k = 9830
+// of 1M codes. -1 where a sample would cost more than that.
+template <int kGroups>
+int32_t SampledThreshold(const IndexPages& pages, int64_t tokens, const PageScorer<kGroups>& scorer,
+                         int64_t budget) {
+  constexpr int64_t kSampledPages = 32, kTimes = 8;
+  const int64_t full_pages = tokens / kScanPageTokens;
+  if (full_pages < kTimes * kSampledPages) return -1;
+  uint32_t histogram[kGroups * kTableMax + 1] = {};
+  HWY_ALIGN int16_t block[kScanPageTokens];
+  for (int64_t i = 0; i < kSampledPages; ++i) {
+    const uint8_t* page = PageAt(pages, (2 * i + 1) * full_pages / (2 * kSampledPages));
+    scorer.Score(page, page, block);
+    for (const int16_t score : block) ++histogram[score];
+  }
+  // Half as many again as expected, and four standard deviations.
+  const double expected =
+      static_cast<double>(budget) * kSampledPages * kScanPageTokens / static_cast<double>(tokens);
+  const double wanted = 1.5 * expected + 4.0 * sqrt(expected) + 4.0;
+  int32_t threshold = kGroups * kTableMax;
+  double above = 0.0;
+  while (threshold >= 0 && above < wanted) above += histogram[threshold--];
+  return threshold;
+}
+
 template <int kGroups>
 HWY_INLINE int64_t ScanSelectGroups(const IndexPages& pages, int64_t tokens,
                                     const uint8_t* HWY_RESTRICT tables, Excluded excluded,
                                     int64_t budget, void* scratch,
                                     int32_t* HWY_RESTRICT positions) {
   const PageScorer<kGroups> scorer(tables);
-  RunningSelect select(budget, kGroups * kTableMax + 1, scratch);
+  constexpr int kBins = kGroups * kTableMax + 1;
   const int64_t num_pages = (tokens + kScanPageTokens - 1) / kScanPageTokens;
-  int64_t next = 0;
   HWY_ALIGN int16_t block[kScanPageTokens];
-  for (int64_t p = 0; p < num_pages; ++p) {
-    scorer.Score(PageAt(pages, p), PageAt(pages, HWY_MIN(p + kPrefetchPages, num_pages - 1)),
-                 block);
-    MaskBlock(p * kScanPageTokens, tokens, excluded, &next, block);
-    select.Add(block, p * kScanPageTokens);
+  for (int32_t start = SampledThreshold(pages, tokens, scorer, budget);; start = -1) {
+    RunningSelect select(budget, kBins, scratch);
+    select.StartAt(start);
+    int64_t next = 0;
+    for (int64_t p = 0; p < num_pages; ++p) {
+      scorer.Score(PageAt(pages, p), PageAt(pages, HWY_MIN(p + kPrefetchPages, num_pages - 1)),
+                   block);
+      MaskBlock(p * kScanPageTokens, tokens, excluded, &next, block);
+      select.Add(block, p * kScanPageTokens);
+    }
+    if (select.Holds()) return select.Finish(positions);
   }
-  return select.Finish(positions);
 }
 
 // fp32 tables, exact: lanes are tokens and groups are added in ascending order, so every score

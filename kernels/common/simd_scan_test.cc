@@ -245,6 +245,41 @@ TEST_P(SimdScan, ScoresAndSelectsWithQuantisedTables) {
   }
 }
 
+// Long enough that a sample of pages sets the threshold it starts at. What a sample sees may be
+// right, or nearly all of what is best.
+TEST_P(SimdScan, SelectsFromLongContexts) {
+  constexpr int64_t kTokens = 300 * kScanPageTokens + 77;
+  constexpr int kDim = 64;
+  for (bool misleads : {false, true}) {
+    Codes codes(kTokens, kDim, rng_);
+    std::vector<uint8_t> tables(kDim / 4 * 16);
+    for (auto& entry : tables) entry = misleads ? 0 : rng_() % 64;
+    if (misleads) {
+      // Group 0 alone: high in every page of the sample, low in the others but for one token each.
+      for (int c = 0; c < 16; ++c) tables[c] = 4 * c;
+      for (int64_t t = 0; t < kTokens; ++t) {
+        const int64_t page = t / kScanPageTokens;
+        bool sampled = false;
+        for (int64_t i = 0; i < 32; ++i) sampled = sampled || page == (2 * i + 1) * 300 / 64;
+        const int level = sampled || t % kScanPageTokens == 100 ? 15 : 3;
+        uint8_t* byte = codes.Word(t, 0) + t % 8 / 2;
+        *byte = t % 2 ? (*byte & 15) | level << 4 : (*byte & 240) | level;
+      }
+    }
+    const auto scores = ReferenceScan<uint8_t, uint16_t>(codes, tables);
+    for (int64_t budget : {1, 100, 2048, 8000, 9000, 40000}) {
+      const auto want = ReferenceSelect(scores, {}, budget);
+      Guarded scratch(RunningSelectBytes(budget));
+      Guarded got(4 * want.size());
+      ASSERT_EQ(budget, HWY_DYNAMIC_DISPATCH(CallScanSelect)(
+                            codes.pages(), kTokens, kDim, tables.data(), Excluded(), budget,
+                            scratch.As<void>(), got.As<int32_t>()));
+      ASSERT_TRUE(got.Intact() && scratch.Intact());
+      ASSERT_TRUE(got.Holds(want)) << "budget " << budget << (misleads ? ", misleading" : "");
+    }
+  }
+}
+
 TEST_P(SimdScan, ScoresWithExactTables) {
   for (int head_dim : kHeadDims) {
     for (int64_t tokens : kSizes) {
