@@ -13,7 +13,7 @@ namespace {
 // Pixels.
 constexpr int kCellWidth = 56, kCellHeight = 24, kLeft = 96, kTitle = 40, kAxis = 40, kGap = 16;
 // Of a title, at 12 pixels.
-constexpr double kCharacterWidth = 6.2;
+constexpr double kCharacterWidth = 6.6;
 
 std::string escaped(const std::string& text) {
   std::string out;
