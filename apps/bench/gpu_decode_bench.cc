@@ -226,12 +226,25 @@ double error_against_ref(const Flags& flags, const PipelineSpec& spec, const Reg
 
 // ---- bytes a step must move ---------------------------------------------------------------------
 
-double bytes_per_token(const sikv_layout& layout, bool index_only) {
+double plane_bytes(const sikv_plane& plane) {
+  return static_cast<double>(plane.bytes_per_tile) / plane.tile_tokens;
+}
+
+// Of a token's key, scanned.
+double index_bytes(const sikv_layout& key) {
+  double bytes = 0;
+  for (uint32_t i = 0; i < key.num_planes; ++i) {
+    if (key.planes[i].role == SIKV_INDEX_CODE) bytes += plane_bytes(key.planes[i]);
+  }
+  return bytes;
+}
+
+// Of a token, gathered. A key's line has all there is of it and the values' bytes IN_LINE too.
+double gathered_bytes(const sikv_layout& layout, bool is_key) {
+  if (is_key && layout.line_bytes > 0) return layout.line_bytes;
   double bytes = 0;
   for (uint32_t i = 0; i < layout.num_planes; ++i) {
-    const sikv_plane& plane = layout.planes[i];
-    if (index_only && plane.role != SIKV_INDEX_CODE) continue;
-    bytes += static_cast<double>(plane.bytes_per_tile) / plane.tile_tokens;
+    if (layout.planes[i].organisation != SIKV_IN_LINE) bytes += plane_bytes(layout.planes[i]);
   }
   return bytes;
 }
@@ -248,15 +261,15 @@ double number_option(const PluginSpec& plugin, const char* name, double otherwis
 double bytes_of_step(const Flags& flags, const Composition& composition, const Shape& shape) {
   const PipelineSpec& spec = composition.spec();
   const double rows = double(shape.batch) * flags.kv_heads;
-  const double key = bytes_per_token(composition.key_layout(), false);
-  const double value = bytes_per_token(composition.value_layout(), false);
+  const double key = gathered_bytes(composition.key_layout(), true);
+  const double value = gathered_bytes(composition.value_layout(), false);
   const double exact = rows * 2 * 2 * flags.head_dim * (kTail + spec.pinned);
   const auto budget = composition.budget(shape.context + kTail);
   if (!budget) return rows * shape.context * (key + value) + exact;
   const double kept = std::min<double>(static_cast<double>(*budget), shape.context);
   const double rerank = number_option(spec.selector, "rerank", 1);
   const double ranked = std::min<double>(rerank * kept, shape.context);
-  const double scan = bytes_per_token(composition.key_layout(), true) * shape.context /
+  const double scan = index_bytes(composition.key_layout()) * shape.context /
                       number_option(spec.selector, "scan_every", 1);
   return rows * (scan + ranked * key + kept * value) + exact;
 }

@@ -101,7 +101,7 @@ class CpuCacheOps final : public CacheOps {
     const sikv_plane& plane = store.layout->planes[p];
     const int tile = static_cast<int>(plane.tile_tokens);
     const size_t bytes = plane.bytes_per_tile;
-    const size_t stride = plane.organisation == SIKV_IN_LINE ? store.layout->line_bytes : bytes;
+    const size_t stride = sikv_tile_stride(store.layout, p);
     // A tile's bytes in its page; ascending keep-lists never overwrite what is still to be read.
     const auto tile_of = [&](int slot) {
       const int64_t page = view.page_table[int64_t{row} * view.max_pages + slot / kPageTokens];

@@ -214,7 +214,8 @@ __global__ void move_row(const __grid_constant__ RowPlanes row, const int32_t* k
   const PlaneBytes& plane = row.planes[blockIdx.x];
   if (plane.organisation == SIKV_NIBBLE_TILES) {
     move_nibbles(plane, row.pages, keep, count, stage);
-  } else if (plane.bytes_per_tile % 4 == 0 && reinterpret_cast<uintptr_t>(plane.base) % 4 == 0) {
+  } else if ((plane.bytes_per_tile | plane.stride | reinterpret_cast<uintptr_t>(plane.base)) % 4 ==
+             0) {
     move_tiles<uint32_t>(plane, row.pages, keep, count, stage);
   } else {
     move_tiles<uint8_t>(plane, row.pages, keep, count, reinterpret_cast<uint8_t*>(stage));
@@ -282,12 +283,12 @@ class CudaCacheOps final : public CacheOps {
     for (const sikv_store_view* store : {&layer.view.key, &layer.view.value}) {
       for (uint32_t p = 0; p < store->layout->num_planes; ++p) {
         const sikv_plane& plane = store->layout->planes[p];
-        const uint32_t stride =
-            plane.organisation == SIKV_IN_LINE ? store->layout->line_bytes : plane.bytes_per_tile;
-        planes.planes[count++] = {
-            static_cast<uint8_t*>(store->planes[p]), store->page_stride_bytes[p],
-            static_cast<int>(plane.organisation),    static_cast<int>(plane.tile_tokens),
-            static_cast<int>(plane.bytes_per_tile),  static_cast<int>(stride)};
+        planes.planes[count++] = {static_cast<uint8_t*>(store->planes[p]),
+                                  store->page_stride_bytes[p],
+                                  static_cast<int>(plane.organisation),
+                                  static_cast<int>(plane.tile_tokens),
+                                  static_cast<int>(plane.bytes_per_tile),
+                                  static_cast<int>(sikv_tile_stride(store->layout, p))};
         shared = std::max<size_t>(shared, plane.bytes_per_tile);
       }
     }

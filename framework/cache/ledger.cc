@@ -76,6 +76,7 @@ uint64_t line_padding_page_bytes(const sikv_layout& key, const sikv_layout& valu
   for (const sikv_layout* layout : {&key, &value}) {
     for_each_in_line(*layout, [&](uint32_t first, uint32_t end) { used += end - first; });
   }
+  SIKV_ASSERT(used <= key.line_bytes);
   return SIKV_PAGE_TOKENS * (key.line_bytes - used);
 }
 

@@ -92,12 +92,20 @@ std::string layout_fault(const sikv_layout& layout) {
       return fmt::format("plane {} has tiles of {} tokens and {} bytes; tiles must divide a page",
                          i, plane.tile_tokens, plane.bytes_per_tile);
     }
-    if (plane.organisation == SIKV_IN_LINE &&
-        (plane.tile_tokens != 1 ||
-         uint64_t{layout.line_offset[i]} + plane.bytes_per_tile > layout.line_bytes)) {
+    if (plane.organisation != SIKV_IN_LINE) continue;
+    if (plane.tile_tokens != 1 ||
+        uint64_t{layout.line_offset[i]} + plane.bytes_per_tile > layout.line_bytes) {
       return fmt::format("plane {} takes bytes {} on, {} for {} tokens, of a line of {}", i,
                          layout.line_offset[i], plane.bytes_per_tile, plane.tile_tokens,
                          layout.line_bytes);
+    }
+    for (uint32_t j = 0; j < i; ++j) {
+      const sikv_plane& other = layout.planes[j];
+      if (other.organisation == SIKV_IN_LINE &&
+          layout.line_offset[i] < layout.line_offset[j] + other.bytes_per_tile &&
+          layout.line_offset[j] < layout.line_offset[i] + plane.bytes_per_tile) {
+        return fmt::format("planes {} and {} share bytes of a line", j, i);
+      }
     }
   }
   return "";

@@ -52,6 +52,15 @@ inline void check(cudaError_t status, std::string_view what) {
   throw PluginBug(std::string(what) + " failed: " + cudaGetErrorString(status));
 }
 
+// What the runtime knows of a kernel on the current device. Its ptxVersion is what __CUDA_ARCH__ / 10
+// was in the code that will run: below the GPU's where the library was built for an older one.
+template <typename Kernel>
+cudaFuncAttributes attributes_of(Kernel* kernel) {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "asking for a kernel's attributes");
+  return attributes;
+}
+
 // Right after kernel<<<grid, block, shared, stream>>>: names kernel, shape and stream.
 inline void check_launch(std::string_view kernel, dim3 grid, dim3 block, cudaStream_t stream) {
   const cudaError_t status = cudaPeekAtLastError();

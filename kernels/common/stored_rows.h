@@ -52,7 +52,7 @@ inline RowSource rows(const sikv_cache_view& view, const sikv_store_view& store,
   const auto plane = [&](sikv_role role) -> RowPlane {
     const int i = layout.plane(role);
     return {static_cast<const uint8_t*>(store.planes[i]), store.page_stride_bytes[i],
-            layout.token_stride(i)};
+            layout.tile_stride(i)};
   };
   const auto coded = [&](RowFormat format) {
     source.format = format;

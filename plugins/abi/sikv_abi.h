@@ -193,6 +193,12 @@ typedef struct sikv_layout {
   uint32_t line_offset[SIKV_MAX_PLANES]; /* in the line, of the planes that are */
 } sikv_layout;
 
+/* Bytes from one tile of a plane to the next (from one token to the next where tile_tokens is 1). */
+static inline uint32_t sikv_tile_stride(const sikv_layout* layout, uint32_t plane) {
+  const sikv_plane* p = &layout->planes[plane];
+  return p->organisation == SIKV_IN_LINE ? layout->line_bytes : p->bytes_per_tile;
+}
+
 /* ---- the cache as all parts see it ------------------------------------------------------------
  *
  * B sequences, H = num_kv_heads. A row is one (sequence, KV head): row = b * H + h. An encoded

@@ -79,11 +79,9 @@ class LayoutView {
     }
     return -1;
   }
-  // Bytes from one token to the next in a plane of single tokens.
-  int token_stride(int plane) const {
-    const sikv_plane& p = layout_->planes[plane];
-    return static_cast<int>(p.organisation == SIKV_IN_LINE ? layout_->line_bytes
-                                                           : p.bytes_per_tile);
+  // Bytes from one tile to the next in a plane.
+  int tile_stride(int plane) const {
+    return static_cast<int>(sikv_tile_stride(layout_, static_cast<uint32_t>(plane)));
   }
   // Index of the side table with this role, or -1.
   int table(sikv_table_role role) const {
@@ -126,7 +124,12 @@ class LayoutBuilder {
   }
   // Bytes [offset, offset + bytes) of a token's line, whose size all of a layout's planes agree on.
   LayoutBuilder& in_line(sikv_role role, int line_bytes, int offset, int bytes) {
-    layout_.line_bytes = static_cast<uint32_t>(line_bytes);
+    const auto line = static_cast<uint32_t>(line_bytes);
+    if (layout_.line_bytes != 0 && layout_.line_bytes != line) {
+      throw PluginBug("planes of one layout in lines of " + std::to_string(layout_.line_bytes) +
+                      " and of " + std::to_string(line) + " bytes");
+    }
+    layout_.line_bytes = line;
     plane(role, SIKV_IN_LINE, 1, bytes);
     layout_.line_offset[layout_.num_planes - 1] = static_cast<uint32_t>(offset);
     return *this;

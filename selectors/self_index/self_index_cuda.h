@@ -63,6 +63,7 @@ class Reranker {
   int multiprocessors_;
   int score_slots_;  // blocks of rerank_score that run at a time
   bool overlaps_;
+  int most_keep_tokens_;  // of a block, as shared memory allows
   int64_t most_;
 };
 

@@ -19,7 +19,7 @@ namespace sikv::self_index {
 
 inline constexpr int kKeepThreads = 512, kKeepWarps = kKeepThreads / 32;
 inline constexpr unsigned kMaxKeepBlocks = 4;
-// Keys of a block: 96 KB of shared memory. Where it has more, they take the place of logits.
+// Keys of a block: 96 KB of shared memory, or what the GPU has. Where it has more keys, they take the place of logits.
 inline constexpr int kKeepTokens = 24576;
 inline constexpr int kKeepBits = 10, kKeepBins = 1 << kKeepBits;  // two a thread
 // Keys of a bin that are ranked against each other. Of 8192 probabilities it has about 30.

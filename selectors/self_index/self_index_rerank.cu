@@ -26,10 +26,17 @@ void with_kernel(const cuda::RowStore& keys, Body&& body) {
 Reranker::Reranker(const sikv_device& device, int64_t most_candidates)
     : multiprocessors_(device.multiprocessors),
       score_slots_(kScoreBlocks * device.multiprocessors),
-      overlaps_(device.compute_capability >= 90),
       most_(most_candidates) {
+  const cudaFuncAttributes attributes = cuda::attributes_of(rerank_keep);
+  overlaps_ = attributes.ptxVersion >= 90;
+  int most_shared = 0;
+  cuda::check(
+      cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.ordinal),
+      "self_index: asking for a block's shared memory");
+  const int room = most_shared - static_cast<int>(attributes.sharedSizeBytes);
+  most_keep_tokens_ = std::min(kKeepTokens, room / static_cast<int>(sizeof(uint32_t)));
   cuda::check(cudaFuncSetAttribute(rerank_keep, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   kKeepTokens * static_cast<int>(sizeof(uint32_t))),
+                                   most_keep_tokens_ * static_cast<int>(sizeof(uint32_t))),
               "self_index: asking for shared memory");
 }
 
@@ -58,7 +65,7 @@ void Reranker::run(RerankArgs args, cudaStream_t stream) const {
   while (cluster > 1 && !fits(cluster)) cluster /= 2;
   const int64_t tokens =
       int64_t{keep_share(static_cast<int>(most_), static_cast<int>(cluster))} * kKeepWarps;
-  args.keep_tokens = tokens <= kKeepTokens ? static_cast<int>(tokens) : 0;
+  args.keep_tokens = tokens <= most_keep_tokens_ ? static_cast<int>(tokens) : 0;
   launch("self_index rerank_keep", rerank_keep, dim3(cluster, static_cast<unsigned>(rows)),
          kKeepThreads, sizeof(uint32_t) * static_cast<size_t>(args.keep_tokens), stream, overlaps_,
          args, cluster);

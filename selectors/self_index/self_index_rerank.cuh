@@ -28,8 +28,9 @@ struct CandidateList {
   int num_listed, first_new, num_new;
 
   __device__ int size() const { return num_listed + num_new; }
+  // Past L1, which may have what an earlier scan wrote.
   __device__ int operator[](int i) const {
-    return i < num_listed ? listed[i] : first_new + (i - num_listed);
+    return i < num_listed ? __ldcg(listed + i) : first_new + (i - num_listed);
   }
 };
 

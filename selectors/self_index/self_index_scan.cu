@@ -32,9 +32,9 @@ Scanner::Scanner(const sikv_device& device, int head_dim, bool integer, int sets
     : head_dim_(head_dim),
       sets_(sets),
       largest_chunk_(integer ? kLargestChunk : kLargestChunk / 2),
-      integer_(integer),
-      overlaps_(device.compute_capability >= 90) {
+      integer_(integer) {
   with_kernel(head_dim, integer, sets, largest_chunk_, [&](auto kernel, size_t bytes) {
+    overlaps_ = cuda::attributes_of(kernel).ptxVersion >= 90;
     cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                      static_cast<int>(bytes)),
                 "self_index: asking for shared memory");

@@ -199,7 +199,7 @@ std::vector<double> rotated(std::vector<double> x) {
 
 // tables [groups, 16] of one query.
 std::vector<double> exact_tables(const CacheView& view, int row, std::vector<double> query) {
-  if (view.key().layout().family() == rlm4::kKeyFamily) query = rotated(std::move(query));
+  if (rlm4::is_keys(view.key().layout())) query = rotated(std::move(query));
   const float* codebook = view.key().table(SIKV_CODEBOOK, row);
   std::vector<double> tables(query.size() / 4 * 16);
   for (size_t e = 0; e < tables.size(); ++e) {

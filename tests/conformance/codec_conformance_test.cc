@@ -127,7 +127,7 @@ struct Bench {
     } else {
       const int tile = static_cast<int>(plane.tile_tokens);
       for (int t = (from + tile - 1) / tile; t < SIKV_PAGE_TOKENS / tile; ++t) {
-        const uint8_t* bytes = page + int64_t{t} * tile_stride(bench.layout, i);
+        const uint8_t* bytes = page + int64_t{t} * sikv_tile_stride(&bench.layout, i);
         if (std::any_of(bytes, bytes + plane.bytes_per_tile,
                         [](uint8_t b) { return b != kPoison; })) {
           return fault(t * tile);

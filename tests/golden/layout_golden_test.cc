@@ -71,7 +71,7 @@ std::string section(CodecInstance& codec, int32_t dtype) {
     text.append(plane_name(plane.role)).append("\n");
     for (uint32_t tile = 0; tile < tiles; ++tile) {
       text += "  " + std::to_string(tile * plane.tile_tokens) + ": " +
-              hex(page + tile * tile_stride(layout, i), plane.bytes_per_tile) + "\n";
+              hex(page + tile * sikv_tile_stride(&layout, i), plane.bytes_per_tile) + "\n";
     }
   }
   for (uint32_t i = 0; i < layout.num_tables; ++i) {

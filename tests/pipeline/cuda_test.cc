@@ -124,8 +124,12 @@ constexpr const char* kPipelines[] = {
     "rot_lm+rot_lm > streaming(budget=64,pin=first,pinned=16) > sparse_flash",
     "rot_lm+rot_lm > self_index(budget=64,tables=6bit) > sparse_flash",
     "rot_lm+rot_lm > self_index(budget=64,tables=6bit,rerank=4) > sparse_flash",
+    "rot_lm+rot_lm > self_index(budget=64,tables=6bit,rerank=4,scan_every=4,stagger=true) > "
+    "sparse_flash",
     "rot_lm(layout=lines)+rot_lm(layout=lines) > self_index(budget=64,tables=6bit,rerank=4) > "
     "sparse_flash",
+    "rot_lm(layout=lines)+rot_lm(layout=lines) > "
+    "self_index(budget=64,tables=6bit,rerank=4,scan_every=8,refresh_cosine=0.5) > sparse_flash",
     "rot_lm(layout=lines)+rot_lm(layout=lines) > "
     "streaming(budget=256,sinks=4,evict=true,pinned=0) > sparse_flash",
     "sign_vq+intq > self_index(budget=64,tables=6bit,pin=snapkv) > sparse_flash",

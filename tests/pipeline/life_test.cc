@@ -266,30 +266,35 @@ TEST(Life, ForcedVariantsRunOrFail) {
 
 // The same numbers in another place: what is selected and what comes out is the same to the bit.
 TEST(Life, LinesGiveWhatPlanesGive) {
-  for (const char* variant : {"ref", "cpu"}) {
+  using Case = std::pair<const char*, std::string>;  // variant, options of self_index
+  for (const auto& [variant, options] :
+       {Case{"ref", ""}, Case{"cpu", ""}, Case{"ref", ",scan_every=3"},
+        Case{"cpu", ",scan_every=3"}}) {
     std::vector<std::vector<float>> outs;
     std::vector<std::vector<int32_t>> selections;
     for (const std::string layout : {"planes", "lines"}) {
-      PipelineSpec spec =
-          parse_pipeline("rot_lm(layout=" + layout + ")+rot_lm(layout=" + layout +
-                             ") > self_index(budget=40,rerank=3,pinned=4) > sparse_flash",
-                         registry());
+      PipelineSpec spec = parse_pipeline("rot_lm(layout=" + layout + ")+rot_lm(layout=" + layout +
+                                             ") > self_index(budget=40,rerank=3,pinned=4" +
+                                             options + ") > sparse_flash",
+                                         registry());
       for (const char* role : {"keys", "values", "selector", "attention"}) {
         spec.force[role] = variant;
       }
       Batch batch({700, 300});
       Pipeline pipeline(spec, registry(), cpu(), shape(1, 2, 1024), 8);
       batch.prefill(pipeline, 0);
-      pipeline.begin_step();
-      batch.append_token(pipeline, 0);
-      const auto q = batch.draw(2 * kQueryHeads * kDim);
-      std::vector<float> out(q.size()), lse(2 * kQueryHeads);
-      pipeline.attend(0, q.data(), out.data(), lse.data());
+      std::vector<float> out(2 * kQueryHeads * kDim), lse(2 * kQueryHeads);
+      for (int step = 0; step < 5; ++step) {
+        pipeline.begin_step();
+        batch.append_token(pipeline, 0);
+        const auto q = batch.draw(2 * kQueryHeads * kDim);
+        pipeline.attend(0, q.data(), out.data(), lse.data());
+      }
       outs.push_back(out);
       selections.push_back(pipeline.selected(1));
     }
-    EXPECT_EQ(outs[0], outs[1]) << variant;
-    EXPECT_EQ(selections[0], selections[1]) << variant;
+    EXPECT_EQ(outs[0], outs[1]) << variant << options;
+    EXPECT_EQ(selections[0], selections[1]) << variant << options;
     EXPECT_EQ(selections[0].size(), 40u);
   }
 }

@@ -36,11 +36,6 @@ std::vector<int> total_tokens(const CacheSpec& spec) {
 
 }  // namespace
 
-uint32_t tile_stride(const sikv_layout& layout, uint32_t plane) {
-  const sikv_plane& p = layout.planes[plane];
-  return p.organisation == SIKV_IN_LINE ? layout.line_bytes : p.bytes_per_tile;
-}
-
 // ---- guarded memory -----------------------------------------------------------------------------
 
 TestCache::Guarded::Guarded(size_t bytes, uint8_t fill)
@@ -252,7 +247,7 @@ std::vector<uint8_t> TestCache::row_bytes(sikv_kind kind, int row) const {
     for (int i = 0; i < view_.max_pages; ++i) {
       if (page_table_[static_cast<size_t>(row) * view_.max_pages + i] < 0) continue;
       const uint8_t* const first = page(kind, static_cast<sikv_role>(plane.role), row, i);
-      const uint32_t stride = tile_stride(from.layout, p);
+      const uint32_t stride = sikv_tile_stride(&from.layout, p);
       for (uint32_t tile = 0; tile < SIKV_PAGE_TOKENS / plane.tile_tokens; ++tile) {
         const uint8_t* const at = first + tile * stride;
         bytes.insert(bytes.end(), at, at + plane.bytes_per_tile);

@@ -35,9 +35,6 @@ struct CacheSpec {
   uint64_t seed = 1;
 };
 
-// Bytes from one tile (token) of a plane to the next.
-uint32_t tile_stride(const sikv_layout& layout, uint32_t plane);
-
 class TestCache {
  public:
   // A layout of {} gives a side without planes.
