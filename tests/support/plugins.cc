@@ -76,9 +76,8 @@ std::unique_ptr<SelectorInstance> make_base(const Variant& variant, const Choice
   for (const auto& [name, text] : own_choices(variant, choices)) {
     if (name == "base") id = text;
   }
-  return std::make_unique<SelectorInstance>(
-      make_selector(registry().choose(SIKV_SELECTOR, id, device.info()), base_choices(choices),
-                    shape, device));
+  return std::make_unique<SelectorInstance>(make_selector(
+      registry().choose(SIKV_SELECTOR, id, device.info()), base_choices(choices), shape, device));
 }
 
 SelectorInstance make_selector(const Variant& variant, const Choices& choices,
