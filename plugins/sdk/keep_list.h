@@ -18,11 +18,11 @@ inline constexpr float kAlwaysKept = std::numeric_limits<float>::infinity();
 
 // One row, as its base would leave it.
 struct RankedRow {
-  bool keeps_all = true;          // the base asks for no eviction
-  int64_t budget = 0;             // of `competing`, how many the base keeps
-  std::vector<int32_t> fixed;     // kept in any case: pinned or of infinite score; ascending
-  std::vector<int32_t> competing; // the others; ascending
-  std::span<const float> scores;  // [encoded_len]
+  bool keeps_all = true;           // the base asks for no eviction
+  int64_t budget = 0;              // of `competing`, how many the base keeps
+  std::vector<int32_t> fixed;      // kept in any case: pinned or of infinite score; ascending
+  std::vector<int32_t> competing;  // the others; ascending
+  std::span<const float> scores;   // [encoded_len]
 };
 
 // All rows of a layer: the base's keep-lists in `args`, its scores [num_rows, max_encoded_len].

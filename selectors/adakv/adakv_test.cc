@@ -28,8 +28,7 @@ class AdaKvTest : public ::testing::Test {
       const double scale = std::exp(2.0 * random.normal());
       std::vector<float> scores;
       for (int t = 0; t < encoded; ++t) {
-        scores.push_back(t + 5 >= encoded ? kFixed
-                                          : static_cast<float>(scale * random.uniform()));
+        scores.push_back(t + 5 >= encoded ? kFixed : static_cast<float>(scale * random.uniform()));
       }
       // What the base keeps is its `budget` best, as SnapKV would.
       const auto budget = static_cast<size_t>(random.below(60));
@@ -86,9 +85,9 @@ TEST_F(AdaKvTest, AllocatesExactlyTheTotalBudget) {
           // The safeguard: nobody falls below its uniform share by a whole token.
           EXPECT_GT(static_cast<double>(got) + 1, std::stod(alpha) * static_cast<double>(own));
           // Pinned and fixed tokens stay, and nothing is listed twice.
-          EXPECT_EQ(kept[i].size(),
-                    got + static_cast<size_t>(filled_.cache.view().encoded_len[row]) -
-                        competing(row).size());
+          EXPECT_EQ(kept[i].size(), got +
+                                        static_cast<size_t>(filled_.cache.view().encoded_len[row]) -
+                                        competing(row).size());
           EXPECT_TRUE(std::is_sorted(kept[i].begin(), kept[i].end(), std::less_equal<>()) ||
                       kept[i].size() < 2);
         }
@@ -142,8 +141,8 @@ TEST_F(AdaKvTest, FollowsABaseThatKeepsRows) {
   for (int row = 3; row < 6; ++row) {
     const auto i = static_cast<size_t>(row);
     if (row > 3) before += chosen(answers.keep[i], row).size();
-    after += kept[i] == Slots{SIKV_SELECT_ALL} ? competing(row).size()
-                                               : chosen(kept[i], row).size();
+    after +=
+        kept[i] == Slots{SIKV_SELECT_ALL} ? competing(row).size() : chosen(kept[i], row).size();
   }
   EXPECT_EQ(after, before);
 }
@@ -153,10 +152,11 @@ TEST_F(AdaKvTest, RefusesABaseWithoutScores) {
     make_selector(adakv(), {{"base", "full"}}, shape_, cpu());
     FAIL() << "made";
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(),
-                 "selector 'adakv' (ref): adakv splits the budget of a base that evicts tokens and "
-                 "tells their scores, and this one does not: wrap snapkv, pyramidkv, h2o or another "
-                 "such");
+    EXPECT_STREQ(
+        error.what(),
+        "selector 'adakv' (ref): adakv splits the budget of a base that evicts tokens and "
+        "tells their scores, and this one does not: wrap snapkv, pyramidkv, h2o or another "
+        "such");
   }
 }
 

@@ -49,8 +49,7 @@ class CriticalKv final : public WrappingSelector {
       std::vector<float>& norms = norms_.at(view.layer(), tokens.row);
       norms.assign(static_cast<size_t>(tokens.count), 0.0f);
       parallel_for(host_, tokens.count, [&](int64_t t, int32_t) {
-        norms[static_cast<size_t>(t)] =
-            mean_norm(args, view, values, tokens, static_cast<int>(t));
+        norms[static_cast<size_t>(t)] = mean_norm(args, view, values, tokens, static_cast<int>(t));
       });
     }
   }
@@ -90,8 +89,8 @@ class CriticalKv final : public WrappingSelector {
     double sum = 0.0;
     for (int g = 0; g < group_; ++g) {
       const int64_t first = int64_t{tokens.head * group_ + g} * dim;
-      sum += projected_l1(v.data(), args.w_o + first * args.hidden, dim, args.hidden,
-                          product.data());
+      sum +=
+          projected_l1(v.data(), args.w_o + first * args.hidden, dim, args.hidden, product.data());
     }
     return static_cast<float>(sum / group_);
   }

@@ -104,8 +104,7 @@ class CriticalKvTest : public ::testing::Test {
 
 TEST_F(CriticalKvTest, FillsTheBudgetByScoreAndThenByNorm) {
   for (const char* first_stage : {"0", "0.5", "0.8", "1"}) {
-    SelectorInstance selector =
-        wrap_scored(criticalkv(), {{"first_stage", first_stage}}, shape_);
+    SelectorInstance selector = wrap_scored(criticalkv(), {{"first_stage", first_stage}}, shape_);
     observe(selector);
     const std::vector<Slots> kept = evictions(selector, filled_.cache);
     for (int row = 0; row < filled_.cache.num_rows(); ++row) {
@@ -126,9 +125,8 @@ TEST_F(CriticalKvTest, FillsTheBudgetByScoreAndThenByNorm) {
 TEST_F(CriticalKvTest, KeepsTheBudgetsOfAdaKv) {
   const Variant& adakv = find_variant(SIKV_SELECTOR, "adakv");
   SelectorInstance plain = wrap_scored(adakv, {}, shape_);
-  SelectorInstance both =
-      wrap_scored(criticalkv(), {}, shape_,
-                  std::make_unique<SelectorInstance>(wrap_scored(adakv, {}, shape_)));
+  SelectorInstance both = wrap_scored(
+      criticalkv(), {}, shape_, std::make_unique<SelectorInstance>(wrap_scored(adakv, {}, shape_)));
   observe(both);
   const std::vector<Slots> split = evictions(plain, filled_.cache),
                            chosen = evictions(both, filled_.cache);

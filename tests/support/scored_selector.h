@@ -80,8 +80,8 @@ inline SelectorInstance wrap_scored(const Variant& wrapper, const Choices& choic
   }
   Choices own = choices;
   own.emplace_back("base", base->variant().id);
-  return {wrapper,     OptionSet::parse(wrapper.options, own, wrapper.id),
-          shape,       cpu().info(),
+  return {wrapper,      OptionSet::parse(wrapper.options, own, wrapper.id),
+          shape,        cpu().info(),
           cpu().host(), std::move(base)};
 }
 
