@@ -8,10 +8,10 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
 
-#include "hwy/contrib/math/math-inl.h"
-#include "kernels/common/simd_attention.h"
+#include "kernels/common/simd_logits.h"
 #include "kernels/common/simd_scan.h"
 #include "kernels/common/simd_select.h"
+#include "kernels/common/simd_softmax.h"
 #include "selectors/self_index/self_index_simd.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -119,73 +119,16 @@ void LogitsOf(const LogitRequest&, LogitScratch&, float*, int64_t) {}
 
 bool Runs() { return true; }
 
-void LogitsOf(const LogitRequest& request, LogitScratch& scratch, float* HWY_RESTRICT logits,
-              int64_t stride) {
-  const simd::DF d;
-  const auto dim = static_cast<size_t>(request.head_dim);
-  const int heads = PaddedHeads(request.group);
-  const int pass = std::min(heads, kQuad), ways = pass == kQuad ? 2 : pass - 1;
-  const simd::RowStream rows(request.source, dim, heads, scratch.rows);
-  simd::SlotCursor cursor(request.slots);
-  int32_t slots[2][kBlockRows];
-  const auto locate = [&](int which) {
-    const int count = cursor.next(slots[which]);
-    rows.locate(slots[which], count, scratch.blocks[which]);
-    return count;
-  };
-  int count = locate(0);
-  rows.request(scratch.blocks[0]);
-  RowBlock none;
-  for (int which = 0; count > 0; which = 1 - which) {
-    RowBlock& block = scratch.blocks[which];
-    const int next = locate(1 - which);
-    rows.open(slots[which], scratch.blocks[1 - which], block);
-    for (int h = 0; h < heads; h += pass) {
-      const bool requests = h == 0 && &rows.source() == &request.source;
-      rows.ops().logits[ways](rows.source(), block, requests ? scratch.blocks[1 - which] : none,
-                              request.q + h * request.head_dim, dim, scratch.logits);
-      for (int g = h; g < std::min(h + pass, request.group); ++g) {
-        const auto shift = hn::Set(d, request.shift[g]);
-        for (size_t t = 0; t < static_cast<size_t>(count); t += simd::kLanes) {
-          const auto dot = hn::Load(d, scratch.logits + (g - h) * kBlockRows + t);
-          const auto factor = rows.scaled() ? hn::Load(d, block.scale + t) : hn::Set(d, 1.0f);
-          hn::StoreU(hn::MulAdd(dot, factor, shift), d, logits + g * stride + t);
-        }
-      }
-    }
-    logits += count;
-    count = next;
-  }
+void LogitsOf(const LogitRequest& request, LogitScratch& scratch, float* logits, int64_t stride) {
+  simd::Logits(request, scratch, logits, stride);
 }
 
 #endif
 
 // ---- softmax and selection ----------------------------------------------------------------------
 
-void MeanSoftmax(float* logits, int64_t stride, int group, int64_t n,
-                 float* HWY_RESTRICT probability) {
-  const Floats d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  for (int g = 0; g < group; ++g) {
-    float* HWY_RESTRICT row = logits + g * stride;
-    // So far below any logit that exp gives 0, and the difference stays finite.
-    std::fill_n(row + n, lanes, -1e38f);
-    auto highest = hn::Set(d, row[0]);
-    for (int64_t i = 0; i < n; i += lanes) highest = hn::Max(highest, hn::LoadU(d, row + i));
-    const auto shift = hn::MaxOfLanes(d, highest);
-    auto total = hn::Zero(d);
-    for (int64_t i = 0; i < n; i += lanes) {
-      const auto e = hn::Exp(d, hn::Sub(hn::LoadU(d, row + i), shift));
-      hn::StoreU(e, d, row + i);
-      total = hn::Add(total, e);
-    }
-    const float sum = hn::GetLane(hn::SumOfLanes(d, total));
-    const auto factor = hn::Set(d, 1.0f / (sum * static_cast<float>(group)));
-    for (int64_t i = 0; i < n; i += lanes) {
-      const auto before = g == 0 ? hn::Zero(d) : hn::LoadU(d, probability + i);
-      hn::StoreU(hn::MulAdd(hn::LoadU(d, row + i), factor, before), d, probability + i);
-    }
-  }
+void Softmax(float* logits, int64_t stride, int group, int64_t n, float* probability) {
+  simd::MeanSoftmax(logits, stride, group, n, probability);
 }
 
 void Select(const float* scores, int64_t n, int64_t budget, void* scratch, int32_t* indices) {
@@ -202,7 +145,7 @@ namespace sikv::self_index {
 HWY_EXPORT(Runs);
 HWY_EXPORT(Scan);
 HWY_EXPORT(LogitsOf);
-HWY_EXPORT(MeanSoftmax);
+HWY_EXPORT(Softmax);
 HWY_EXPORT(Select);
 
 bool simd_runs() { return HWY_DYNAMIC_DISPATCH(Runs)(); }
@@ -219,7 +162,7 @@ void simd_logits(const LogitRequest& request, LogitScratch& scratch, float* logi
   HWY_DYNAMIC_DISPATCH(LogitsOf)(request, scratch, logits, stride);
 }
 void simd_mean_softmax(float* logits, int64_t stride, int group, int64_t n, float* probability) {
-  HWY_DYNAMIC_DISPATCH(MeanSoftmax)(logits, stride, group, n, probability);
+  HWY_DYNAMIC_DISPATCH(Softmax)(logits, stride, group, n, probability);
 }
 void simd_select(const float* scores, int64_t n, int64_t budget, void* scratch, int32_t* indices) {
   HWY_DYNAMIC_DISPATCH(Select)(scores, n, budget, scratch, indices);
