@@ -8,8 +8,7 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
 
-#include "hwy/contrib/math/math-inl.h"
-#include "kernels/common/simd_attention.h"
+#include "kernels/common/simd_logits.h"
 #include "kernels/common/simd_scan.h"
 #include "kernels/common/simd_select.h"
 #include "selectors/self_index/self_index_simd.h"
@@ -108,85 +107,11 @@ int64_t Scan(const ScanRequest& request, void* scratch, int32_t* slots) {
   return simd::SelectFloat(s.best, tokens, excluded, request.count, s.select, slots);
 }
 
-// ---- logits -------------------------------------------------------------------------------------
+// ---- logits, softmax and selection --------------------------------------------------------------
 
-#if HWY_TARGET == HWY_SCALAR
-
-bool Runs() { return false; }
-void LogitsOf(const LogitRequest&, LogitScratch&, float*, int64_t) {}
-
-#else
-
-bool Runs() { return true; }
-
-void LogitsOf(const LogitRequest& request, LogitScratch& scratch, float* HWY_RESTRICT logits,
-              int64_t stride) {
-  const simd::DF d;
-  const auto dim = static_cast<size_t>(request.head_dim);
-  const int heads = PaddedHeads(request.group);
-  const int pass = std::min(heads, kQuad), ways = pass == kQuad ? 2 : pass - 1;
-  const simd::RowStream rows(request.source, dim, heads, scratch.rows);
-  simd::SlotCursor cursor(request.slots);
-  int32_t slots[2][kBlockRows];
-  const auto locate = [&](int which) {
-    const int count = cursor.next(slots[which]);
-    rows.locate(slots[which], count, scratch.blocks[which]);
-    return count;
-  };
-  int count = locate(0);
-  rows.request(scratch.blocks[0]);
-  RowBlock none;
-  for (int which = 0; count > 0; which = 1 - which) {
-    RowBlock& block = scratch.blocks[which];
-    const int next = locate(1 - which);
-    rows.open(slots[which], scratch.blocks[1 - which], block);
-    for (int h = 0; h < heads; h += pass) {
-      const bool requests = h == 0 && &rows.source() == &request.source;
-      rows.ops().logits[ways](rows.source(), block, requests ? scratch.blocks[1 - which] : none,
-                              request.q + h * request.head_dim, dim, scratch.logits);
-      for (int g = h; g < std::min(h + pass, request.group); ++g) {
-        const auto shift = hn::Set(d, request.shift[g]);
-        for (size_t t = 0; t < static_cast<size_t>(count); t += simd::kLanes) {
-          const auto dot = hn::Load(d, scratch.logits + (g - h) * kBlockRows + t);
-          const auto factor = rows.scaled() ? hn::Load(d, block.scale + t) : hn::Set(d, 1.0f);
-          hn::StoreU(hn::MulAdd(dot, factor, shift), d, logits + g * stride + t);
-        }
-      }
-    }
-    logits += count;
-    count = next;
-  }
-}
-
-#endif
-
-// ---- softmax and selection ----------------------------------------------------------------------
-
-void MeanSoftmax(float* logits, int64_t stride, int group, int64_t n,
-                 float* HWY_RESTRICT probability) {
-  const Floats d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  for (int g = 0; g < group; ++g) {
-    float* HWY_RESTRICT row = logits + g * stride;
-    // So far below any logit that exp gives 0, and the difference stays finite.
-    std::fill_n(row + n, lanes, -1e38f);
-    auto highest = hn::Set(d, row[0]);
-    for (int64_t i = 0; i < n; i += lanes) highest = hn::Max(highest, hn::LoadU(d, row + i));
-    const auto shift = hn::MaxOfLanes(d, highest);
-    auto total = hn::Zero(d);
-    for (int64_t i = 0; i < n; i += lanes) {
-      const auto e = hn::Exp(d, hn::Sub(hn::LoadU(d, row + i), shift));
-      hn::StoreU(e, d, row + i);
-      total = hn::Add(total, e);
-    }
-    const float sum = hn::GetLane(hn::SumOfLanes(d, total));
-    const auto factor = hn::Set(d, 1.0f / (sum * static_cast<float>(group)));
-    for (int64_t i = 0; i < n; i += lanes) {
-      const auto before = g == 0 ? hn::Zero(d) : hn::LoadU(d, probability + i);
-      hn::StoreU(hn::MulAdd(hn::LoadU(d, row + i), factor, before), d, probability + i);
-    }
-  }
-}
+using simd::LogitsOf;
+using simd::MeanSoftmax;
+using simd::Runs;
 
 void Select(const float* scores, int64_t n, int64_t budget, void* scratch, int32_t* indices) {
   simd::SelectFloat(scores, n, Excluded{}, budget, scratch, indices);
