@@ -20,11 +20,13 @@ struct HeadState {
   std::vector<std::vector<int32_t>> marks; // per prompt query: its best slots, ascending
   int64_t step = -1;                       // of the list; none
   std::vector<int32_t> list;               // selected, best first, then the root's pinned slots
+  std::vector<int32_t> selected;           // of the list, without those pinned here, ascending
 
   uint64_t bytes() const {
     uint64_t marked = 0;
     for (const std::vector<int32_t>& slots : marks) marked += slots.capacity();
-    return labels.capacity() + (channels.capacity() + list.capacity() + marked) * sizeof(int32_t);
+    return labels.capacity() + (channels.capacity() + list.capacity() + selected.capacity() +
+                                marked) * sizeof(int32_t);
   }
 };
 
@@ -102,11 +104,11 @@ class HShare : public Selector {
       const auto start = CountClock::now();
       const auto who = static_cast<From>(from[static_cast<size_t>(row)]);
       HeadState& head = heads_.at(view.layer(), row);
-      if (who == kLayer || who == kHead) {
-        head.list = root(view, row, who).list;
-        head.step = step_;
-      }
-      write(view, row, head, SelectionRow(args.selection, row), counts_[0]);
+      if (who == kLayer || who == kHead) take(view, row, root(view, row, who).list, head);
+      SelectionRow out(args.selection, row);
+      out.clear();
+      for (const int32_t slot : head.selected) out.push(slot);
+      counts_[0].selected += static_cast<double>(head.selected.size());
       ++from_[who];
       if (who != kSelf) counts_[0].ran(true, seconds_since(start));
     }
@@ -317,6 +319,7 @@ class HShare : public Selector {
     queries.load_group(row, worker.q.data());
     group_mean(worker.q.data(), queries.group(), dim, worker.mean.data());
     best_slots(view, row, worker.mean.data(), encoded, worker, head);
+    head.selected = worker.best;
     rank(worker.scores, worker.best);
     head.list = worker.best;
     const auto pinned = view.pinned_slots(row);
@@ -325,21 +328,19 @@ class HShare : public Selector {
     counts.scan_bytes += static_cast<double>(encoded) * channels_ * sikv_dtype_bytes(shape_.dtype);
   }
 
-  // The first `budget` of the list that are not pinned here.
-  void write(const CacheView& view, int row, const HeadState& head, SelectionRow out,
-             SharingCounts& counts) const {
+  // Selects the first `budget` of another's list that are not pinned here.
+  void take(const CacheView& view, int row, const std::vector<int32_t>& list,
+            HeadState& head) const {
     const SlotDomain domain{0, view.encoded_len(row), view.pinned_slots(row)};
-    const int64_t wanted = budget_.tokens(view.length(row));
-    out.clear();
-    int64_t taken = 0;
-    for (const int32_t slot : head.list) {
-      if (taken == wanted) break;
-      if (!domain.holds(slot)) continue;
-      out.push(slot);
-      ++taken;
+    const auto wanted = static_cast<size_t>(budget_.tokens(view.length(row)));
+    head.list = list;
+    head.step = step_;
+    head.selected.clear();
+    for (const int32_t slot : list) {
+      if (head.selected.size() == wanted) break;
+      if (domain.holds(slot)) head.selected.push_back(slot);
     }
-    std::sort(out.storage().begin(), out.storage().begin() + taken);
-    counts.selected += static_cast<double>(taken);
+    std::sort(head.selected.begin(), head.selected.end());
   }
 
   Budget budget_;
