@@ -19,12 +19,14 @@ inline constexpr sikv_option_spec kFirstLayerOption =
                  "the first layer that is treated, as a share of the cache's layers");
 
 inline constexpr std::array kPsawOptions = {
-    float_option("phi", "0.7", 1e-6, 1, "share of the sequence that the deepest layers attend to, "
+    float_option("phi", "0.7", 1e-6, 1,
+                 "share of the sequence that the deepest layers attend to, "
                  "for alpha 1"),
     float_option("alpha", "1", 0, 16, "exponent of phi over depth; 0: no window"),
 };
 inline constexpr std::array kEtfOptions = {
-    float_option("psi", "0.7", 1e-6, 1, "share of the sequence that the deepest layers leave live, "
+    float_option("psi", "0.7", 1e-6, 1,
+                 "share of the sequence that the deepest layers leave live, "
                  "for gamma 1"),
     float_option("gamma", "1", 0, 16, "exponent of psi over depth; 0: nothing is frozen"),
 };

@@ -36,7 +36,8 @@ class RowScorer {
   // scores [slots.size()]
   virtual void score(const ScoreRequest& request, std::vector<float>& scores) = 0;
   // Indices of the `count` highest of more than `count` scores, ascending, ties to the lower.
-  virtual void best(std::span<const float> scores, int64_t count, std::vector<int32_t>& indices) = 0;
+  virtual void best(std::span<const float> scores, int64_t count,
+                    std::vector<int32_t>& indices) = 0;
 };
 
 std::unique_ptr<RowScorer> simd_scorer();

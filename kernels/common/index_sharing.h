@@ -18,19 +18,22 @@
 namespace sikv {
 
 inline constexpr std::array kSharingOptions = {
-    float_option("tau", "0.8", -2, 2,
-                 "share while the query of every head has a cosine above tau with its anchor's; above "
-                 "1 never, below -1 always"),
+    float_option(
+        "tau", "0.8", -2, 2,
+        "share while the query of every head has a cosine above tau with its anchor's; above "
+        "1 never, below -1 always"),
     int_option("block", "16", 1, 1 << 20, "steps from one anchor to the next at most"),
     int_option("radius", "1", 0, 64, "neighbours taken over on each side of a best token"),
     float_option("dilated", "0.3333333", 0, 1, "share of the tokens that bring their neighbours"),
-    bool_option("matched", "true",
-                "whether neighbours take the place of the least tokens (the paper's CIS*) or come on "
-                "top of the budget (CIS)"),
+    bool_option(
+        "matched", "true",
+        "whether neighbours take the place of the least tokens (the paper's CIS*) or come on "
+        "top of the budget (CIS)"),
     bool_option("reanchor", "false",
                 "whether a query that fails the gate becomes the anchor of the steps after it"),
-    bool_option("audit", "false",
-                "score every key in shared steps, too, and count dropped mass and its bounds; slow"),
+    bool_option(
+        "audit", "false",
+        "score every key in shared steps, too, and count dropped mass and its bounds; slow"),
 };
 
 struct SharingRule {
@@ -44,7 +47,9 @@ struct SharingRule {
         audit(options.flag("audit")) {}
 
   // Tokens of a selection of k that bring their neighbours.
-  int64_t centres(int64_t k) const { return static_cast<int64_t>(dilated * static_cast<double>(k)); }
+  int64_t centres(int64_t k) const {
+    return static_cast<int64_t>(dilated * static_cast<double>(k));
+  }
   // Slots that a selection of k may grow to.
   int64_t most(int64_t k) const { return matched ? k : k + 2 * radius * centres(k); }
 
@@ -118,8 +123,8 @@ inline double least_cosine(const float* a, const float* b, int group, int head_d
 
 // What a row remembers of its anchor step.
 struct Anchor {
-  int64_t step = -1;  // none
-  int32_t tail = 0;   // tail tokens there were
+  int64_t step = -1;            // none
+  int32_t tail = 0;             // tail tokens there were
   std::vector<float> q;         // [G, D]
   std::vector<int32_t> slots;   // dilated, ascending
   std::vector<int32_t> chosen;  // before dilation; only for the audit
@@ -198,7 +203,8 @@ inline SharingAudit audit_follower(RowScorer& scorer, const ScoreRequest& now, c
   }
   for (int g = 0; g < group; ++g) {
     for (int d = 0; d < dim; ++d) {
-      keys[static_cast<size_t>(d)] = now.q[g * dim + d] - anchor.q[static_cast<size_t>(g * dim + d)];
+      keys[static_cast<size_t>(d)] =
+          now.q[g * dim + d] - anchor.q[static_cast<size_t>(g * dim + d)];
     }
     moved += norm(keys.data()) / group;
   }

@@ -62,8 +62,8 @@ inline void LogitsOf(const LogitRequest&, LogitScratch&, float*, int64_t) {}
 
 inline bool Runs() { return true; }
 
-inline void LogitsOf(const LogitRequest& request, LogitScratch& scratch,
-                     float* HWY_RESTRICT logits, int64_t stride) {
+inline void LogitsOf(const LogitRequest& request, LogitScratch& scratch, float* HWY_RESTRICT logits,
+                     int64_t stride) {
   const DF d;
   const auto dim = static_cast<size_t>(request.head_dim);
   const int heads = PaddedHeads(request.group);

@@ -12,7 +12,8 @@ namespace sikv::hshare {
 inline constexpr sikv_option_spec kOptions[] = {
     budget_option("budget", "2048",
                   "tokens to select: a count, or a fraction of the sequence's current length"),
-    int_option("channels", "32", 1, 256, "label channels that selections are scored with, at most D"),
+    int_option("channels", "32", 1, 256,
+               "label channels that selections are scored with, at most D"),
     int_option("period", "2", 1, 1 << 20, "steps from one selection to the next"),
     float_option("share_layers", "0.5", 0, 1,
                  "share of the layers that take the selection of an earlier layer"),

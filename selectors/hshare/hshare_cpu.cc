@@ -50,9 +50,12 @@ void ScorePages(const Labels& labels, const float* HWY_RESTRICT q, float* HWY_RE
 
 void ScoreLabels(const Labels& labels, const float* q, float* scores) {
   switch (labels.dtype) {
-    case SIKV_FP16: return ScorePages<hwy::float16_t>(labels, q, scores);
-    case SIKV_BF16: return ScorePages<hwy::bfloat16_t>(labels, q, scores);
-    default: return ScorePages<float>(labels, q, scores);
+    case SIKV_FP16:
+      return ScorePages<hwy::float16_t>(labels, q, scores);
+    case SIKV_BF16:
+      return ScorePages<hwy::bfloat16_t>(labels, q, scores);
+    default:
+      return ScorePages<float>(labels, q, scores);
   }
 }
 

@@ -19,7 +19,9 @@ class ScalarLabels final : public LabelScorer {
 }  // namespace
 
 std::unique_ptr<Selector> make_ref(const CreateArgs& args) {
-  return make_selector(args, [] { return Engine{std::make_unique<ScalarLabels>(), scalar_scorer()}; });
+  return make_selector(args, [] {
+    return Engine{std::make_unique<ScalarLabels>(), scalar_scorer()};
+  });
 }
 
 }  // namespace sikv::hshare

@@ -15,18 +15,18 @@ namespace {
 
 // Of one (layer, sequence, KV head).
 struct HeadState {
-  std::vector<int32_t> channels;           // ascending
-  std::vector<uint8_t> labels;             // [pages, channels, 256] in the input type
-  std::vector<std::vector<int32_t>> marks; // per prompt query: its best slots, ascending
-  int64_t step = -1;                       // of the list; none
-  std::vector<int32_t> list;               // selected, best first, then the root's pinned slots
-  std::vector<int32_t> selected;           // of the list, without those pinned here, ascending
+  std::vector<int32_t> channels;            // ascending
+  std::vector<uint8_t> labels;              // [pages, channels, 256] in the input type
+  std::vector<std::vector<int32_t>> marks;  // per prompt query: its best slots, ascending
+  int64_t step = -1;                        // of the list; none
+  std::vector<int32_t> list;                // selected, best first, then the root's pinned slots
+  std::vector<int32_t> selected;            // of the list, without those pinned here, ascending
 
   uint64_t bytes() const {
     uint64_t marked = 0;
     for (const std::vector<int32_t>& slots : marks) marked += slots.capacity();
-    return labels.capacity() + (channels.capacity() + list.capacity() + selected.capacity() +
-                                marked) * sizeof(int32_t);
+    return labels.capacity() +
+           (channels.capacity() + list.capacity() + selected.capacity() + marked) * sizeof(int32_t);
   }
 };
 
@@ -188,8 +188,7 @@ class HShare : public Selector {
     head.labels.resize(static_cast<size_t>((end + kPageTokens - 1) / kPageTokens) * page);
     const Labels labels = of(head, end);
     for (int t = 0; t < tokens.count; ++t) {
-      const auto* from =
-          static_cast<const uint8_t*>(keys.address(tokens.sequence, t, tokens.head));
+      const auto* from = static_cast<const uint8_t*>(keys.address(tokens.sequence, t, tokens.head));
       for (int c = 0; c < channels_; ++c) {
         const int64_t to = labels.at(tokens.first_position + t, c);
         std::memcpy(head.labels.data() + static_cast<size_t>(to) * element,
@@ -271,8 +270,7 @@ class HShare : public Selector {
     }
     for (int l = 0; l < layers; ++l) {
       sources.head.push_back(greedy_sources(
-          compare(heads,
-                  [&](int i, int j) { return overlap(head_at(l, i), head_at(l, j)); }),
+          compare(heads, [&](int i, int j) { return overlap(head_at(l, i), head_at(l, j)); }),
           static_cast<int>(share_heads_ * heads)));
     }
     for (int l = 0; l < layers; ++l) {
@@ -286,9 +284,12 @@ class HShare : public Selector {
     for (size_t i = 0; i < std::min(a.marks.size(), b.marks.size()); ++i) {
       auto x = a.marks[i].begin(), y = b.marks[i].begin();
       while (x != a.marks[i].end() && y != b.marks[i].end()) {
-        if (*x == *y) ++common, ++x, ++y;
-        else if (*x < *y) ++x;
-        else ++y;
+        if (*x == *y)
+          ++common, ++x, ++y;
+        else if (*x < *y)
+          ++x;
+        else
+          ++y;
       }
     }
     return common;
@@ -306,8 +307,9 @@ class HShare : public Selector {
     const int heads = view.num_kv_heads(), b = row / heads, layer = view.layer();
     const Sources& sources = sources_[static_cast<size_t>(b)];
     if (from == kLayer) return heads_.at(sources.layer[static_cast<size_t>(layer)], row);
-    return heads_.at(layer, b * heads + sources.head[static_cast<size_t>(layer)]
-                                                    [static_cast<size_t>(row % heads)]);
+    return heads_.at(
+        layer,
+        b * heads + sources.head[static_cast<size_t>(layer)][static_cast<size_t>(row % heads)]);
   }
 
   void search(const CacheView& view, const QueryView& queries, int row, Worker& worker,

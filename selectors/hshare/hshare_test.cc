@@ -128,8 +128,11 @@ TEST(GreedySourcesTest, SharesNothingWithoutOverlap) {
 
 // ---- the selector -------------------------------------------------------------------------------
 
-const Choices kUnshared = {{"budget", "25"},     {"channels", "64"},   {"period", "1"},
-                           {"share_layers", "0"}, {"share_heads", "0"}};
+const Choices kUnshared = {{"budget", "25"},
+                           {"channels", "64"},
+                           {"period", "1"},
+                           {"share_layers", "0"},
+                           {"share_heads", "0"}};
 
 TEST(HShareTest, WithoutSharingIsItsBaseSelector) {
   Layers layers;
@@ -140,8 +143,7 @@ TEST(HShareTest, WithoutSharingIsItsBaseSelector) {
       const std::vector<Slots> rows = layers.select(session, layer, step);
       std::vector<Slots> want;
       for (int row = 0; row < layers.filled.cache.num_rows(); ++row) {
-        want.push_back(
-            best_by_mean_query(layers.filled, row, layers.queries(layer, step), 25));
+        want.push_back(best_by_mean_query(layers.filled, row, layers.queries(layer, step), 25));
       }
       expect_equal_but_for_the_cut(rows, want);
     }

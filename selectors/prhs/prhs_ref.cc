@@ -62,9 +62,9 @@ class Prhs : public WrappingSelector {
     bool search = false;
     for (int row = 0; row < view.num_rows(); ++row) {
       load(queries, row, workers_[0]);
-      const bool shared = anchors_.at(view.layer(), row)
-                              .serves(rule_, step_, workers_[0].q.data(), queries.group(),
-                                      view.head_dim());
+      const bool shared =
+          anchors_.at(view.layer(), row)
+              .serves(rule_, step_, workers_[0].q.data(), queries.group(), view.head_dim());
       shared_[static_cast<size_t>(row)] = shared;
       search = search || !shared;
     }
@@ -137,8 +137,7 @@ class Prhs : public WrappingSelector {
 
   // Where the window begins. It moves on while a list is shared.
   int32_t first_slot(const CacheView& view, int row) const {
-    return first_slot_from(view, row,
-                           window_.tokens(view.layer(), sequence_length(view, row)));
+    return first_slot_from(view, row, window_.tokens(view.layer(), sequence_length(view, row)));
   }
 
   void take_over(const ScoreRequest& request, Worker& worker, SelectionRow& out) {
@@ -164,8 +163,7 @@ class Prhs : public WrappingSelector {
     const LayerBelow& below = below_[static_cast<size_t>(row)];
     int32_t live = 0;
     if (below.is_below(view.layer(), step_)) {
-      live = first_slot_from(view, row,
-                             frozen_.tokens(view.layer(), sequence_length(view, row)));
+      live = first_slot_from(view, row, frozen_.tokens(view.layer(), sequence_length(view, row)));
     }
     if (out.all() && first == 0 && live == 0) return;
 

@@ -51,13 +51,10 @@ Choices sharing(Choices more) {
 TEST(PrhsTest, EverythingOffIsTheBase) {
   Layers layers;
   for (const char* base : {"oracle", "quest"}) {
-    SelectorSession session(prhs(),
-                            {{"base", base},
-                             {"base.budget", "25"},
-                             {"tau", "1.5"},
-                             {"alpha", "0"},
-                             {"gamma", "0"}},
-                            layers.filled, kGroup),
+    SelectorSession session(
+        prhs(),
+        {{"base", base}, {"base.budget", "25"}, {"tau", "1.5"}, {"alpha", "0"}, {"gamma", "0"}},
+        layers.filled, kGroup),
         alone(find_variant(SIKV_SELECTOR, base), {{"budget", "25"}}, layers.filled, kGroup);
     session.observe_everything();
     alone.observe_everything();

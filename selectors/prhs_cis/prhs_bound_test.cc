@@ -61,8 +61,9 @@ std::vector<double> attention(const Matrix& k, const std::vector<double>& q) {
 std::vector<int> top(const std::vector<double>& p, size_t k) {
   std::vector<int> order(p.size());
   std::iota(order.begin(), order.end(), 0);
-  std::partial_sort(order.begin(), order.begin() + static_cast<ptrdiff_t>(k), order.end(),
-                    [&](int a, int b) { return p[static_cast<size_t>(a)] > p[static_cast<size_t>(b)]; });
+  std::partial_sort(
+      order.begin(), order.begin() + static_cast<ptrdiff_t>(k), order.end(),
+      [&](int a, int b) { return p[static_cast<size_t>(a)] > p[static_cast<size_t>(b)]; });
   order.resize(k);
   return order;
 }
@@ -102,10 +103,11 @@ void compare(const Matrix& queries, const Matrix& p, double lipschitz, size_t la
 }
 
 void print(const char* what, const Tally& t) {
-  std::printf("%s: %.0f pairs, mean loss %.4f, |A' - A|_1 %.4f, bound %.3f; bound >= 1 in %.1f %%; "
-              "largest |A' - A|_1 / bound %.3f\n",
-              what, t.pairs, t.loss / t.pairs, t.moved / t.pairs, t.bound / t.pairs,
-              100 * t.empty / t.pairs, t.tightest);
+  std::printf(
+      "%s: %.0f pairs, mean loss %.4f, |A' - A|_1 %.4f, bound %.3f; bound >= 1 in %.1f %%; "
+      "largest |A' - A|_1 / bound %.3f\n",
+      what, t.pairs, t.loss / t.pairs, t.moved / t.pairs, t.bound / t.pairs,
+      100 * t.empty / t.pairs, t.tightest);
 }
 
 TEST(PrhsBoundTest, HoldsOnEveryQueryOfTheTrace) {
@@ -164,7 +166,8 @@ TEST(PrhsBoundTest, OutputErrorIsAtMostTwiceTheDroppedMassTimesTheLargestValue) 
           error[d] -= p[static_cast<size_t>(t)] / kept * h.v[static_cast<size_t>(t)][d];
         }
       }
-      ASSERT_LE(norm(error), 2 * (1 - kept) * value_max + 1e-12) << "layer " << l << ", query " << i;
+      ASSERT_LE(norm(error), 2 * (1 - kept) * value_max + 1e-12)
+          << "layer " << l << ", query " << i;
     }
   }
 }

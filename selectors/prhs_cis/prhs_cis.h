@@ -11,11 +11,11 @@
 
 namespace sikv::prhs_cis {
 
-inline constexpr auto kOptions = join_options(
-    std::array{budget_option(
-        "budget", "2048",
-        "tokens to select: a count, or a fraction of the sequence's current length")},
-    kSharingOptions);
+inline constexpr auto kOptions =
+    join_options(std::array{budget_option(
+                     "budget", "2048",
+                     "tokens to select: a count, or a fraction of the sequence's current length")},
+                 kSharingOptions);
 
 // The selector around what scores keys, one scorer for each worker.
 std::unique_ptr<Selector> make_selector(const CreateArgs& args,

@@ -1,9 +1,9 @@
 #include "selectors/prhs_cis/prhs_cis.h"
 
 #ifdef SIKV_HAS_SIMD
-#define PRHS_CIS_CPU                                                 \
-  sikv::selector<sikv::prhs_cis::make_cpu, sikv::prhs_cis::kOptions, \
-                 sikv::prhs_cis::probe_cpu>("cpu")
+#define PRHS_CIS_CPU                                                                             \
+  sikv::selector<sikv::prhs_cis::make_cpu, sikv::prhs_cis::kOptions, sikv::prhs_cis::probe_cpu>( \
+      "cpu")
 #else
 #define PRHS_CIS_CPU
 #endif

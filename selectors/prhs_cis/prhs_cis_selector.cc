@@ -18,7 +18,8 @@ class Cis : public Selector {
         host_(args.host),
         anchors_(shape_),
         counts_(static_cast<size_t>(args.device.num_threads)) {
-    for (int i = 0; i < args.device.num_threads; ++i) workers_.push_back({make_scorer(), {}, {}, {}});
+    for (int i = 0; i < args.device.num_threads; ++i)
+      workers_.push_back({make_scorer(), {}, {}, {}});
   }
 
   Plan plan() override {

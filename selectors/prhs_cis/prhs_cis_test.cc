@@ -174,9 +174,9 @@ TEST(PrhsCisTest, AuditedBoundsHold) {
   const CacheSpec spec = two_sequences();
   const FilledCache filled = make_cache(spec);
   for (const char* budget : {"1", "25", "1000"}) {
-    SelectorSession session(
-        cis(), {{"budget", budget}, {"tau", "-2"}, {"block", "8"}, {"audit", "true"}}, filled,
-        kGroup);
+    SelectorSession session(cis(),
+                            {{"budget", budget}, {"tau", "-2"}, {"block", "8"}, {"audit", "true"}},
+                            filled, kGroup);
     session.observe_everything();
     for (int step = 0; step < 16; ++step) session.select(step);
     EXPECT_EQ(counter(session, "audited"), 4 * 14);

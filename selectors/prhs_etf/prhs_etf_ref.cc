@@ -69,14 +69,13 @@ class Etf : public Selector {
       live = first_slot_from(view, row, prefix);
     }
     std::vector<int32_t> slots = below.before(live, view.pinned_slots(row));
-    const std::vector<int32_t> searched =
-        SlotDomain{live, encoded, view.pinned_slots(row)}.all();
+    const std::vector<int32_t> searched = SlotDomain{live, encoded, view.pinned_slots(row)}.all();
     slots.insert(slots.end(), searched.begin(), searched.end());
 
     worker.q.resize(static_cast<size_t>(queries.group() * view.head_dim()));
     queries.load_group(row, worker.q.data());
-    worker.scorer.score(
-        {view, row, queries.group(), args.scale, worker.q.data(), slots, tail}, worker.scores);
+    worker.scorer.score({view, row, queries.group(), args.scale, worker.q.data(), slots, tail},
+                        worker.scores);
     SelectionRow out(args.selection, row);
     out.clear();
     const int64_t wanted = budget_.tokens(view.length(row));

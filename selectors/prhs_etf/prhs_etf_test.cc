@@ -35,8 +35,8 @@ TEST(PrhsEtfTest, NothingFrozenIsTheOracleInEveryLayer) {
   SelectorSession session(etf(), {{"budget", "25"}, {"gamma", "0"}}, layers.filled, kGroup);
   for (int layer = 0; layer < kLayers; ++layer) {
     const std::vector<Slots> rows = layers.select(session, layer, 0);
-    SelectorSession oracle(find_variant(SIKV_SELECTOR, "oracle"), {{"budget", "25"}},
-                           layers.filled, kGroup);
+    SelectorSession oracle(find_variant(SIKV_SELECTOR, "oracle"), {{"budget", "25"}}, layers.filled,
+                           kGroup);
     oracle.observe_everything();
     expect_equal_but_for_the_cut(rows, layers.select(oracle, layer, 0));
   }

@@ -10,11 +10,8 @@ const Variant& psaw() { return find_variant(SIKV_SELECTOR, "prhs_psaw"); }
 
 // A cache of `layers` layers, of which this is the last.
 FilledCache last_of(int layers) {
-  const CacheSpec spec{.num_kv_heads = 2,
-                       .encoded = {300, 70},
-                       .tail = {9, 40},
-                       .pinned = 12,
-                       .layer = layers - 1};
+  const CacheSpec spec{
+      .num_kv_heads = 2, .encoded = {300, 70}, .tail = {9, 40}, .pinned = 12, .layer = layers - 1};
   const sikv_shape shape = tight_shape(spec, 1);
   return FilledCache(spec, make_codec(SIKV_KEY_CODEC, "fp16", {}, shape),
                      make_codec(SIKV_VALUE_CODEC, "fp16", {}, shape));
