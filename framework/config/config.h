@@ -21,7 +21,8 @@ namespace sikv {
 // One part of a pipeline: a plugin and its options as written.
 struct PluginSpec {
   std::string id;
-  std::vector<std::pair<std::string, std::string>> options;
+  std::vector<std::pair<std::string, std::string>> options;  // all but `base`
+  std::vector<PluginSpec> base;  // of a wrapper: the one selector that it wraps
 };
 
 // Which tokens stay exact beside the selection, served by the framework for every selector.
@@ -91,7 +92,7 @@ Config parse_config(const std::string& text, const std::string& name,
                     const std::vector<std::string>& sets, Registry& registry);
 
 // One spec per (pipeline, budget): `budgets` override the selector option `budget` where a
-// selector has one.
+// selector has one, or else what it wraps.
 std::vector<PipelineSpec> expand_budgets(const Config& config, const Registry& registry);
 
 // Known model shapes by name (llama-3.1-8b ...); Error with the nearest name otherwise.

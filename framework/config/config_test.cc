@@ -99,6 +99,94 @@ threads: 2
   fs::remove_all(folder);
 }
 
+constexpr const char* kWrapped = R"(pipeline:
+  keys: {codec: sign_vq}
+  values: {codec: intq}
+  selector:
+    name: top_p
+    p: 0.5
+    pinned: 8
+    base:
+      name: self_index
+      budget: 1024
+  attention: {kernel: sparse_flash}
+)";
+
+TEST_F(ConfigTest, ReadsNestedSelectors) {
+  const std::string head = std::string(kModel) + kSource;
+  const auto text_of = [&](const std::vector<std::string>& sets) {
+    return pipeline_text(parse(head + kWrapped, sets).pipelines.at(0), registry_);
+  };
+  EXPECT_EQ(text_of({}),
+            "sign_vq+intq > top_p(p=0.5,base=self_index(budget=1024),pinned=8) > sparse_flash");
+  EXPECT_EQ(text_of({"pipeline.selector.base.budget=512", "pipeline.selector.p=0.25"}),
+            "sign_vq+intq > top_p(p=0.25,base=self_index(budget=512),pinned=8) > sparse_flash");
+  EXPECT_EQ(text_of({"pipeline.selector.base={name: full}"}),
+            "sign_vq+intq > top_p(p=0.5,base=full,pinned=8) > sparse_flash");
+}
+
+TEST_F(ConfigTest, BudgetsReachWhatIsWrapped) {
+  const Config config =
+      parse(std::string(kModel) + kSource + kWrapped + "budgets: [96, 0.5]\n");
+  std::vector<std::string> texts;
+  for (const PipelineSpec& spec : expand_budgets(config, registry_)) {
+    texts.push_back(pipeline_text(spec, registry_));
+  }
+  EXPECT_EQ(texts, (std::vector<std::string>{
+                       "sign_vq+intq > top_p(p=0.5,base=self_index(budget=96),pinned=8) > "
+                       "sparse_flash",
+                       "sign_vq+intq > top_p(p=0.5,base=self_index(budget=0.5),pinned=8) > "
+                       "sparse_flash"}));
+}
+
+TEST_F(ConfigTest, PlacesErrorsOfNestedSelectors) {
+  const auto error_with_selector = [&](const std::string& selector) {
+    return error_of(std::string(kModel) + kSource +
+                    "pipeline:\n  keys: {codec: sign_vq}\n  values: {codec: intq}\n"
+                    "  attention: {kernel: sparse_flash}\n  selector: " + selector + "\n");
+  };
+  EXPECT_EQ(error_with_selector("{name: top_p}"),
+            "c.yaml:7:13: selector 'top_p' wraps another selector and has none; add base: {name: "
+            "quest, budget: 1024}");
+  EXPECT_EQ(error_with_selector("{name: top_p, base: full}"),
+            "c.yaml:7:33: base is 'full', expected a map such as {name: ...}");
+  EXPECT_EQ(error_with_selector("{name: top_p, base: {nam: full}}"),
+            "c.yaml:7:33: base lacks 'name'; add the id of a selector");
+  EXPECT_EQ(error_with_selector("{name: top_p, base: {name: self_indx}}"),
+            "c.yaml:7:40: there is no selector 'self_indx'; did you mean 'self_index'?");
+  EXPECT_EQ(error_with_selector("{name: top_p, base: {name: self_index, bugdet: 1}}"),
+            "c.yaml:7:52: selector 'self_index' has no option 'bugdet'; did you mean 'budget'?");
+  EXPECT_EQ(error_with_selector("{name: top_p, base: {name: self_index, pinned: 1}}"),
+            "c.yaml:7:52: pinned is an option of the whole pipeline, not of a base; move it to the "
+            "outermost selector");
+  EXPECT_EQ(error_with_selector("{name: top_p, base: {name: split, base: {name: top_p, base: "
+                                "{name: full}}}}"),
+            "c.yaml:7:13: selector 'top_p' is wrapped around itself (top_p around split around "
+            "top_p around full); name each selector once");
+  EXPECT_EQ(error_with_selector("{name: full, base: {name: self_index}}"),
+            "c.yaml:7:26: selector 'full' has no option 'base'; it takes pinned, pin, "
+            "keep_generated");
+}
+
+TEST_F(ConfigTest, TextsThatNameFilesAreRelativeToTheConfig) {
+  const fs::path folder = fs::path(testing::TempDir()) / "sikv_config_text_test";
+  fs::create_directories(folder);
+  std::ofstream(folder / "pca.h5") << "x";
+  const auto table_of = [&](const std::string& table) {
+    std::ofstream(folder / "c.yaml")
+        << kModel << kSource
+        << "pipeline:\n  keys: {codec: sign_vq}\n  values: {codec: intq}\n"
+           "  attention: {kernel: sparse_flash}\n"
+           "  selector: {name: top_p, base: {name: full}, table: " << table << "}\n";
+    const Config config = load_config(folder / "c.yaml", {}, registry_);
+    return config.pipelines.at(0).selector.options.at(0).second;
+  };
+  EXPECT_EQ(table_of("pca.h5"), (folder / "pca.h5").string());
+  EXPECT_EQ(table_of("elsewhere.h5"), "elsewhere.h5");
+  EXPECT_EQ(table_of("/tmp"), "/tmp");
+  fs::remove_all(folder);
+}
+
 TEST_F(ConfigTest, ReadsSyntheticSources) {
   const std::string head = std::string(kModel) + kPipeline;
   const SyntheticSpec one =

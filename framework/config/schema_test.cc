@@ -236,7 +236,7 @@ TEST_F(SchemaTest, ListsEveryKeyTheParserTakes) {
 
 TEST_F(SchemaTest, TakesOptionsFromThePlugins) {
   const json& selector = schema_["$defs"]["pipeline"]["anyOf"][1]["properties"]["selector"];
-  EXPECT_EQ(selector["properties"]["name"]["enum"], (json{"full", "self_index"}));
+  EXPECT_EQ(selector["properties"]["name"]["enum"], (json{"full", "self_index", "split", "top_p"}));
   const json& options = selector["oneOf"][1]["properties"];
   EXPECT_EQ(options["name"]["const"], "self_index");
   EXPECT_EQ(options["budget"]["default"], 256);

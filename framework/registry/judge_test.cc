@@ -44,7 +44,7 @@ TEST(JudgeDescriptor, RefusesTextsWithoutEnd) {
   sikv_plugin_descriptor_t d = good_descriptor();
   std::memset(d.version, 'x', sizeof d.version);
   EXPECT_EQ(descriptor_error(d),
-            "its descriptor has a text of 16 bytes without an end; rebuild it against ABI 1.2");
+            "its descriptor has a text of 16 bytes without an end; rebuild it against ABI 1.3");
 }
 
 TEST(JudgeDescriptor, RefusesBadIds) {
@@ -58,7 +58,7 @@ TEST(JudgeDescriptor, RefusesUnknownDevices) {
   sikv_plugin_descriptor_t d = good_descriptor();
   d.device = 7;
   EXPECT_EQ(descriptor_error(d),
-            "its device is 7, this sikv knows 0 (cpu) and 1 (cuda); rebuild it against ABI 1.2");
+            "its device is 7, this sikv knows 0 (cpu) and 1 (cuda); rebuild it against ABI 1.3");
 }
 
 TEST(JudgeDescriptor, AsksForTheDevice) {
@@ -121,13 +121,13 @@ TEST_F(JudgeTables, PassesGoodOnes) {
 
 TEST_F(JudgeTables, RefusesBadFrames) {
   EXPECT_EQ(error_of([&] { judge_tables(good_descriptor(), nullptr); }),
-            "sikv_plugin_tables() returned NULL; rebuild it against ABI 1.2");
+            "sikv_plugin_tables() returned NULL; rebuild it against ABI 1.3");
   tables_.num_entries = 0;
   EXPECT_EQ(error(),
-            "it has 0 entries at an address, expected 1 to 64; rebuild it against ABI 1.2");
+            "it has 0 entries at an address, expected 1 to 64; rebuild it against ABI 1.3");
   tables_.struct_size = 8;
   EXPECT_EQ(error(),
-            "its sikv_plugin_tables_t has 8 bytes, ABI 1.2 needs 16; rebuild it against ABI 1.2");
+            "its sikv_plugin_tables_t has 8 bytes, ABI 1.3 needs 16; rebuild it against ABI 1.3");
 }
 
 TEST_F(JudgeTables, RefusesBadEntries) {
@@ -154,7 +154,7 @@ TEST_F(JudgeTables, RefusesBadOptions) {
   EXPECT_EQ(error_with_option({"kernel", SIKV_OPTION_INT, 0, 0, 1, nullptr, "0", "h"}),
             head + "named 'kernel', which configs use for something else; rename it");
   EXPECT_EQ(error_with_option({"n", 9, 0, 0, 1, nullptr, "0", "h"}),
-            head + "'n' of type 9, expected 1 to 5; rebuild it against ABI 1.2");
+            head + "'n' of type 9, expected 1 to 7; rebuild it against ABI 1.3");
   EXPECT_EQ(error_with_option({"n", SIKV_OPTION_CHOICE, 0, 0, 1, nullptr, "0", "h"}),
             head + "'n' with nothing to choose from; list its choices");
   EXPECT_EQ(error_with_option({"n", SIKV_OPTION_BOOL, 0, 0, 1, "a|b", "true", "h"}),
@@ -171,6 +171,25 @@ TEST_F(JudgeTables, RefusesBadOptions) {
             head + "'n' without a default; add it");
   EXPECT_EQ(error_with_option({"n", SIKV_OPTION_INT, 0, 0, 1, nullptr, "2", "h"}),
             head + "'n' with the default '2', expected an integer from 0 to 1; correct it");
+}
+
+TEST_F(JudgeTables, KnowsWhatABaseIs) {
+  const std::string head = "its kernel 'toy' (ref) has an option ";
+  EXPECT_EQ(error_with_option({"base", SIKV_OPTION_SELECTOR, 0, 0, 0, nullptr, "", "h"}),
+            head + "'base' to wrap a selector, which only selectors do");
+  EXPECT_EQ(error_with_option({"inner", SIKV_OPTION_SELECTOR, 0, 0, 0, nullptr, "", "h"}),
+            head +
+                "'inner' of type 6, but 'base' is what the option of type 6 is named, and no other; "
+                "rename it");
+  EXPECT_EQ(error_with_option({"base", SIKV_OPTION_INT, 0, 0, 1, nullptr, "0", "h"}),
+            head +
+                "'base' of type 1, but 'base' is what the option of type 6 is named, and no other; "
+                "rename it");
+  EXPECT_EQ(error_with_option({"file", SIKV_OPTION_TEXT, 0, 0, 0, nullptr, "", "h"}), "passed");
+  EXPECT_EQ(error_with_option({"file", SIKV_OPTION_TEXT, 0, 0, 0, nullptr, "a\"b", "h"}),
+            head +
+                "'file' with the default 'a\"b', expected a text of one line without double quotes; "
+                "correct it");
 }
 
 TEST_F(JudgeTables, SlotsBeyondThePluginsTableAreAbsent) {

@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #define SIKV_ABI_MAJOR 1
-#define SIKV_ABI_MINOR 2
+#define SIKV_ABI_MINOR 3
 #define SIKV_PLUGIN_MAGIC "SIKVPLUG" /* 8 bytes, no terminator */
 
 #define SIKV_PAGE_TOKENS 256 /* unit of allocation: tokens of one (layer, sequence, KV head) */
@@ -81,6 +81,11 @@ typedef enum sikv_option_type {
   SIKV_OPTION_CHOICE = 4, /* value.text, one of `choices` */
   SIKV_OPTION_BUDGET = 5, /* a count of tokens: value.i >= 0; or a fraction of the sequence's
                              current length, 0 < value.f < 1, and then value.i is -1 */
+  SIKV_OPTION_SELECTOR = 6, /* since 1.3, of selectors, always named `base` and without a default:
+                               the selector this one wraps comes as sikv_create_args.base;
+                               value.text is its id */
+  SIKV_OPTION_TEXT = 7,     /* since 1.3: value.text, free text such as a path. A relative path
+                               that exists beside the config file comes with that folder in front */
 } sikv_option_type;
 
 /* One option a plugin takes: config checking, `sikv plugins show`, the JSON schema and the README
@@ -125,6 +130,12 @@ typedef struct sikv_create_args {
   const sikv_shape* shape;
   const sikv_device* device;
   const sikv_host* host; /* outlives the instance */
+  /* since 1.3. What option `base` names, NULL without one: a selector of the same shape and device
+   * that outlives the instance. The wrapper alone calls it, and passes every hook on. Its table says
+   * what this instance can do: needs of its own base are in `flags`, and `evict` and `score` are
+   * NULL where its base has none. */
+  const struct sikv_selector_table* base;
+  void* base_self;
 } sikv_create_args;
 
 /* ---- layouts: which bytes a page holds ------------------------------------------------------ */
@@ -363,6 +374,7 @@ SIKV_FROZEN(sikv_option_spec, help, 48);
 SIKV_FROZEN(sikv_option_value, text, 32);
 SIKV_FROZEN(sikv_shape, rope_theta, 32);
 SIKV_FROZEN(sikv_create_args, host, 32);
+SIKV_FROZEN(sikv_create_args, base_self, 48);
 SIKV_FROZEN(sikv_layout, tables, 504);
 SIKV_FROZEN(sikv_layout, line_offset, 540);
 SIKV_FROZEN(sikv_store_view, codec_self, 112);

@@ -35,6 +35,7 @@ class Options {
   std::string_view choice(std::string_view name) const {
     return find(name, SIKV_OPTION_CHOICE).text;
   }
+  std::string_view text(std::string_view name) const { return find(name, SIKV_OPTION_TEXT).text; }
   Budget budget(std::string_view name) const {
     const sikv_option_value& value = find(name, SIKV_OPTION_BUDGET);
     return {value.i, value.f};
@@ -77,6 +78,15 @@ constexpr sikv_option_spec choice_option(const char* name, const char* default_v
 constexpr sikv_option_spec budget_option(const char* name, const char* default_value,
                                          const char* help) {
   return {name, SIKV_OPTION_BUDGET, 0, 0, 0, nullptr, default_value, help};
+}
+// Free text, such as a path.
+constexpr sikv_option_spec text_option(const char* name, const char* default_value,
+                                       const char* help) {
+  return {name, SIKV_OPTION_TEXT, 0, 0, 0, nullptr, default_value, help};
+}
+// The selector that a wrapper wraps, CreateArgs::base. Its name is always `base`; it has no default.
+constexpr sikv_option_spec selector_option(const char* help) {
+  return {"base", SIKV_OPTION_SELECTOR, 0, 0, 0, nullptr, "", help};
 }
 
 }  // namespace sikv

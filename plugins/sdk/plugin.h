@@ -23,6 +23,7 @@
 #include "plugins/abi/sikv_codec.h"
 #include "plugins/abi/sikv_kernel.h"
 #include "plugins/abi/sikv_selector.h"
+#include "plugins/sdk/base_selector.h"
 #include "plugins/sdk/error.h"
 #include "plugins/sdk/options.h"
 #include "plugins/sdk/view.h"
@@ -33,12 +34,17 @@ namespace sikv {
 // for host, which outlives the instance.
 struct CreateArgs {
   explicit CreateArgs(const sikv_create_args& args)
-      : options(args), shape(*args.shape), device(*args.device), host(*args.host) {}
+      : options(args),
+        shape(*args.shape),
+        device(*args.device),
+        host(*args.host),
+        base(args.base, args.base_self) {}
 
   Options options;
   sikv_shape shape;
   sikv_device device;
   const sikv_host& host;
+  BaseSelector base;  // of a wrapper; it outlives the instance
 
   int group() const { return shape.num_query_heads / shape.num_kv_heads; }
 };
@@ -65,12 +71,6 @@ void parallel_for(const sikv_host& host, int64_t n, Body&& body) {
   if (shared.error) std::rethrow_exception(shared.error);
 }
 
-// Where a call runs: device workspace as planned, and the stream (null on the CPU).
-struct Launch {
-  void* workspace = nullptr;
-  void* stream = nullptr;
-};
-
 class Codec {
  public:
   virtual ~Codec() = default;
@@ -84,10 +84,7 @@ class Codec {
 
 class Selector {
  public:
-  struct Plan {
-    int32_t capacity = 0;          // largest selection per row
-    uint64_t workspace_bytes = 0;  // device, for run
-  };
+  using Plan = SelectorPlan;
 
   virtual ~Selector() = default;
   // Throws Refused with the reason if the key layout cannot be read.
@@ -114,6 +111,46 @@ class Selector {
 class EvictingSelector : public Selector {
  public:
   virtual void evict(const sikv_evict_args& args, const CacheView& view, Launch launch) = 0;
+};
+
+// One that also tells what its keep-lists are made from: registered with scoring_selector<>.
+class ScoringSelector : public EvictingSelector {
+ public:
+  virtual void score(const sikv_score_args& args, const CacheView& view, Launch launch) = 0;
+};
+
+// A selector around another: passes on whatever a method does not override. Registered with
+// scoring_selector<>, too; the framework asks for evictions and scores only if the base has them.
+class WrappingSelector : public ScoringSelector {
+ public:
+  explicit WrappingSelector(const CreateArgs& args) : base_(args.base) {}
+
+  void accepts(const LayoutView& key_layout) override { base_.accepts(key_layout); }
+  Plan plan() override { return base_.plan(); }
+  void begin_sequence(int sequence) override { base_.begin_sequence(sequence); }
+  void observe(const sikv_observe_args& args, const CacheView&, Launch launch) override {
+    base_.observe(args, launch);
+  }
+  void observe_page(const sikv_observe_page_args& args, const CacheView&, Launch launch) override {
+    base_.observe_page(args, launch);
+  }
+  void begin_step(int64_t step) override { base_.begin_step(step); }
+  void run(const sikv_select_args& args, const CacheView&, Launch launch) override {
+    base_.run(args, launch);
+  }
+  void evict(const sikv_evict_args& args, const CacheView&, Launch launch) override {
+    base_.evict(args, launch);
+  }
+  void score(const sikv_score_args& args, const CacheView&, Launch launch) override {
+    base_.score(args, launch);
+  }
+  uint64_t state_bytes() const override { return base_.state_bytes(); }
+  void counters(const std::function<void(std::string_view, double)>& push) const override {
+    base_.counters(push);
+  }
+
+ protected:
+  BaseSelector base_;
 };
 
 class Kernel {
@@ -197,6 +234,18 @@ struct SelectorTable {
       return nullptr;
     }
   }
+  static constexpr auto score_slot() -> decltype(sikv_selector_table::score) {
+    if constexpr (std::is_base_of_v<ScoringSelector, Base>) {
+      return [](void* self, const sikv_score_args* args, void* workspace, void* stream,
+                sikv_message* why) {
+        return guarded(why, [&] {
+          of(self).score(*args, CacheView(*args->view), {workspace, stream});
+        });
+      };
+    } else {
+      return nullptr;
+    }
+  }
   static constexpr sikv_selector_table value = {
       sizeof(sikv_selector_table),
       Flags,
@@ -258,6 +307,7 @@ struct SelectorTable {
         });
         return n;
       },
+      score_slot(),
   };
 };
 
@@ -314,6 +364,11 @@ sikv_plugin_entry evicting_selector(const char* variant) {
                              &sdk::SelectorTable<EvictingSelector, Factory, Probe, Flags>::value);
 }
 template <auto Factory, const auto& Options, auto Probe = probe_ref, uint32_t Flags = 0>
+sikv_plugin_entry scoring_selector(const char* variant) {
+  return sdk::entry<Options>(SIKV_SELECTOR, variant,
+                             &sdk::SelectorTable<ScoringSelector, Factory, Probe, Flags>::value);
+}
+template <auto Factory, const auto& Options, auto Probe = probe_ref, uint32_t Flags = 0>
 sikv_plugin_entry kernel(const char* variant) {
   return sdk::entry<Options>(SIKV_KERNEL, variant, &sdk::KernelTable<Factory, Probe, Flags>::value);
 }
@@ -357,7 +412,8 @@ constexpr sikv_plugin_descriptor_t descriptor(std::string_view id, std::string_v
 #define SIKV_EXPORT __attribute__((visibility("default")))
 
 // Exports the library's two symbols. `kinds` is SIKV_KIND_BIT of each kind, or-ed; the rest are
-// entries made by key_codec<>, value_codec<>, selector<>, evicting_selector<> or kernel<>.
+// entries made by key_codec<>, value_codec<>, selector<>, evicting_selector<>, scoring_selector<> or
+// kernel<>.
 #define SIKV_PLUGIN(id, version, device, kinds, ...)                                         \
   extern "C" {                                                                               \
   SIKV_EXPORT extern const sikv_plugin_descriptor_t sikv_plugin_descriptor;                  \

@@ -58,6 +58,7 @@ class LayoutView {
   std::string_view family() const { return layout_->family; }
   int version() const { return static_cast<int>(layout_->version); }
   int head_dim() const { return static_cast<int>(layout_->head_dim); }
+  const sikv_layout& raw() const { return *layout_; }
   bool is(std::string_view family, int version) const {
     return this->family() == family && this->version() == version;
   }
