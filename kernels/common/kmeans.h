@@ -31,42 +31,57 @@ struct KMeans {
   double inertia = 0.0;             // sum of squared distances to it
 };
 
-namespace kmeans_detail {
-
-// Centroids with channels outermost, so that one row's distances to all of them are a loop over
-// contiguous numbers.
-class Nearest {
+// Centroids to compare rows with. Channels lie outermost, so that what one row has to do with all
+// centroids is a loop over contiguous numbers.
+class Centroids {
  public:
-  Nearest(std::span<const float> centroids, int count, int dim)
+  Centroids() = default;
+  Centroids(std::span<const float> centroids, int count, int dim)
       : count_(static_cast<size_t>(count)),
         dim_(static_cast<size_t>(dim)),
-        by_channel_(centroids.size()),
-        distance_(count_) {
+        by_channel_(centroids.size()) {
     for (size_t c = 0; c < count_; ++c) {
       for (size_t d = 0; d < dim_; ++d) by_channel_[d * count_ + c] = centroids[c * dim_ + d];
     }
   }
 
-  int32_t of(const float* row) {
-    std::fill(distance_.begin(), distance_.end(), 0.0f);
+  int count() const { return static_cast<int>(count_); }
+  int dim() const { return static_cast<int>(dim_); }
+  uint64_t bytes() const { return by_channel_.size() * sizeof(float); }
+  float at(int centroid, int channel) const {
+    return by_channel_[static_cast<size_t>(channel) * count_ + static_cast<size_t>(centroid)];
+  }
+
+  // out [count] = squared distances of row [dim].
+  void distances(const float* row, float* out) const {
+    std::fill_n(out, count_, 0.0f);
     for (size_t d = 0; d < dim_; ++d) {
-      const float x = row[d];
       const float* channel = by_channel_.data() + d * count_;
       for (size_t c = 0; c < count_; ++c) {
-        const float difference = x - channel[c];
-        distance_[c] += difference * difference;
+        out[c] += (row[d] - channel[c]) * (row[d] - channel[c]);
       }
     }
-    return static_cast<int32_t>(std::min_element(distance_.begin(), distance_.end()) -
-                                distance_.begin());
   }
-  // Squared, from the row last asked for.
-  float distance(int32_t centroid) const { return distance_[static_cast<size_t>(centroid)]; }
+  // out [count] = dot products with row [dim].
+  void dots(const float* row, float* out) const {
+    std::fill_n(out, count_, 0.0f);
+    for (size_t d = 0; d < dim_; ++d) {
+      const float* channel = by_channel_.data() + d * count_;
+      for (size_t c = 0; c < count_; ++c) out[c] += row[d] * channel[c];
+    }
+  }
+  // The nearest to row [dim], the lower of equal ones; `scratch` [count] gets the distances.
+  int32_t nearest(const float* row, float* scratch) const {
+    distances(row, scratch);
+    return static_cast<int32_t>(std::min_element(scratch, scratch + count_) - scratch);
+  }
 
  private:
-  size_t count_, dim_;
-  std::vector<float> by_channel_, distance_;
+  size_t count_ = 0, dim_ = 0;
+  std::vector<float> by_channel_;
 };
+
+namespace kmeans_detail {
 
 inline float squared_distance(const float* a, const float* b, int dim) {
   float sum = 0.0f;
@@ -127,16 +142,17 @@ inline KMeans kmeans(std::span<const float> rows, int n, int dim, const KMeansOp
   std::vector<float> distances(static_cast<size_t>(n));
   const auto row = [&](int i) { return rows.data() + int64_t{i} * dim; };
 
+  std::vector<float> scratch(static_cast<size_t>(fit.count));
   const auto assign = [&] {
-    detail::Nearest nearest(fit.centroids, fit.count, dim);
+    const Centroids centroids(fit.centroids, fit.count, dim);
     bool changed = false;
     fit.inertia = 0.0;
     for (int i = 0; i < n; ++i) {
       const auto at = static_cast<size_t>(i);
-      const int32_t best = nearest.of(row(i));
+      const int32_t best = centroids.nearest(row(i), scratch.data());
       changed |= best != fit.assignment[at];
       fit.assignment[at] = best;
-      distances[at] = nearest.distance(best);
+      distances[at] = scratch[static_cast<size_t>(best)];
       fit.inertia += distances[at];
     }
     return changed;
@@ -171,16 +187,6 @@ inline KMeans kmeans(std::span<const float> rows, int n, int dim, const KMeansOp
   }
   for (int i = 0; assign() && i < options.iterations; ++i) update();
   return fit;
-}
-
-// The nearest centroid of each row of rows [n, dim].
-inline std::vector<int32_t> assign_nearest(std::span<const float> rows, int n, const KMeans& fit) {
-  kmeans_detail::Nearest nearest(fit.centroids, fit.count, fit.dim);
-  std::vector<int32_t> assignment(static_cast<size_t>(n));
-  for (int i = 0; i < n; ++i) {
-    assignment[static_cast<size_t>(i)] = nearest.of(rows.data() + int64_t{i} * fit.dim);
-  }
-  return assignment;
 }
 
 }  // namespace sikv

@@ -64,7 +64,12 @@ TEST(KMeansTest, EndsInAFixedPoint) {
       EXPECT_NEAR(fit.centroids[at], sums[at] / members[static_cast<size_t>(c)], 1e-5);
     }
   }
-  EXPECT_EQ(assign_nearest(rows, kRows, fit), fit.assignment);
+  const Centroids centroids(fit.centroids, fit.count, kDim);
+  std::vector<float> scratch(16);
+  for (int i = 0; i < kRows; ++i) {
+    EXPECT_EQ(centroids.nearest(&rows[static_cast<size_t>(i * kDim)], scratch.data()),
+              fit.assignment[static_cast<size_t>(i)]);
+  }
 }
 
 TEST(KMeansTest, GetsNoWorseWithMoreIterations) {
