@@ -128,12 +128,11 @@ bool runs_on_gpu(const PipelineSpec& spec, const Registry& registry) {
     const auto chain = chain_of(spec.*part.plugin);
     return std::all_of(chain.begin(), chain.end(), [&](const PluginSpec* plugin) {
       const std::string* forced = forced_variant(spec, part, plugin->id);
-      return std::any_of(registry.variants().begin(), registry.variants().end(),
-                         [&](const Variant& variant) {
-                           return variant.device == SIKV_CUDA && variant.kind == part.kind &&
-                                  variant.id == plugin->id &&
-                                  (forced == nullptr || variant.variant == *forced);
-                         });
+      return std::any_of(
+          registry.variants().begin(), registry.variants().end(), [&](const Variant& variant) {
+            return variant.device == SIKV_CUDA && variant.kind == part.kind &&
+                   variant.id == plugin->id && (forced == nullptr || variant.variant == *forced);
+          });
     });
   };
   return std::all_of(kPipelineParts.begin(), kPipelineParts.end(), on_gpu);

@@ -126,8 +126,7 @@ TEST_F(ConfigTest, ReadsNestedSelectors) {
 }
 
 TEST_F(ConfigTest, BudgetsReachWhatIsWrapped) {
-  const Config config =
-      parse(std::string(kModel) + kSource + kWrapped + "budgets: [96, 0.5]\n");
+  const Config config = parse(std::string(kModel) + kSource + kWrapped + "budgets: [96, 0.5]\n");
   std::vector<std::string> texts;
   for (const PipelineSpec& spec : expand_budgets(config, registry_)) {
     texts.push_back(pipeline_text(spec, registry_));
@@ -143,7 +142,8 @@ TEST_F(ConfigTest, PlacesErrorsOfNestedSelectors) {
   const auto error_with_selector = [&](const std::string& selector) {
     return error_of(std::string(kModel) + kSource +
                     "pipeline:\n  keys: {codec: sign_vq}\n  values: {codec: intq}\n"
-                    "  attention: {kernel: sparse_flash}\n  selector: " + selector + "\n");
+                    "  attention: {kernel: sparse_flash}\n  selector: " +
+                    selector + "\n");
   };
   EXPECT_EQ(error_with_selector("{name: top_p}"),
             "c.yaml:7:13: selector 'top_p' wraps another selector and has none; add base: {name: "
@@ -177,7 +177,8 @@ TEST_F(ConfigTest, TextsThatNameFilesAreRelativeToTheConfig) {
         << kModel << kSource
         << "pipeline:\n  keys: {codec: sign_vq}\n  values: {codec: intq}\n"
            "  attention: {kernel: sparse_flash}\n"
-           "  selector: {name: top_p, base: {name: full}, table: " << table << "}\n";
+           "  selector: {name: top_p, base: {name: full}, table: "
+        << table << "}\n";
     const Config config = load_config(folder / "c.yaml", {}, registry_);
     return config.pipelines.at(0).selector.options.at(0).second;
   };

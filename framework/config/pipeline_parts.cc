@@ -90,8 +90,9 @@ std::string selector_common_option(const PipelineSpec& spec, std::string_view na
 
 void refuse_common_option_of_base(std::string_view name) {
   if (!is_selector_common_option(name)) return;
-  throw Error("{} is an option of the whole pipeline, not of a base; move it to the outermost selector",
-              name);
+  throw Error(
+      "{} is an option of the whole pipeline, not of a base; move it to the outermost selector",
+      name);
 }
 
 void check_part(PipelineSpec& spec, const PipelinePart& part, const Registry& registry) {

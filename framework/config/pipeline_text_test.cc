@@ -32,8 +32,10 @@ TEST(PipelineText, PrintsWhatItReads) {
            "self_index[cpu](budget=0.075,rerank=4,threshold=1e-3,schedule=auto,pinned=32,"
            "pin=snapkv,keep_generated=true) > sparse_flash[ref](fast=false) @cpu",
            "sign_vq+intq > self_index(budget=64K,pinned=64) > sparse_flash",
-           "sign_vq+intq > top_p(p=0.5,base=self_index(budget=1K,rerank=2),pinned=64) > sparse_flash",
-           "sign_vq+intq > split(base=top_p[ref](base=full,table=\"a (b),c\"),pinned=8,pin=first) > "
+           "sign_vq+intq > top_p(p=0.5,base=self_index(budget=1K,rerank=2),pinned=64) > "
+           "sparse_flash",
+           "sign_vq+intq > split(base=top_p[ref](base=full,table=\"a (b),c\"),pinned=8,pin=first) "
+           "> "
            "sparse_flash @cpu",
            "sign_vq+intq > top_p(base=self_index[cpu],table=../pca.h5,pinned=64) > sparse_flash",
        }) {
@@ -100,9 +102,10 @@ TEST(PipelineText, RefusesWrappersWithoutSense) {
   EXPECT_EQ(error_with("split(base=top_p(p=1))"),
             "column 16: selector 'top_p' wraps another selector and has none; add base: {name: "
             "quest, budget: 1024}");
-  EXPECT_EQ(error_with("top_p(base=top_p(base=full))"),
-            "column 16: selector 'top_p' is wrapped around itself (top_p around top_p around full); "
-            "name each selector once");
+  EXPECT_EQ(
+      error_with("top_p(base=top_p(base=full))"),
+      "column 16: selector 'top_p' is wrapped around itself (top_p around top_p around full); "
+      "name each selector once");
   EXPECT_EQ(error_with("top_p(base=split(base=top_p(base=full)))"),
             "column 16: selector 'top_p' is wrapped around itself (top_p around split around top_p "
             "around full); name each selector once");
@@ -115,8 +118,7 @@ TEST(PipelineText, RefusesWrappersWithoutSense) {
             "outermost selector");
   EXPECT_EQ(error_with("full(base=self_index(budget=1))"),
             "column 21: selector 'full' has no option 'base': it takes none");
-  EXPECT_EQ(error_with("top_p(base=full,base=full)"),
-            "column 32: option 'base' is given twice");
+  EXPECT_EQ(error_with("top_p(base=full,base=full)"), "column 32: option 'base' is given twice");
   EXPECT_EQ(error_with("top_p(base=full"),
             "column 32: expected ')' or ',' after an option, found '>'");
   EXPECT_EQ(error_with("top_p(base=full,table=\"x)"),

@@ -215,9 +215,8 @@ std::vector<std::byte> prompt_queries(const Source& source, const SourceLayer& l
                        static_cast<size_t>(sikv_dtype_bytes(source.dtype));
   std::vector<std::byte> queries;
   for (int b = 0; b < source.num_sequences; ++b) {
-    const auto from =
-        layer.q.begin() +
-        (b * source.num_queries + source.prompt_queries() - count) * static_cast<int64_t>(bytes);
+    const auto from = layer.q.begin() + (b * source.num_queries + source.prompt_queries() - count) *
+                                            static_cast<int64_t>(bytes);
     queries.insert(queries.end(), from, from + count * static_cast<int64_t>(bytes));
   }
   return queries;
@@ -310,8 +309,9 @@ Measured measure_pipeline(const PipelineSpec& spec, const Registry& registry, De
   const SelectorInstance& selector = pipeline.composition().selector();
   check_needs(selector, source.offer);
   const bool all_queries = (selector.table().flags & SIKV_SELECTOR_NEEDS_ALL_QUERIES) != 0;
-  const int64_t num_queries = all_queries ? source.prompt_queries()
-                                          : std::min<int64_t>(source.prompt_queries(), kPromptQueries);
+  const int64_t num_queries = all_queries
+                                  ? source.prompt_queries()
+                                  : std::min<int64_t>(source.prompt_queries(), kPromptQueries);
   Judge judge(pipeline, source, exact, device, measure);
   Progress progress(measured.pipeline, num_layers + measure.warmup + steps);
 

@@ -49,8 +49,7 @@ Offer trace_offer(const SourceSpec& spec, const TraceReader& reader) {
   Offer offer{spec.trace.string(), static_cast<int>(wanted.size()), reader.meta().num_layers, 0,
               true};
   for (int layer : wanted) {
-    offer.first_query =
-        std::max(offer.first_query, reader.layer_info(layer).first_query_position);
+    offer.first_query = std::max(offer.first_query, reader.layer_info(layer).first_query_position);
     offer.w_o &= reader.has_w_o(layer);
   }
   return offer;
@@ -81,8 +80,8 @@ Source load_trace(const SourceSpec& spec) {
       throw Error("{}: layer {} differs from layer {} in type or queries: capture them alike", name,
                   layer, wanted.front());
     }
-    source.layers.push_back({layer, std::move(read.k), std::move(read.v), std::move(read.q),
-                             std::move(read.w_o)});
+    source.layers.push_back(
+        {layer, std::move(read.k), std::move(read.v), std::move(read.q), std::move(read.w_o)});
   }
   settle_lengths(spec, name, source);
   if (source.prompt + source.steps > source.first_query + source.num_queries) {
@@ -169,8 +168,8 @@ Offer source_offer(const Config& config) {
     return trace_offer(config.source, TraceReader(config.source.trace));
   }
   const int layers = config.model.value_or(ModelSpec{}).layers;
-  const int64_t shortest = std::max<int64_t>(
-      0, config.source.synthetic->context.front() - kSynthPromptQueries);
+  const int64_t shortest =
+      std::max<int64_t>(0, config.source.synthetic->context.front() - kSynthPromptQueries);
   return {"a synthetic source", layers, layers, shortest, false};
 }
 

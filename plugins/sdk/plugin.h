@@ -153,8 +153,8 @@ class WrappingSelector : public ScoringSelector {
   void counters(const std::function<void(std::string_view, double)>& push) const override {
     Counts own = own_counters();
     base_.counters([&](std::string_view name, double value) {
-      const auto found =
-          std::find_if(own.begin(), own.end(), [&](const auto& count) { return count.first == name; });
+      const auto found = std::find_if(own.begin(), own.end(),
+                                      [&](const auto& count) { return count.first == name; });
       if (found != own.end()) {
         value = name == "runs" ? std::max(value, found->second) : value + found->second;
         own.erase(found);

@@ -23,7 +23,8 @@ namespace HWY_NAMESPACE {
 #if HWY_TARGET == HWY_SCALAR
 
 bool Runs() { return false; }
-void CopyLogits(const uint8_t*, std::span<const int32_t>, const float*, int, int, float*, int64_t) {}
+void CopyLogits(const uint8_t*, std::span<const int32_t>, const float*, int, int, float*, int64_t) {
+}
 void ExactLogits(const ExactKeys&, const float*, int, int, float*, int64_t) {}
 void MeanSoftmax(float*, int64_t, int, int64_t, float*) {}
 
@@ -75,7 +76,8 @@ void CopyLogitsOf(const uint8_t* copies, std::span<const int32_t> positions, con
   // min adds its product with the sum of the query's channels.
   std::array<float, kHeads> q_sums;
   for (int h = 0; h < kHeads; ++h) {
-    q_sums[static_cast<size_t>(h)] = std::accumulate(q + h * head_dim, q + (h + 1) * head_dim, 0.0f);
+    q_sums[static_cast<size_t>(h)] =
+        std::accumulate(q + h * head_dim, q + (h + 1) * head_dim, 0.0f);
   }
   for (size_t t = 0; t < positions.size(); ++t) {
     const uint8_t* ahead = copies + bytes * positions[std::min(t + kAhead, positions.size() - 1)];
@@ -178,7 +180,7 @@ void mean_softmax(float* logits, int64_t stride, int group, int64_t n, float* we
 // One pass by buckets of 1/8 octave instead of a sort: all buckets above the one in which the sum
 // passes `mass` are kept, and only that one is sorted.
 void smallest_set(std::span<const float> weights, double mass, uint8_t* kept) {
-  constexpr int kShift = 20;                                        // leaves 3 bits of mantissa
+  constexpr int kShift = 20;  // leaves 3 bits of mantissa
   constexpr size_t kBuckets = (std::bit_cast<uint32_t>(2.0f) >> kShift) + 1;  // weights are below 2
   const auto bucket = [](float weight) { return std::bit_cast<uint32_t>(weight) >> kShift; };
   std::array<double, kBuckets> masses{};

@@ -56,8 +56,7 @@ void mean_softmax(float* logits, int64_t stride, int group, int64_t n, float* we
     const double sum = std::accumulate(e.begin(), e.end(), 0.0);
     for (size_t i = 0; i < e.size(); ++i) mean[i] += e[i] / sum / group;
   }
-  std::transform(mean.begin(), mean.end(), weights,
-                 [](double x) { return static_cast<float>(x); });
+  std::transform(mean.begin(), mean.end(), weights, [](double x) { return static_cast<float>(x); });
 }
 
 void smallest_set(std::span<const float> weights, double mass, uint8_t* kept) {

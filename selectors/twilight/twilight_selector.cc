@@ -86,8 +86,8 @@ class Twilight final : public WrappingSelector {
     parallel_for(host_, std::ssize(encoded), [&](int64_t i, int32_t) {
       const NewTokens& rows = encoded[static_cast<size_t>(i)];
       std::vector<float> key(static_cast<size_t>(shape_.head_dim));
-      uint8_t* to = copies_.at(layer, rows.row).data() +
-                    static_cast<size_t>(rows.first_position) * bytes;
+      uint8_t* to =
+          copies_.at(layer, rows.row).data() + static_cast<size_t>(rows.first_position) * bytes;
       for (int t = 0; t < rows.count; ++t, to += bytes) {
         exact.load(rows.sequence, t, rows.head, shape_.head_dim, key.data());
         write_copy(key.data(), shape_.head_dim, to);
@@ -149,8 +149,7 @@ class Twilight final : public WrappingSelector {
       }
     }
     const double exact_bytes = static_cast<double>(dim) * sikv_dtype_bytes(raw.dtype);
-    return {static_cast<double>(n) * copy_bytes(dim) +
-                static_cast<double>(all - n) * exact_bytes,
+    return {static_cast<double>(n) * copy_bytes(dim) + static_cast<double>(all - n) * exact_bytes,
             static_cast<double>(n), static_cast<double>(total)};
   }
 

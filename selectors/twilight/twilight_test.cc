@@ -40,8 +40,8 @@ double logit(const FilledCache& filled, int row, int group, int head, const std:
   for (int d = 0; d < dim; ++d) {
     const float x = key[static_cast<size_t>(d)];
     const float stored = coarse ? zero + scale * std::nearbyint((x - zero) / scale) : x;
-    sum += stored *
-           double{sikv_load(q.data(), view.dtype, (int64_t{row} * group + head) * dim + d)};
+    sum +=
+        stored * double{sikv_load(q.data(), view.dtype, (int64_t{row} * group + head) * dim + d)};
   }
   return sum / std::sqrt(static_cast<double>(dim));
 }
@@ -128,8 +128,8 @@ TEST(TwilightTest, WithAllOfTheMassTheBaseDecides) {
     EXPECT_EQ(select(variant_of(variant), {{"base", "quest"}, {"base.budget", "40"}, {"p", "1"}}),
               select(find_variant(SIKV_SELECTOR, "quest"), {{"budget", "40"}}));
     // Around the oracle with budget enough: everything, and thus exact.
-    const auto all = select(variant_of(variant),
-                            {{"base", "oracle"}, {"base.budget", "100000"}, {"p", "1"}});
+    const auto all =
+        select(variant_of(variant), {{"base", "oracle"}, {"base.budget", "100000"}, {"p", "1"}});
     for (int row = 0; row < filled.cache.num_rows(); ++row) {
       EXPECT_EQ(all[static_cast<size_t>(row)], candidates(filled.cache, row));
     }
@@ -148,8 +148,8 @@ TEST(TwilightTest, MoreMassKeepsWhatLessKept) {
       session.observe_everything();
       const std::vector<Slots> now = session.select(0);
       for (size_t row = 0; row < before.size(); ++row) {
-        EXPECT_TRUE(std::includes(now[row].begin(), now[row].end(), before[row].begin(),
-                                  before[row].end()))
+        EXPECT_TRUE(
+            std::includes(now[row].begin(), now[row].end(), before[row].begin(), before[row].end()))
             << variant << " p " << p << " row " << row;
         EXPECT_LE(before[row].size(), now[row].size());
       }
@@ -169,8 +169,7 @@ TEST(TwilightTest, CountsItsCopiesAndWhatItReads) {
   for (const sikv_counter& c : session.selector().counters()) counted[c.name] = c.value;
   EXPECT_EQ(counted["runs"], 4);
   // 12 pinned and 9 or 40 tail tokens as fp16 keys, all others as copies.
-  EXPECT_EQ(counted["scan_bytes"],
-            2 * ((288 + 58) * 40.0 + (12 + 9 + 12 + 40) * 128.0));
+  EXPECT_EQ(counted["scan_bytes"], 2 * ((288 + 58) * 40.0 + (12 + 9 + 12 + 40) * 128.0));
   EXPECT_EQ(counted["twilight_candidates"], 2 * (288 + 58));
   double total = 0;
   for (const Slots& slots : kept) total += static_cast<double>(slots.size());
@@ -183,9 +182,9 @@ TEST(TwilightTest, EvictsWhereItsBaseDoes) {
   const FilledCache filled = make_cache(kSpec, kGroup);
   SelectorSession keeping(variant_of("ref"), {{"base", "quest"}}, filled, kGroup);
   EXPECT_FALSE(keeping.selector().evicts());
-  SelectorSession evicting(
-      variant_of("ref"),
-      {{"base", "streaming"}, {"base.evict", "true"}, {"base.budget", "20"}}, filled, kGroup);
+  SelectorSession evicting(variant_of("ref"),
+                           {{"base", "streaming"}, {"base.evict", "true"}, {"base.budget", "20"}},
+                           filled, kGroup);
   EXPECT_TRUE(evicting.selector().evicts());
 }
 

@@ -87,8 +87,8 @@ PipelineSpec spec_of(const std::string& selector) {
 // Three layers of one sequence with a prompt of `tokens`, and `steps` steps behind it.
 void replay(const std::string& selector, int tokens, int queries, int steps, bool with_w_o = true) {
   calls().clear();
-  const sikv_shape shape = {sizeof(sikv_shape), 3, kHeads * kGroup, kHeads, kDim,
-                            SIKV_FP32,          1, 2000,            10000.0};
+  const sikv_shape shape = {
+      sizeof(sikv_shape), 3, kHeads * kGroup, kHeads, kDim, SIKV_FP32, 1, 2000, 10000.0};
   Pipeline pipeline(spec_of(selector), registry(), cpu(), shape, steps);
   const std::vector<float> rows(static_cast<size_t>(tokens * kHeads * kDim), 0.5f);
   const std::vector<float> q(static_cast<size_t>(queries * kHeads * kGroup * kDim), 0.25f);
@@ -120,11 +120,11 @@ std::string error_of(const std::function<void()>& body) {
 
 TEST(HooksTest, EvictsLayerByLayer) {
   replay("noting(pinned=0)", 300, 4, 213);  // the tail of 44 is full after 212 steps
-  EXPECT_EQ(calls(), (std::vector<std::string>{
-                         "observe 0: 4 queries, w_o 7 x 5", "evict 0",
-                         "observe 1: 4 queries, w_o 7 x 5", "evict 1",
-                         "observe 2: 4 queries, w_o 7 x 5", "evict 2",
-                         "page 0", "evict 0", "page 1", "evict 1", "page 2", "evict 2"}));
+  EXPECT_EQ(calls(),
+            (std::vector<std::string>{"observe 0: 4 queries, w_o 7 x 5", "evict 0",
+                                      "observe 1: 4 queries, w_o 7 x 5", "evict 1",
+                                      "observe 2: 4 queries, w_o 7 x 5", "evict 2", "page 0",
+                                      "evict 0", "page 1", "evict 1", "page 2", "evict 2"}));
 }
 
 TEST(HooksTest, EvictsTogetherAfterTheLastLayer) {
@@ -139,10 +139,11 @@ TEST(HooksTest, EvictsTogetherAfterTheLastLayer) {
 }
 
 TEST(HooksTest, RefusesPromptsThatLackWhatIsNeeded) {
-  EXPECT_EQ(error_of([] { replay("needy", 300, 299, 0); }),
-            "selector 'needy' needs the queries of every prompt position, but the prompt of this "
-            "run gives those from position 1 on: use a trace made by datasets/capture with --layers "
-            "all --queries all --w-o");
+  EXPECT_EQ(
+      error_of([] { replay("needy", 300, 299, 0); }),
+      "selector 'needy' needs the queries of every prompt position, but the prompt of this "
+      "run gives those from position 1 on: use a trace made by datasets/capture with --layers "
+      "all --queries all --w-o");
   EXPECT_EQ(error_of([] { replay("passing(base=needy)", 300, 300, 0, false); }),
             "selector 'needy' needs w_o, the output projection of every layer, but the prompt of "
             "this run gives none: use a trace made by datasets/capture with --layers all --queries "
@@ -161,14 +162,16 @@ TEST(HooksTest, RefusesTracesThatLackWhatIsNeeded) {
             "selector 'needy' needs every layer of the model, but t.h5 gives 6 of 30: use a trace "
             "made by datasets/capture with --layers all --queries all --w-o, and no source.layers");
   offer.layers = 30;
-  EXPECT_EQ(refusal(),
-            "selector 'needy' needs the queries of every prompt position, but t.h5 gives those from "
-            "position 3936 on: use a trace made by datasets/capture with --layers all --queries all "
-            "--w-o");
+  EXPECT_EQ(
+      refusal(),
+      "selector 'needy' needs the queries of every prompt position, but t.h5 gives those from "
+      "position 3936 on: use a trace made by datasets/capture with --layers all --queries all "
+      "--w-o");
   offer.first_query = 0;
-  EXPECT_EQ(refusal(),
-            "selector 'needy' needs w_o, the output projection of every layer, but t.h5 gives none: "
-            "use a trace made by datasets/capture with --layers all --queries all --w-o");
+  EXPECT_EQ(
+      refusal(),
+      "selector 'needy' needs w_o, the output projection of every layer, but t.h5 gives none: "
+      "use a trace made by datasets/capture with --layers all --queries all --w-o");
   offer.w_o = true;
   EXPECT_EQ(refusal(), "done");
 }
