@@ -192,7 +192,7 @@ def run(args: argparse.Namespace) -> None:
     partial.rename(args.out)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--trace", type=Path, required=True)
@@ -207,7 +207,7 @@ def main() -> int:
     parser.add_argument("--rope", choices=list(ROPES), help="default: the trace's layout, undone")
     parser.add_argument("--seed", type=int, default=0)
     try:
-        run(parser.parse_args())
+        run(parser.parse_args(arguments))
     except CaptureError as error:
         print(f"train_saap.py: {error}", file=sys.stderr)
         return 2
