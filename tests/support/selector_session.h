@@ -135,7 +135,9 @@ class SelectorSession {
     return collect();
   }
   // Of the last selection, [B, Hq, capacity], of selectors that weigh.
-  std::span<const float> log_weights() const { return {log_weights_->data(), log_weights_->size()}; }
+  std::span<const float> log_weights() const {
+    return {log_weights_->data(), log_weights_->size()};
+  }
   int32_t capacity() const { return capacity_; }
   // The parts of a step, for tests that record it: begin_step, place, run, call.finish(), collect.
   void begin_step(int64_t step) {
