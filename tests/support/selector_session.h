@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <limits>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -211,6 +212,13 @@ class SelectorSession {
     if (table.flags & SIKV_SELECTOR_UNORDERED) std::sort(slots.begin(), slots.end());
     for (size_t i = 1; i < slots.size(); ++i) {
       EXPECT_LT(slots[i - 1], slots[i]) << "slots are not ascending and unique";
+    }
+    for (int g = 0; log_weights_ && g < group_; ++g) {
+      const float* const weights = log_weights_->data() + (int64_t{row} * group_ + g) * capacity_;
+      for (int32_t i = 0; i < count; ++i) {
+        EXPECT_LT(weights[i], std::numeric_limits<float>::infinity())
+            << "head " << g << " place " << i;
+      }
     }
     EXPECT_TRUE(std::includes(open.begin(), open.end(), slots.begin(), slots.end()))
         << "a slot is pinned or beyond the encoded length";
