@@ -1,0 +1,170 @@
+// What the last queries of a prompt attended to: the score that eviction methods rank tokens by
+// (SnapKV, arXiv 2404.14469).
+//
+//   score[t] = pool(mean over the window's queries i and the group's heads of softmax(q_i.k)[t])
+//
+// A query sees the tokens up to its own position. Keys are the prompt's exact ones.
+#ifndef SIKV_KERNELS_COMMON_WINDOW_SCORES_H_
+#define SIKV_KERNELS_COMMON_WINDOW_SCORES_H_
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/common/row_math.h"
+#include "plugins/sdk/plugin.h"
+
+namespace sikv {
+
+// The exact keys of one row, from position 0.
+struct PromptKeys {
+  const void* first;
+  int32_t dtype;
+  int64_t stride;  // elements from one to the next
+  int head_dim;
+};
+
+// In scalar code, which is the specification, and in SIMD (window_scores_simd.cc).
+struct WindowMath {
+  // logits [heads, stride] of q [heads <= 16, D] with the first n keys; stride = score_room(n).
+  void (*logits)(const PromptKeys& keys, const float* q, int heads, int64_t n, float* logits,
+                 int64_t stride);
+  // As RowMath::mean_softmax.
+  void (*mean_softmax)(float* logits, int64_t stride, int group, int64_t n, float* out);
+};
+
+namespace window_ref {
+
+inline void logits(const PromptKeys& keys, const float* q, int heads, int64_t n, float* logits,
+                   int64_t stride) {
+  const int dim = keys.head_dim;
+  std::vector<float> key(static_cast<size_t>(dim));
+  for (int64_t t = 0; t < n; ++t) {
+    load_floats(keys.first, keys.dtype, t * keys.stride, dim, key.data());
+    for (int h = 0; h < heads; ++h) {
+      float dot = 0.0f;
+      for (int d = 0; d < dim; ++d) dot += q[h * dim + d] * key[static_cast<size_t>(d)];
+      logits[h * stride + t] = dot;
+    }
+  }
+}
+
+}  // namespace window_ref
+
+inline constexpr WindowMath kRefWindowMath = {window_ref::logits, row_math_ref::mean_softmax};
+
+// Null where the processor has no vectors that Highway knows.
+const WindowMath* simd_window_math();
+
+// For probe: 10 where simd_window_math() has an answer.
+int32_t probe_window_math(const sikv_device* device, sikv_message* reason);
+
+enum class Pooling { kMean, kMax };
+
+// Each score becomes the mean (of `kernel` terms, those beyond the ends 0) or the maximum of the
+// `kernel` scores around it; kernel is odd.
+inline std::vector<float> pooled(const std::vector<float>& scores, int kernel, Pooling pooling) {
+  const int64_t n = std::ssize(scores), reach = kernel / 2;
+  std::vector<float> out(scores.size());
+  for (int64_t i = 0; i < n; ++i) {
+    const auto begin = scores.begin() + std::max<int64_t>(i - reach, 0);
+    const auto end = scores.begin() + std::min(i + reach + 1, n);
+    float& pool = out[static_cast<size_t>(i)];
+    if (pooling == Pooling::kMax) {
+      pool = *std::max_element(begin, end);
+    } else {
+      for (auto score = begin; score < end; ++score) pool += *score;
+      pool /= static_cast<float>(kernel);
+    }
+  }
+  return out;
+}
+
+// scores [prompt_len], not pooled, of the last `window` queries (or as many as there are) of a row.
+inline std::vector<float> window_attention(const sikv_observe_args& args, const CacheView& view,
+                                           int row, int group, int window, const WindowMath& math) {
+  const int heads = view.num_kv_heads(), dim = view.head_dim();
+  const int b = row / heads, h = row % heads;
+  const int64_t prompt = args.prompt_len[b];
+  const auto queries =
+      static_cast<int>(std::min<int64_t>({int64_t{window}, int64_t{args.num_queries}, prompt}));
+  const RowsView rows(args.keys);
+  const PromptKeys keys{rows.address(b, 0, h), rows.dtype(), args.keys.token_stride, dim};
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  // As many queries at a time as make up 16 heads.
+  constexpr int kHeads = 16;
+  const int batch = std::max(kHeads / group, 1);
+  const int64_t stride = score_room(prompt);
+  std::vector<float> q(static_cast<size_t>(std::max(batch * group, kHeads) * dim));
+  std::vector<float> logits(static_cast<size_t>(batch * group * stride));
+  std::vector<float> probability(static_cast<size_t>(stride));
+  std::vector<float> scores(static_cast<size_t>(prompt), 0.0f);
+  for (int first = 0; first < queries; first += batch) {
+    const int here = std::min(batch, queries - first);
+    for (int i = 0; i < here * group; ++i) {
+      const int64_t query =
+          int64_t{b} * args.num_queries + args.num_queries - queries + first + i / group;
+      const int64_t head = (query * heads + h) * group + i % group;
+      load_floats(args.queries, view.dtype(), head * dim, dim, q.data() + int64_t{i} * dim);
+      for (int d = 0; d < dim; ++d) q[static_cast<size_t>(i * dim + d)] *= scale;
+    }
+    for (int done = 0; done < here * group; done += kHeads) {
+      math.logits(keys, q.data() + int64_t{done} * dim, std::min(kHeads, here * group - done),
+                  prompt, logits.data() + done * stride, stride);
+    }
+    for (int i = 0; i < here; ++i) {
+      const int64_t seen = prompt - queries + first + i + 1;
+      math.mean_softmax(logits.data() + int64_t{i} * group * stride, stride, group, seen,
+                        probability.data());
+      for (int64_t t = 0; t < seen; ++t) {
+        scores[static_cast<size_t>(t)] +=
+            probability[static_cast<size_t>(t)] / static_cast<float>(queries);
+      }
+    }
+  }
+  return scores;
+}
+
+// Options of methods that rank by it.
+inline constexpr sikv_option_spec kWindowOption =
+    int_option("window", "32", 1, 4096, "last prompt queries that score, and tokens always kept");
+inline constexpr sikv_option_spec kKernelOption =
+    int_option("kernel_size", "7", 1, 63, "scores that are pooled around each token; odd");
+inline constexpr sikv_option_spec kPoolingOption =
+    choice_option("pooling", "max", "mean|max", "how they are pooled");
+
+// The scores of a row as these options say.
+class WindowRanking {
+ public:
+  WindowRanking(const Options& options, const WindowMath& math)
+      : kernel_(static_cast<int>(options.integer("kernel_size"))),
+        pooling_(options.choice("pooling") == "max" ? Pooling::kMax : Pooling::kMean),
+        math_(math) {
+    if (kernel_ % 2 == 0) {
+      throw Refused("kernel_size is " + std::to_string(kernel_) +
+                    ", which has no middle: give an odd number");
+    }
+  }
+
+  // [prompt_len]; the window's own tokens, which are kept, have none and are in no pool.
+  std::vector<float> scores(const sikv_observe_args& args, const CacheView& view, int row,
+                            int group, int window) const {
+    std::vector<float> attention = window_attention(args, view, row, group, window, math_);
+    const size_t prompt = attention.size();
+    attention.resize(prompt - std::min(prompt, static_cast<size_t>(window)));
+    std::vector<float> scores = pooled(attention, kernel_, pooling_);
+    scores.resize(prompt, 0.0f);
+    return scores;
+  }
+
+ private:
+  int kernel_;
+  Pooling pooling_;
+  const WindowMath& math_;
+};
+
+}  // namespace sikv
+
+#endif  // SIKV_KERNELS_COMMON_WINDOW_SCORES_H_

@@ -1,0 +1,33 @@
+// What an evicting selector keeps of a filled cache, after a prompt.
+#ifndef SIKV_TESTS_SUPPORT_EVICTIONS_H_
+#define SIKV_TESTS_SUPPORT_EVICTIONS_H_
+
+#include "tests/support/scored_selector.h"
+#include "tests/support/selector_session.h"
+
+namespace sikv::testing {
+
+// Keep-lists of all rows without pinned slots; of a row that is kept, all of them.
+inline std::vector<Slots> kept_after_prompt(const Variant& variant, const Choices& choices,
+                                            const FilledCache& filled, int group) {
+  SelectorSession session(variant, choices, filled, group);
+  session.observe_everything();
+  std::vector<Slots> lists = evictions(session.selector(), filled.cache);
+  for (int row = 0; row < filled.cache.num_rows(); ++row) {
+    Slots& list = lists[static_cast<size_t>(row)];
+    const Slots open = candidates(filled.cache, row);
+    if (list == Slots{SIKV_SELECT_ALL}) {
+      list = open;
+      continue;
+    }
+    Slots unpinned;
+    std::set_intersection(list.begin(), list.end(), open.begin(), open.end(),
+                          std::back_inserter(unpinned));
+    list = unpinned;
+  }
+  return lists;
+}
+
+}  // namespace sikv::testing
+
+#endif  // SIKV_TESTS_SUPPORT_EVICTIONS_H_
