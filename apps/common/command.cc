@@ -102,15 +102,17 @@ void ConfigFlags::force(Config& config, const std::string& assignment,
   }
   bool used = false;
   for (PipelineSpec& pipeline : config.pipelines) {
-    const std::string& own = (pipeline.*part->plugin).id;
-    ids.push_back(own);
-    if (!id.empty() && own != id) continue;
-    try {
-      force_variant(pipeline, *part, variant, registry);
-    } catch (const Error& error) {
-      throw Error("--force {}: {}", assignment, error.what());
+    // A base is forced by its id only.
+    for (const PluginSpec* plugin : chain_of(pipeline.*part->plugin)) {
+      ids.push_back(plugin->id);
+      if (id.empty() ? plugin != &(pipeline.*part->plugin) : plugin->id != id) continue;
+      try {
+        force_variant(pipeline, *part, plugin->id, variant, registry);
+      } catch (const Error& error) {
+        throw Error("--force {}: {}", assignment, error.what());
+      }
+      used = true;
     }
-    used = true;
   }
   if (!used) {
     const std::string near = did_you_mean(id, ids);
@@ -123,13 +125,16 @@ namespace {
 
 bool runs_on_gpu(const PipelineSpec& spec, const Registry& registry) {
   const auto on_gpu = [&](const PipelinePart& part) {
-    const std::string* forced = forced_variant(spec, part);
-    return std::any_of(registry.variants().begin(), registry.variants().end(),
-                       [&](const Variant& variant) {
-                         return variant.device == SIKV_CUDA && variant.kind == part.kind &&
-                                variant.id == (spec.*part.plugin).id &&
-                                (forced == nullptr || variant.variant == *forced);
-                       });
+    const auto chain = chain_of(spec.*part.plugin);
+    return std::all_of(chain.begin(), chain.end(), [&](const PluginSpec* plugin) {
+      const std::string* forced = forced_variant(spec, part, plugin->id);
+      return std::any_of(registry.variants().begin(), registry.variants().end(),
+                         [&](const Variant& variant) {
+                           return variant.device == SIKV_CUDA && variant.kind == part.kind &&
+                                  variant.id == plugin->id &&
+                                  (forced == nullptr || variant.variant == *forced);
+                         });
+    });
   };
   return std::all_of(kPipelineParts.begin(), kPipelineParts.end(), on_gpu);
 }

@@ -8,6 +8,7 @@
 #include "apps/common/show.h"
 #include "framework/base/error.h"
 #include "framework/base/text.h"
+#include "framework/config/pipeline_parts.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/experiment/measure.h"
 #include "framework/pipeline/pipeline.h"
@@ -75,16 +76,16 @@ class Plan {
         budgets.push_back(budget);
       }
     }
-    if (budgets.empty()) budgets.push_back(budget_of({kUpperBound, {}}));
+    if (budgets.empty()) budgets.push_back(budget_of({kUpperBound, {}, {}}));
     for (const char* bound : {kUpperBound, kLowerBound}) {
       for (const std::string& budget : budgets) {
         if (there.contains({bound, budget})) continue;
         PipelineSpec spec = first;
         spec.force.clear();
         spec.device = "auto";
-        spec.selector = {bound, {{"budget", budget}}};
-        spec.kernel = {"gather_attention", {}};
-        if (bound == kLowerBound) spec.keys = spec.values = {"fp16", {}};
+        spec.selector = {bound, {{"budget", budget}}, {}};
+        spec.kernel = {"gather_attention", {}, {}};
+        if (bound == kLowerBound) spec.keys = spec.values = {"fp16", {}, {}};
         add(spec);
       }
     }
@@ -95,13 +96,13 @@ class Plan {
  private:
   // As written, or the default; empty for a selector without a budget.
   std::string budget_of(const PluginSpec& selector) const {
-    for (const auto& [name, value] : selector.options) {
+    const PluginSpec* const holder = budget_holder(selector, registry_);
+    if (holder == nullptr) return {};
+    for (const auto& [name, value] : holder->options) {
       if (name == "budget") return value;
     }
-    for (const sikv_option_spec& option : registry_.options(SIKV_SELECTOR, selector.id)) {
-      if (option.name == std::string_view("budget")) return option.default_value;
-    }
-    return {};
+    return find_option(registry_.options(SIKV_SELECTOR, holder->id), "budget", holder->id)
+        .default_value;
   }
 
   const Registry& registry_;
@@ -216,7 +217,9 @@ void compare(const CompareFlags& flags, const std::vector<std::string>& command_
   ExactReference exact(source, host);
   // Parts that do not go together are found before the first row is measured.
   for (const PipelineSpec& spec : plan.specs()) {
-    static_cast<void>(Composition(spec, registry, devices.open(spec, registry), source.shape()));
+    check_needs(
+        Composition(spec, registry, devices.open(spec, registry), source.shape()).selector(),
+        source.offer);
   }
   const auto block = environment(command_line, devices.open(plan.specs().front(), registry));
   std::vector<Row> rows;

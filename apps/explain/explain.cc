@@ -125,11 +125,13 @@ void explain(const ExplainFlags& flags) {
   const Config config = flags.config.load(flags.file, registry);
   Devices devices(config.threads);
   const std::vector<Sizes> all_sizes = sizes_of(config);
+  const Offer offer = source_offer(config);
   const TableStyle style = TableStyle::of(stdout);
   std::string text;
   for (const PipelineSpec& spec : expand_budgets(config, registry)) {
     Device& device = devices.open(spec, registry);
     const Composition composition(spec, registry, device, all_sizes.front().shape);
+    check_needs(composition.selector(), offer);
     text += fmt::format("{}{}\n", text.empty() ? "" : "\n", pipeline_text(spec, registry));
     text += fmt::format("  keys in {}, values in {}\n\n", layout_text(composition.key_layout()),
                         layout_text(composition.value_layout()));

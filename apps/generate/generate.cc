@@ -97,7 +97,8 @@ void generate(const GenerateFlags& flags) {
   if (!flags.ignore_stop) options.stop_token = vocabulary.eos_token;
   // Parts that do not go together are found before the prefill.
   const sikv_shape shape = model.shape(options.dtype, std::ssize(tokens) + options.max_tokens);
-  static_cast<void>(Composition(spec, registry, devices.open(spec, registry), shape));
+  const Composition composition(spec, registry, devices.open(spec, registry), shape);
+  check_needs(composition.selector(), model.offer(std::ssize(tokens), kPromptQueries));
   const size_t prompt_tokens = tokens.size();
   Generator generator(model, std::move(tokens), options);
   std::vector<Generated> results;

@@ -65,6 +65,12 @@ void list(const Registry& registry) {
   print(text);
 }
 
+// What `sikv plugins show` prints as default: a wrapper's base must be given.
+std::string default_text(const sikv_option_spec& option) {
+  if (option.type == SIKV_OPTION_SELECTOR) return "none: required";
+  return option.default_value;
+}
+
 // "1 to 8", "a|b|c"; empty where any value of the type will do.
 std::string range_text(const sikv_option_spec& option) {
   if (option.choices != nullptr) return option.choices;
@@ -84,6 +90,10 @@ std::string_view type_text(const sikv_option_spec& option) {
       return "flag";
     case SIKV_OPTION_CHOICE:
       return "choice";
+    case SIKV_OPTION_SELECTOR:
+      return "selector";
+    case SIKV_OPTION_TEXT:
+      return "text";
     default:
       return "tokens or fraction";
   }
@@ -99,7 +109,7 @@ std::string options_table(std::span<const sikv_option_spec> options) {
     table.row({{option.name},
                {std::string(type_text(option))},
                {range_text(option)},
-               {option.default_value}},
+               {default_text(option)}},
               option.help);
   }
   return table.text(TableStyle::of(stdout));
@@ -112,13 +122,15 @@ std::string options_markdown(const Registry& registry, const std::vector<sikv_ki
   for (const sikv_kind kind : kinds) {
     const std::string owner = kinds.size() > 1 ? fmt::format(" ({})", kind_name(kind)) : "";
     for (const sikv_option_spec& option : registry.options(kind, id)) {
-      std::string values =
-          option.type == SIKV_OPTION_BUDGET ? "a count, or a fraction below 1" : range_text(option);
+      std::string values = option.type == SIKV_OPTION_BUDGET ? "a count, or a fraction below 1"
+                           : option.type == SIKV_OPTION_SELECTOR ? "a selector"
+                           : option.type == SIKV_OPTION_TEXT     ? "text"
+                                                                 : range_text(option);
       for (size_t at = 0; (at = values.find('|', at)) != std::string::npos;) {
         values.replace(at, 1, ", ");
       }
-      text += fmt::format("| `{}`{} | {} | {} | {} |\n", option.name, owner, option.default_value,
-                          values, option.help);
+      text += fmt::format("| `{}`{} | {} | {} | {} |\n", option.name, owner,
+                          default_text(option), values, option.help);
     }
   }
   return text;
@@ -163,7 +175,32 @@ std::string acceptance_table(const Examples& examples, const Registry& registry,
   return table.text(TableStyle::of(stdout));
 }
 
+// What a selector needs of the source and does to the cache, a line each.
+std::string needs_text(const Registry& registry, const std::string& id) {
+  uint32_t flags = 0;
+  bool evicts = false;
+  for (const Variant& variant : registry.variants()) {
+    if (variant.kind != SIKV_SELECTOR || variant.id != id) continue;
+    flags |= variant.selector().flags;
+    evicts |= variant.selector().evict != nullptr;
+  }
+  const bool wraps = wrapper_option(registry.options(SIKV_SELECTOR, id)) != nullptr;
+  std::string text;
+  if (wraps) text += "  wraps another selector: needs and layouts are also those of its base\n";
+  if (flags & SIKV_SELECTOR_NEEDS_ALL_QUERIES) text += "  needs the queries of every prompt position\n";
+  if (flags & SIKV_SELECTOR_NEEDS_ALL_LAYERS) text += "  needs every layer of the model\n";
+  if (flags & SIKV_SELECTOR_NEEDS_W_O) text += "  needs w_o, the output projection of every layer\n";
+  if (evicts) {
+    text += fmt::format("  gives tokens back{}{}\n",
+                        flags & SIKV_SELECTOR_EVICTS_TOGETHER ? ", of all layers together" : "",
+                        wraps ? ", where its base does" : "");
+  }
+  return text;
+}
+
 std::string layouts_text(const Registry& registry, sikv_kind kind, const std::string& id) {
+  // A wrapper reads what its base reads.
+  if (wrapper_option(registry.options(kind, id)) != nullptr) return "";
   const Examples examples(registry);
   if (kind == SIKV_SELECTOR) {
     const auto selector = examples.make<SelectorInstance>(kind, id);
@@ -205,6 +242,7 @@ std::string show_one(const Registry& registry, sikv_kind kind, const std::string
     const auto common = selector_common_options();
     options.insert(options.end(), common.begin(), common.end());
   }
+  if (kind == SIKV_SELECTOR) text += needs_text(registry, id);
   text += "\n" + (options.empty() ? "  takes no options\n" : options_table(options));
   return text + "\n" + layouts_text(registry, kind, id);
 }

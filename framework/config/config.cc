@@ -126,6 +126,11 @@ class Reader {
     return fs::exists(beside, failed) ? beside : fs::path(path);
   }
 
+  // A text that names a file relative to the config gets the config's folder in front.
+  std::string beside(const std::string& text) const {
+    return text.empty() ? text : resolved(text).string();
+  }
+
   void plugin_path(const ConfigNode& node, Config& config) {
     const auto add = [&](const ConfigNode& item) {
       const fs::path folder = resolved(read_text(item, "plugin_path"));
@@ -385,9 +390,9 @@ class Reader {
     check_keys(node, "pipeline", fields::kPipelineKeys);
     PipelineSpec spec;
     for (const PipelinePart& part : kPipelineParts) {
-      plugin(need(node, "pipeline", part.family,
-                  fmt::format("{}: {{{}: ...}}", part.family, part.id_key)),
-             part, spec);
+      this->part(need(node, "pipeline", part.family,
+                      fmt::format("{}: {{{}: ...}}", part.family, part.id_key)),
+                 part, spec);
     }
     if (const ConfigNode* device = node.find("device")) {
       spec.device = read_text(*device, "device");
@@ -397,18 +402,24 @@ class Reader {
     return spec;
   }
 
-  void plugin(const ConfigNode& node, const PipelinePart& part, PipelineSpec& spec) const {
+  void part(const ConfigNode& node, const PipelinePart& part, PipelineSpec& spec) const {
+    plugin(node, part.family, part, spec, spec.*part.plugin);
+    node.at([&] { check_part(spec, part, registry_); });
+  }
+
+  // `key` is the part's family, or `base`.
+  void plugin(const ConfigNode& node, std::string_view key, const PipelinePart& part,
+              PipelineSpec& spec, PluginSpec& plugin) const {
     if (!node.is_map()) {
-      node.fail("{} is {}, expected a map such as {{{}: ...}}", part.family, node.shown(),
-                part.id_key);
+      node.fail("{} is {}, expected a map such as {{{}: ...}}", key, node.shown(), part.id_key);
     }
     const ConfigNode& id =
-        need(node, part.family, part.id_key, fmt::format("the id of a {}", kind_name(part.kind)));
-    PluginSpec& plugin = spec.*part.plugin;
+        need(node, key, part.id_key, fmt::format("the id of a {}", kind_name(part.kind)));
     plugin.id = read_text(id, part.id_key);
     const auto options = id.at([&] { return registry_.options(part.kind, plugin.id); });
     std::vector<sikv_option_spec> all(options.begin(), options.end());
-    if (part.kind == SIKV_SELECTOR) {
+    const bool outermost = &plugin == &(spec.*part.plugin);
+    if (part.kind == SIKV_SELECTOR && outermost) {
       const auto common = selector_common_options();
       all.insert(all.end(), common.begin(), common.end());
     }
@@ -420,16 +431,25 @@ class Reader {
       // Checked one by one, so that an error points at its own line.
       ConfigNode at_name;
       at_name.where = value.name_where;
+      if (!outermost) at_name.at([&] { refuse_common_option_of_base(name); });
       const sikv_option_spec& option =
           at_name.at([&]() -> const sikv_option_spec& { return find_option(all, name, owner); });
+      if (option.type == SIKV_OPTION_SELECTOR) {
+        plugin.base.emplace_back();
+        this->plugin(value, name, part, spec, plugin.base.back());
+        continue;
+      }
       static_cast<void>(read(value, option, owner));
       if (part.kind == SIKV_SELECTOR && is_selector_common_option(name)) {
         set_selector_common_option(spec, name, value.text);
       } else {
-        plugin.options.emplace_back(name, value.text);
+        plugin.options.emplace_back(
+            name, option.type == SIKV_OPTION_TEXT ? beside(value.text) : value.text);
       }
     }
-    check_part(spec, part, registry_);
+    if (wrapper_option(options) != nullptr && plugin.base.empty()) {
+      node.at([&] { static_cast<void>(OptionSet::parse(options, plugin.options, owner)); });
+    }
   }
 
   void forced(const ConfigNode& node, PipelineSpec& spec) const {
@@ -440,7 +460,7 @@ class Reader {
       const ConfigNode* variant = node.find(part.family);
       if (variant == nullptr) continue;
       const std::string name = read_text(*variant, part.family);
-      variant->at([&] { force_variant(spec, part, name, registry_); });
+      variant->at([&] { force_variant(spec, part, (spec.*part.plugin).id, name, registry_); });
     }
   }
 
@@ -502,20 +522,16 @@ const std::vector<std::string>& budgets_of(const Config& config, const PipelineS
 std::vector<PipelineSpec> expand_budgets(const Config& config, const Registry& registry) {
   std::vector<PipelineSpec> specs;
   for (const PipelineSpec& pipeline : config.pipelines) {
-    const auto options = registry.options(SIKV_SELECTOR, pipeline.selector.id);
-    const bool has_budget = std::any_of(
-        options.begin(), options.end(),
-        [](const sikv_option_spec& option) { return option.name == std::string_view("budget"); });
     const auto& budgets = budgets_of(config, pipeline);
-    if (!has_budget || budgets.empty()) {
+    if (budgets.empty() || budget_holder(pipeline.selector, registry) == nullptr) {
       specs.push_back(pipeline);
       continue;
     }
     for (const std::string& budget : budgets) {
       PipelineSpec spec = pipeline;
-      std::erase_if(spec.selector.options,
-                    [](const auto& option) { return option.first == "budget"; });
-      spec.selector.options.emplace_back("budget", budget);
+      PluginSpec& holder = *budget_holder(spec.selector, registry);
+      std::erase_if(holder.options, [](const auto& option) { return option.first == "budget"; });
+      holder.options.emplace_back("budget", budget);
       for (const PipelinePart& part : kPipelineParts) {
         if (part.kind == SIKV_SELECTOR) check_part(spec, part, registry);
       }
@@ -525,14 +541,13 @@ std::vector<PipelineSpec> expand_budgets(const Config& config, const Registry& r
   return specs;
 }
 
-std::vector<std::string> overridden_budgets(const Config& config) {
+std::vector<std::string> overridden_budgets(const Config& config, const Registry& registry) {
   std::vector<std::string> overridden;
   for (const PipelineSpec& pipeline : config.pipelines) {
-    if (budgets_of(config, pipeline).empty()) continue;
-    for (const auto& [name, value] : pipeline.selector.options) {
-      if (name == "budget") {
-        overridden.push_back(fmt::format("budget={} of {}", value, pipeline.selector.id));
-      }
+    const PluginSpec* const holder = budget_holder(pipeline.selector, registry);
+    if (holder == nullptr || budgets_of(config, pipeline).empty()) continue;
+    for (const auto& [name, value] : holder->options) {
+      if (name == "budget") overridden.push_back(fmt::format("budget={} of {}", value, holder->id));
     }
   }
   return overridden;

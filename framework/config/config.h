@@ -21,7 +21,8 @@ namespace sikv {
 // One part of a pipeline: a plugin and its options as written.
 struct PluginSpec {
   std::string id;
-  std::vector<std::pair<std::string, std::string>> options;
+  std::vector<std::pair<std::string, std::string>> options;  // all but `base`
+  std::vector<PluginSpec> base;  // of a wrapper: the one selector that it wraps
 };
 
 // Which tokens stay exact beside the selection, served by the framework for every selector.
@@ -111,11 +112,11 @@ Config parse_config(const std::string& text, const std::string& name,
                     const std::vector<std::string>& sets, Registry& registry);
 
 // One spec per (pipeline, budget): `budgets` override the selector option `budget` where a
-// selector has one. An entry's own `budgets` come before the config's.
+// selector has one, or else what it wraps. An entry's own `budgets` come before the config's.
 std::vector<PipelineSpec> expand_budgets(const Config& config, const Registry& registry);
 
 // The options `budget` that `budgets` override, as in "budget=192 of quest".
-std::vector<std::string> overridden_budgets(const Config& config);
+std::vector<std::string> overridden_budgets(const Config& config, const Registry& registry);
 
 // The source of one of its pipelines.
 const SourceSpec& source_of(const Config& config, const PipelineSpec& pipeline);

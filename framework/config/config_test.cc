@@ -99,6 +99,95 @@ threads: 2
   fs::remove_all(folder);
 }
 
+constexpr const char* kWrapped = R"(pipeline:
+  keys: {codec: sign_vq}
+  values: {codec: intq}
+  selector:
+    name: top_p
+    p: 0.5
+    pinned: 8
+    base:
+      name: self_index
+      budget: 1024
+  attention: {kernel: sparse_flash}
+)";
+
+TEST_F(ConfigTest, ReadsNestedSelectors) {
+  const std::string head = std::string(kModel) + kSource;
+  const auto text_of = [&](const std::vector<std::string>& sets) {
+    return pipeline_text(parse(head + kWrapped, sets).pipelines.at(0), registry_);
+  };
+  EXPECT_EQ(text_of({}),
+            "sign_vq+intq > top_p(p=0.5,base=self_index(budget=1024),pinned=8) > sparse_flash");
+  EXPECT_EQ(text_of({"pipeline.selector.base.budget=512", "pipeline.selector.p=0.25"}),
+            "sign_vq+intq > top_p(p=0.25,base=self_index(budget=512),pinned=8) > sparse_flash");
+  EXPECT_EQ(text_of({"pipeline.selector.base={name: full}"}),
+            "sign_vq+intq > top_p(p=0.5,base=full,pinned=8) > sparse_flash");
+}
+
+TEST_F(ConfigTest, BudgetsReachWhatIsWrapped) {
+  const Config config = parse(std::string(kModel) + kSource + kWrapped + "budgets: [96, 0.5]\n");
+  std::vector<std::string> texts;
+  for (const PipelineSpec& spec : expand_budgets(config, registry_)) {
+    texts.push_back(pipeline_text(spec, registry_));
+  }
+  EXPECT_EQ(texts, (std::vector<std::string>{
+                       "sign_vq+intq > top_p(p=0.5,base=self_index(budget=96),pinned=8) > "
+                       "sparse_flash",
+                       "sign_vq+intq > top_p(p=0.5,base=self_index(budget=0.5),pinned=8) > "
+                       "sparse_flash"}));
+}
+
+TEST_F(ConfigTest, PlacesErrorsOfNestedSelectors) {
+  const auto error_with_selector = [&](const std::string& selector) {
+    return error_of(std::string(kModel) + kSource +
+                    "pipeline:\n  keys: {codec: sign_vq}\n  values: {codec: intq}\n"
+                    "  attention: {kernel: sparse_flash}\n  selector: " +
+                    selector + "\n");
+  };
+  EXPECT_EQ(error_with_selector("{name: top_p}"),
+            "c.yaml:7:13: selector 'top_p' wraps another selector and has none; add base: {name: "
+            "quest, budget: 1024}");
+  EXPECT_EQ(error_with_selector("{name: top_p, base: full}"),
+            "c.yaml:7:33: base is 'full', expected a map such as {name: ...}");
+  EXPECT_EQ(error_with_selector("{name: top_p, base: {nam: full}}"),
+            "c.yaml:7:33: base lacks 'name'; add the id of a selector");
+  EXPECT_EQ(error_with_selector("{name: top_p, base: {name: self_indx}}"),
+            "c.yaml:7:40: there is no selector 'self_indx'; did you mean 'self_index'?");
+  EXPECT_EQ(error_with_selector("{name: top_p, base: {name: self_index, bugdet: 1}}"),
+            "c.yaml:7:52: selector 'self_index' has no option 'bugdet'; did you mean 'budget'?");
+  EXPECT_EQ(error_with_selector("{name: top_p, base: {name: self_index, pinned: 1}}"),
+            "c.yaml:7:52: pinned is an option of the whole pipeline, not of a base; move it to the "
+            "outermost selector");
+  EXPECT_EQ(error_with_selector("{name: top_p, base: {name: split, base: {name: top_p, base: "
+                                "{name: full}}}}"),
+            "c.yaml:7:13: selector 'top_p' is wrapped around itself (top_p around split around "
+            "top_p around full); name each selector once");
+  EXPECT_EQ(error_with_selector("{name: full, base: {name: self_index}}"),
+            "c.yaml:7:26: selector 'full' has no option 'base'; it takes pinned, pin, "
+            "keep_generated");
+}
+
+TEST_F(ConfigTest, TextsThatNameFilesAreRelativeToTheConfig) {
+  const fs::path folder = fs::path(testing::TempDir()) / "sikv_config_text_test";
+  fs::create_directories(folder);
+  std::ofstream(folder / "pca.h5") << "x";
+  const auto table_of = [&](const std::string& table) {
+    std::ofstream(folder / "c.yaml")
+        << kModel << kSource
+        << "pipeline:\n  keys: {codec: sign_vq}\n  values: {codec: intq}\n"
+           "  attention: {kernel: sparse_flash}\n"
+           "  selector: {name: top_p, base: {name: full}, table: "
+        << table << "}\n";
+    const Config config = load_config(folder / "c.yaml", {}, registry_);
+    return config.pipelines.at(0).selector.options.at(0).second;
+  };
+  EXPECT_EQ(table_of("pca.h5"), (folder / "pca.h5").string());
+  EXPECT_EQ(table_of("elsewhere.h5"), "elsewhere.h5");
+  EXPECT_EQ(table_of("/tmp"), "/tmp");
+  fs::remove_all(folder);
+}
+
 TEST_F(ConfigTest, ReadsSyntheticSources) {
   const std::string head = std::string(kModel) + kPipeline;
   const SyntheticSpec one =
@@ -139,8 +228,8 @@ TEST_F(ConfigTest, RefusesUnknownAndMissingKeys) {
   EXPECT_EQ(error_with("sorce: {}"),
             "c.yaml:1:1: config has no key 'sorce'; did you mean 'source'?");
   EXPECT_EQ(error_with("zzzz: 1"),
-            "c.yaml:1:1: config has no key 'zzzz'; it takes model, source, pipeline, "
-            "pipelines, budgets, measure, threads, plugin_path");
+            "c.yaml:1:1: config has no key 'zzzz'; it takes model, source, sources, "
+            "pipeline, pipelines, budgets, group_by, measure, threads, plugin_path");
   EXPECT_EQ(error_of(""), "c.yaml: config is empty, expected a map with keys such as model");
   EXPECT_EQ(error_of(std::string(kModel) + kPipeline),
             "c.yaml:1:1: config lacks 'source'; add a trace or synthetic:");
@@ -305,6 +394,88 @@ TEST_F(ConfigTest, ExpandsBudgetsWhereASelectorHasOne) {
                        "sign_vq+intq > self_index(budget=64,rerank=2,pinned=64) > sparse_flash",
                        "sign_vq+intq > self_index(budget=0.1,rerank=2,pinned=64) > sparse_flash",
                        "sign_vq+intq > full(pinned=64) > sparse_flash"}));
+}
+
+constexpr const char* kSeveral =
+    "sources:\n"
+    "  full: {trace: no/such.h5, prompt: 64, layers: [0, 1, 2], judge: [0, 2], make: capture}\n"
+    "pipelines:\n"
+    "  - {label: all, source: full, pipeline: sign_vq+intq > full > sparse_flash}\n"
+    "  - label: index\n"
+    "    fitted: this prompt\n"
+    "    reconstruction: its weights\n"
+    "    budgets: [32]\n"
+    "    keys: {codec: sign_vq}\n"
+    "    values: {codec: intq}\n"
+    "    selector: {name: self_index, budget: 8}\n"
+    "    attention: {kernel: sparse_flash}\n"
+    "budgets: [64, 128]\n"
+    "group_by: memory\n";
+
+TEST_F(ConfigTest, EntriesNameTheirSourceAndSayWhatTheyRestOn) {
+  const std::string head = std::string(kModel) + kSource;
+  const Config config = parse(head + kSeveral);
+  EXPECT_EQ(config.group_by, GroupBy::kMemory);
+  const auto& [all, index] = std::pair(config.pipelines[0], config.pipelines[1]);
+  EXPECT_EQ(all.entry.label, "all");
+  const SourceSpec& full = source_of(config, all);
+  EXPECT_TRUE(full.missing);
+  EXPECT_EQ(full.make, "capture");
+  EXPECT_EQ(full.prompt, 64);
+  EXPECT_EQ(full.judge, (std::vector<int>{0, 2}));
+  EXPECT_EQ(&source_of(config, index), &config.source);
+  EXPECT_EQ(index.entry.fitted, "this prompt");
+  EXPECT_EQ(index.entry.reconstruction, "its weights");
+  const auto specs = expand_budgets(config, registry_);
+  ASSERT_EQ(specs.size(), 2u);
+  EXPECT_EQ(pipeline_text(specs[1], registry_),
+            "sign_vq+intq > self_index(budget=32,pinned=64) > sparse_flash");
+  EXPECT_EQ(overridden_budgets(config, registry_),
+            (std::vector<std::string>{"budget=8 of self_index"}));
+}
+
+TEST_F(ConfigTest, RefusesEntriesAndSourcesThatDoNotFit) {
+  const std::string head = std::string(kModel) + kSource;
+  const auto error_of_source = [&](const std::string& source) {
+    return error_of(head + kPipeline + "sources: " + source);
+  };
+  EXPECT_NE(error_of_source("{full: {trace: no/such.h5}}").find("there is no such file"),
+            std::string::npos);
+  EXPECT_NE(error_of_source("{full: {make: capture}}").find("source 'full' lacks 'trace'"),
+            std::string::npos);
+  EXPECT_NE(error_of_source("{full: {trace: t.h5, make: capture, layers: [0], judge: [1]}}")
+                .find("judge has layer 1, which layers lacks"),
+            std::string::npos);
+  EXPECT_NE(error_of_source("[t.h5]").find("sources is a list, expected a map"), std::string::npos);
+  const auto error_of_entry = [&](const std::string& entry) {
+    return error_of(head + "sources: {full: {trace: t.h5, make: capture}}\npipelines: [" + entry +
+                    "]");
+  };
+  const std::string line = "pipeline: sign_vq+intq > full > sparse_flash";
+  EXPECT_NE(error_of_entry("{" + line + ", source: ful}")
+                .find("there is no source 'ful'; did you mean 'full'?"),
+            std::string::npos);
+  EXPECT_NE(
+      error_of_entry("{" + line + ", keys: {codec: fp16}}").find("'keys' stands beside pipeline"),
+      std::string::npos);
+  EXPECT_NE(error_of_entry("{pipeline: {}}").find("expected the one-line form"), std::string::npos);
+  EXPECT_NE(error_of(head + kPipeline + "group_by: size").find("expected one of budget, memory"),
+            std::string::npos);
+}
+
+TEST_F(ConfigTest, SaysWhatToSetWhereThereAreSeveralPipelines) {
+  const std::string head = std::string(kModel) + kSource;
+  const std::string several = head +
+                              "pipelines: [sign_vq+intq > full > sparse_flash, sign_vq+intq "
+                              "> full > sparse_flash]\n";
+  EXPECT_EQ(error_of(several, {"pipeline.selector.budget=5"}),
+            "--set pipeline.selector.budget=5: the config has a list of pipelines: name one of "
+            "them, as in pipelines.0.selector, up to pipelines.1, or set budgets for all");
+  EXPECT_EQ(error_of(head + kPipeline, {"pipelines.0.selector.budget=5"}),
+            "--set pipelines.0.selector.budget=5: the config has one pipeline: set pipeline in "
+            "place of pipelines.0");
+  EXPECT_EQ(error_of(several + kPipeline),
+            "c.yaml:1:1: config has both pipeline and pipelines, expected one of them");
 }
 
 }  // namespace

@@ -24,8 +24,39 @@ constexpr std::array<sikv_option_spec, 3> kCommonOptions = {{
 }};
 constexpr std::string_view kCommonOwner = "selector";
 
-std::string force_key(const PipelineSpec& spec, const PipelinePart& part) {
-  return fmt::format("{}.{}", part.family, (spec.*part.plugin).id);
+std::string force_key(const PipelinePart& part, const std::string& id) {
+  return fmt::format("{}.{}", part.family, id);
+}
+
+std::string owner_of(sikv_kind kind, const PluginSpec& plugin) {
+  return fmt::format("{} '{}'", kind_name(kind), plugin.id);
+}
+
+bool takes_budget(const PluginSpec& selector, const Registry& registry) {
+  const auto options = registry.options(SIKV_SELECTOR, selector.id);
+  return std::any_of(options.begin(), options.end(), [](const sikv_option_spec& option) {
+    return option.name == std::string_view("budget");
+  });
+}
+
+// `outermost` takes the common options of selectors, too.
+void check_plugin(PluginSpec& plugin, sikv_kind kind, bool outermost, const Registry& registry) {
+  const std::span<const sikv_option_spec> list = registry.options(kind, plugin.id);
+  const std::string owner = owner_of(kind, plugin);
+  // Known to the reader as well as the plugin's own, so that suggestions cover both.
+  std::vector<sikv_option_spec> all(list.begin(), list.end());
+  if (kind == SIKV_SELECTOR && outermost) {
+    all.insert(all.end(), kCommonOptions.begin(), kCommonOptions.end());
+  }
+  for (const auto& [name, text] : plugin.options) {
+    if (kind == SIKV_SELECTOR && !outermost) refuse_common_option_of_base(name);
+    static_cast<void>(find_option(all, name, owner));
+  }
+  if (!plugin.base.empty()) check_plugin(plugin.base.front(), SIKV_SELECTOR, false, registry);
+  static_cast<void>(OptionSet::parse(list, given_options(plugin, registry, kind), owner));
+  const auto place = [&](const auto& option) { return &find_option(list, option.first, owner); };
+  std::sort(plugin.options.begin(), plugin.options.end(),
+            [&](const auto& a, const auto& b) { return place(a) < place(b); });
 }
 
 }  // namespace
@@ -57,32 +88,65 @@ std::string selector_common_option(const PipelineSpec& spec, std::string_view na
   return spec.keep_generated ? "true" : "false";
 }
 
+void refuse_common_option_of_base(std::string_view name) {
+  if (!is_selector_common_option(name)) return;
+  throw Error(
+      "{} is an option of the whole pipeline, not of a base; move it to the outermost selector",
+      name);
+}
+
 void check_part(PipelineSpec& spec, const PipelinePart& part, const Registry& registry) {
   PluginSpec& plugin = spec.*part.plugin;
-  const std::span<const sikv_option_spec> list = registry.options(part.kind, plugin.id);
-  const std::string owner = fmt::format("{} '{}'", kind_name(part.kind), plugin.id);
-  if (part.kind == SIKV_SELECTOR) {
-    // Known to the reader as well as the plugin's own, so that suggestions cover both.
-    std::vector<sikv_option_spec> all(list.begin(), list.end());
-    all.insert(all.end(), kCommonOptions.begin(), kCommonOptions.end());
-    for (const auto& [name, text] : plugin.options) {
-      static_cast<void>(find_option(all, name, owner));
+  check_plugin(plugin, part.kind, true, registry);
+  std::vector<std::string> ids;
+  for (const PluginSpec* each : chain_of(plugin)) ids.push_back(each->id);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (std::find(ids.begin(), ids.begin() + static_cast<ptrdiff_t>(i), ids[i]) ==
+        ids.begin() + static_cast<ptrdiff_t>(i)) {
+      continue;
     }
+    throw Error("selector '{}' is wrapped around itself ({}); name each selector once", ids[i],
+                join(ids, " around "));
   }
-  static_cast<void>(OptionSet::parse(list, plugin.options, owner));
-  const auto place = [&](const auto& option) { return &find_option(list, option.first, owner); };
-  std::sort(plugin.options.begin(), plugin.options.end(),
-            [&](const auto& a, const auto& b) { return place(a) < place(b); });
 }
 
-void force_variant(PipelineSpec& spec, const PipelinePart& part, const std::string& variant,
-                   const Registry& registry) {
-  static_cast<void>(registry.find(part.kind, (spec.*part.plugin).id, variant));
-  spec.force[force_key(spec, part)] = variant;
+std::vector<std::pair<std::string, std::string>> given_options(const PluginSpec& plugin,
+                                                               const Registry& registry,
+                                                               sikv_kind kind) {
+  std::vector<std::pair<std::string, std::string>> given = plugin.options;
+  const sikv_option_spec* base = wrapper_option(registry.options(kind, plugin.id));
+  if (base != nullptr && !plugin.base.empty()) {
+    given.emplace_back(base->name, plugin.base.front().id);
+  }
+  return given;
 }
 
-const std::string* forced_variant(const PipelineSpec& spec, const PipelinePart& part) {
-  const auto found = spec.force.find(force_key(spec, part));
+std::vector<const PluginSpec*> chain_of(const PluginSpec& plugin) {
+  std::vector<const PluginSpec*> chain = {&plugin};
+  while (!chain.back()->base.empty()) chain.push_back(&chain.back()->base.front());
+  return chain;
+}
+
+const PluginSpec* budget_holder(const PluginSpec& selector, const Registry& registry) {
+  for (const PluginSpec* each : chain_of(selector)) {
+    if (takes_budget(*each, registry)) return each;
+  }
+  return nullptr;
+}
+
+PluginSpec* budget_holder(PluginSpec& selector, const Registry& registry) {
+  return const_cast<PluginSpec*>(budget_holder(std::as_const(selector), registry));
+}
+
+void force_variant(PipelineSpec& spec, const PipelinePart& part, const std::string& id,
+                   const std::string& variant, const Registry& registry) {
+  static_cast<void>(registry.find(part.kind, id, variant));
+  spec.force[force_key(part, id)] = variant;
+}
+
+const std::string* forced_variant(const PipelineSpec& spec, const PipelinePart& part,
+                                  const std::string& id) {
+  const auto found = spec.force.find(force_key(part, id));
   return found == spec.force.end() ? nullptr : &found->second;
 }
 

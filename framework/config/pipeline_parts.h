@@ -7,6 +7,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "framework/config/config.h"
 #include "framework/registry/registry.h"
@@ -39,15 +41,29 @@ void set_selector_common_option(PipelineSpec& spec, std::string_view name, const
 // Its text in `spec`.
 std::string selector_common_option(const PipelineSpec& spec, std::string_view name);
 
-// Checks id and options of one part against the registry and puts the options in the order of the
-// plugin's list.
+// Checks id and options of one part, and of all it wraps, against the registry and puts the options
+// in the order of the plugin's list.
 void check_part(PipelineSpec& spec, const PipelinePart& part, const Registry& registry);
+// Error if `name` is an option that only the outermost selector takes.
+void refuse_common_option_of_base(std::string_view name);
 
-// Forces `variant` for one part; Error if the plugin has no such variant.
-void force_variant(PipelineSpec& spec, const PipelinePart& part, const std::string& variant,
-                   const Registry& registry);
-// The forced variant of one part, or nullptr.
-const std::string* forced_variant(const PipelineSpec& spec, const PipelinePart& part);
+// The options of a plugin as OptionSet takes them: of a wrapper, with the id of its base.
+std::vector<std::pair<std::string, std::string>> given_options(const PluginSpec& plugin,
+                                                               const Registry& registry,
+                                                               sikv_kind kind);
+
+// A plugin and what it wraps, from outside in.
+std::vector<const PluginSpec*> chain_of(const PluginSpec& plugin);
+// The first selector of the chain that has an option `budget`, or nullptr.
+const PluginSpec* budget_holder(const PluginSpec& selector, const Registry& registry);
+PluginSpec* budget_holder(PluginSpec& selector, const Registry& registry);
+
+// Forces `variant` for the plugin `id` of one part; Error if it has no such variant.
+void force_variant(PipelineSpec& spec, const PipelinePart& part, const std::string& id,
+                   const std::string& variant, const Registry& registry);
+// The forced variant of the plugin `id` of one part, or nullptr.
+const std::string* forced_variant(const PipelineSpec& spec, const PipelinePart& part,
+                                  const std::string& id);
 
 // N of "cuda:N", 0 of "cuda"; -1 of anything else.
 int gpu_number(const std::string& device);

@@ -7,6 +7,7 @@
 
 #include "framework/base/error.h"
 #include "framework/config/pipeline_parts.h"
+#include "framework/registry/options.h"
 
 namespace sikv {
 namespace {
@@ -14,22 +15,37 @@ namespace {
 // What follows each part: keys + values > selector > attention.
 constexpr std::array<std::string_view, 4> kSeparators = {"+", " > ", " > ", ""};
 
-std::string part_text(const PipelineSpec& spec, const PipelinePart& part,
-                      const Registry& registry) {
-  const PluginSpec& plugin = spec.*part.plugin;
+// What ends a value, unless it is quoted.
+constexpr std::string_view kValueEnds = ",()";
+
+std::string value_text(const sikv_option_spec& option, const std::string& value) {
+  const bool quoted = option.type == SIKV_OPTION_TEXT &&
+                      (value.empty() || value.find_first_of(",() \t") != std::string::npos);
+  return quoted ? "\"" + value + "\"" : value;
+}
+
+std::string plugin_text(const PipelineSpec& spec, const PipelinePart& part,
+                        const PluginSpec& plugin, const Registry& registry) {
   std::string text = plugin.id;
-  if (const std::string* variant = forced_variant(spec, part)) text += "[" + *variant + "]";
+  if (const std::string* variant = forced_variant(spec, part, plugin.id)) {
+    text += "[" + *variant + "]";
+  }
 
   std::string options;
   const auto add = [&](std::string_view name, std::string_view value) {
     options += fmt::format("{}{}={}", options.empty() ? "" : ",", name, value);
   };
   for (const sikv_option_spec& option : registry.options(part.kind, plugin.id)) {
+    if (option.type == SIKV_OPTION_SELECTOR) {
+      for (const PluginSpec& base : plugin.base) {
+        add(option.name, plugin_text(spec, part, base, registry));
+      }
+    }
     for (const auto& [name, value] : plugin.options) {
-      if (name == option.name) add(name, value);
+      if (name == option.name) add(name, value_text(option, value));
     }
   }
-  if (part.kind == SIKV_SELECTOR) {
+  if (&plugin == &spec.selector) {
     const PipelineSpec defaults;
     for (const sikv_option_spec& option : selector_common_options()) {
       const std::string value = selector_common_option(spec, option.name);
@@ -43,8 +59,12 @@ std::string part_text(const PipelineSpec& spec, const PipelinePart& part,
   return options.empty() ? text : fmt::format("{}({})", text, options);
 }
 
+// Far above any real chain of wrappers.
+constexpr int kMaxDepth = 8;
+
 // pipeline := plugin '+' plugin '>' plugin '>' plugin ['@' device]
-// plugin   := id ['[' variant ']'] ['(' [name '=' value {',' name '=' value}] ')']
+// plugin   := id ['[' variant ']'] ['(' [option {',' option}] ')']
+// option   := name '=' value | name '=' '"' text '"' | 'base' '=' plugin
 class Parser {
  public:
   Parser(std::string_view text, const Registry& registry) : text_(text), registry_(registry) {}
@@ -52,7 +72,7 @@ class Parser {
   PipelineSpec run() {
     PipelineSpec spec;
     for (size_t i = 0; i < kPipelineParts.size(); ++i) {
-      plugin(spec, kPipelineParts[i]);
+      part(spec, kPipelineParts[i]);
       if (i == 0) expect('+', "between key codec and value codec");
       if (i == 1) expect('>', "before the selector");
       if (i == 2) expect('>', "before the attention kernel");
@@ -69,43 +89,83 @@ class Parser {
   }
 
  private:
-  void plugin(PipelineSpec& spec, const PipelinePart& part) {
-    PluginSpec& plugin = spec.*part.plugin;
+  void part(PipelineSpec& spec, const PipelinePart& part) {
+    const size_t start = skip_spaces();
+    plugin(spec, part, spec.*part.plugin);
+    at(start, [&] { check_part(spec, part, registry_); });
+  }
+
+  void plugin(PipelineSpec& spec, const PipelinePart& part, PluginSpec& plugin) {
     const size_t start = skip_spaces();
     plugin.id = word(fmt::format("the name of a {}", kind_name(part.kind)));
     at(start, [&] { static_cast<void>(registry_.options(part.kind, plugin.id)); });
     if (accept('[')) {
       const size_t place = skip_spaces();
       const std::string variant = word("a variant after '['");
-      at(place, [&] { force_variant(spec, part, variant, registry_); });
+      at(place, [&] { force_variant(spec, part, plugin.id, variant, registry_); });
       expect(']', "after the variant");
     }
     if (accept('(') && !accept(')')) {
       do {
-        option(spec, part);
+        option(spec, part, plugin);
       } while (accept(','));
       expect(')', "or ',' after an option");
     }
-    at(start, [&] { check_part(spec, part, registry_); });
   }
 
-  void option(PipelineSpec& spec, const PipelinePart& part) {
+  void option(PipelineSpec& spec, const PipelinePart& part, PluginSpec& plugin) {
     const size_t start = skip_spaces();
     std::string name = word("the name of an option");
     expect('=', fmt::format("after option '{}'", name));
-    skip_spaces();
-    const size_t end = std::min(text_.find_first_of(",)", next_), text_.size());
-    std::string value(text_.substr(next_, end - next_));
-    while (!value.empty() && is_space(value.back())) value.pop_back();
-    next_ = end;
+    if (wraps(part, plugin, name)) {
+      if (!plugin.base.empty()) {
+        throw Error("column {}: option '{}' is given twice", start + 1, name);
+      }
+      if (++depth_ > kMaxDepth) {
+        throw Error("column {}: more than {} selectors wrap each other, which no config needs",
+                    start + 1, kMaxDepth);
+      }
+      plugin.base.emplace_back();
+      this->plugin(spec, part, plugin.base.back());
+      return;
+    }
+    std::string value = this->value();
+    if (next_ < text_.size() && text_[next_] == '(') {
+      // A base for a plugin that takes none.
+      at(start, [&] {
+        static_cast<void>(find_option(registry_.options(part.kind, plugin.id), name,
+                                      fmt::format("{} '{}'", kind_name(part.kind), plugin.id)));
+      });
+    }
     if (part.kind == SIKV_SELECTOR && is_selector_common_option(name)) {
+      if (&plugin != &spec.selector) at(start, [&] { refuse_common_option_of_base(name); });
       if (!common_.insert(name).second) {
         throw Error("column {}: option '{}' is given twice", start + 1, name);
       }
       at(start, [&] { set_selector_common_option(spec, name, value); });
     } else {
-      (spec.*part.plugin).options.emplace_back(std::move(name), std::move(value));
+      plugin.options.emplace_back(std::move(name), std::move(value));
     }
+  }
+
+  bool wraps(const PipelinePart& part, const PluginSpec& plugin, std::string_view name) const {
+    const sikv_option_spec* base = wrapper_option(registry_.options(part.kind, plugin.id));
+    return base != nullptr && name == base->name;
+  }
+
+  std::string value() {
+    if (accept('"')) {
+      const size_t start = next_, end = text_.find('"', start);
+      if (end == std::string_view::npos) fail(text_.size(), "'\"' at the end of a text");
+      next_ = end + 1;
+      return std::string(text_.substr(start, end - start));
+    }
+    skip_spaces();
+    const size_t end = std::min(text_.find_first_of(kValueEnds, next_), text_.size());
+    std::string value(text_.substr(next_, end - next_));
+    while (!value.empty() && is_space(value.back())) value.pop_back();
+    next_ = end;
+    return value;
   }
 
   static bool is_space(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
@@ -157,6 +217,7 @@ class Parser {
   std::string_view text_;
   const Registry& registry_;
   size_t next_ = 0;
+  int depth_ = 0;
   std::set<std::string> common_;  // options of every selector that were given
 };
 
@@ -165,7 +226,7 @@ class Parser {
 std::string pipeline_text(const PipelineSpec& spec, const Registry& registry) {
   std::string text;
   for (size_t i = 0; i < kPipelineParts.size(); ++i) {
-    text += part_text(spec, kPipelineParts[i], registry);
+    text += plugin_text(spec, kPipelineParts[i], spec.*kPipelineParts[i].plugin, registry);
     text += kSeparators[i];
   }
   return spec.device == "auto" ? text : text + " @" + spec.device;

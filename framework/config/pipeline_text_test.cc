@@ -32,6 +32,12 @@ TEST(PipelineText, PrintsWhatItReads) {
            "self_index[cpu](budget=0.075,rerank=4,threshold=1e-3,schedule=auto,pinned=32,"
            "pin=snapkv,keep_generated=true) > sparse_flash[ref](fast=false) @cpu",
            "sign_vq+intq > self_index(budget=64K,pinned=64) > sparse_flash",
+           "sign_vq+intq > top_p(p=0.5,base=self_index(budget=1K,rerank=2),pinned=64) > "
+           "sparse_flash",
+           "sign_vq+intq > split(base=top_p[ref](base=full,table=\"a (b),c\"),pinned=8,pin=first) "
+           "> "
+           "sparse_flash @cpu",
+           "sign_vq+intq > top_p(base=self_index[cpu],table=../pca.h5,pinned=64) > sparse_flash",
        }) {
     EXPECT_EQ(pipeline_text(parse_pipeline(text, registry()), registry()), text);
   }
@@ -76,6 +82,47 @@ TEST(PipelineText, NamesTheColumnAndWhatWasExpected) {
             "column 37: expected a device after '@', found the end");
   EXPECT_EQ(error_of("sign_vq+intq > full > sparse_flash twice"),
             "column 36: expected '@device' or the end, found 't'");
+}
+
+TEST(PipelineText, ForcesABaseByItsId) {
+  const PipelineSpec spec =
+      parse_pipeline("rot_lm+rot_lm > top_p(base=self_index[cpu]) > sparse_flash", registry());
+  EXPECT_EQ(spec.force, (std::map<std::string, std::string>{{"selector.self_index", "cpu"}}));
+  ASSERT_EQ(spec.selector.base.size(), 1u);
+  EXPECT_EQ(spec.selector.base[0].id, "self_index");
+}
+
+TEST(PipelineText, RefusesWrappersWithoutSense) {
+  const auto error_with = [](const std::string& selector) {
+    return error_of("sign_vq+intq > " + selector + " > sparse_flash");
+  };
+  EXPECT_EQ(error_with("top_p"),
+            "column 16: selector 'top_p' wraps another selector and has none; add base: {name: "
+            "quest, budget: 1024}");
+  EXPECT_EQ(error_with("split(base=top_p(p=1))"),
+            "column 16: selector 'top_p' wraps another selector and has none; add base: {name: "
+            "quest, budget: 1024}");
+  EXPECT_EQ(
+      error_with("top_p(base=top_p(base=full))"),
+      "column 16: selector 'top_p' is wrapped around itself (top_p around top_p around full); "
+      "name each selector once");
+  EXPECT_EQ(error_with("top_p(base=split(base=top_p(base=full)))"),
+            "column 16: selector 'top_p' is wrapped around itself (top_p around split around top_p "
+            "around full); name each selector once");
+  EXPECT_EQ(error_with("top_p(base=self_indx)"),
+            "column 27: there is no selector 'self_indx'; did you mean 'self_index'?");
+  EXPECT_EQ(error_with("top_p(base=self_index(bugdet=1))"),
+            "column 16: selector 'self_index' has no option 'bugdet'; did you mean 'budget'?");
+  EXPECT_EQ(error_with("top_p(base=self_index(pinned=1))"),
+            "column 38: pinned is an option of the whole pipeline, not of a base; move it to the "
+            "outermost selector");
+  EXPECT_EQ(error_with("full(base=self_index(budget=1))"),
+            "column 21: selector 'full' has no option 'base': it takes none");
+  EXPECT_EQ(error_with("top_p(base=full,base=full)"), "column 32: option 'base' is given twice");
+  EXPECT_EQ(error_with("top_p(base=full"),
+            "column 32: expected ')' or ',' after an option, found '>'");
+  EXPECT_EQ(error_with("top_p(base=full,table=\"x)"),
+            "column 56: expected '\"' at the end of a text, found the end");
 }
 
 TEST(PipelineText, AsksTheRegistry) {

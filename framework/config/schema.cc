@@ -25,7 +25,7 @@ json number_json(double value) {
 // `text` as an editor's YAML reader types it.
 json typed(const sikv_option_spec& option, const std::string& text) {
   if (option.type == SIKV_OPTION_BOOL) return text == "true";
-  if (option.type == SIKV_OPTION_CHOICE) return text;
+  if (option.type == SIKV_OPTION_CHOICE || option.type == SIKV_OPTION_TEXT) return text;
   if (const std::optional<double> number = parse_number(text)) return number_json(*number);
   return text;
 }
@@ -60,6 +60,10 @@ json option_values(const sikv_option_spec& option) {
                {{{"type", "integer"}, {"minimum", 0}},
                 {{"type", "number"}, {"exclusiveMinimum", 0}, {"exclusiveMaximum", 1}},
                 suffixed}}};
+    case SIKV_OPTION_SELECTOR:
+      return {{"$ref", "#/$defs/base"}};
+    case SIKV_OPTION_TEXT:
+      return {{"type", "string"}};
     default:
       return {{"type", "boolean"}};
   }
@@ -68,7 +72,9 @@ json option_values(const sikv_option_spec& option) {
 json option_schema(const sikv_option_spec& option) {
   json schema = option_values(option);
   schema["description"] = option.help;
-  if (option.default_value != nullptr) schema["default"] = typed(option, option.default_value);
+  if (option.default_value != nullptr && option.type != SIKV_OPTION_SELECTOR) {
+    schema["default"] = typed(option, option.default_value);
+  }
   return schema;
 }
 
@@ -139,23 +145,26 @@ json named_source_schema() {
                 {"trace"});
 }
 
-// One part of a pipeline: a branch per plugin, told apart by its id.
-json part_schema(const PipelinePart& part, const Registry& registry) {
+// One part of a pipeline: a branch per plugin, told apart by its id. A base lacks the options that
+// the outermost selector takes for the framework.
+json part_schema(const PipelinePart& part, const Registry& registry, bool is_base = false) {
   json branches = json::array();
   for (const std::string& id : registry.ids(part.kind)) {
     json properties = {{part.id_key, {{"const", id}}}};
+    json required = {part.id_key};
     for (const sikv_option_spec& option : registry.options(part.kind, id)) {
       properties[option.name] = option_schema(option);
+      if (option.type == SIKV_OPTION_SELECTOR) required.push_back(option.name);
     }
-    if (part.kind == SIKV_SELECTOR) {
+    if (part.kind == SIKV_SELECTOR && !is_base) {
       for (const sikv_option_spec& option : selector_common_options()) {
         properties[option.name] = option_schema(option);
       }
     }
-    branches.push_back(object(std::move(properties), {part.id_key}));
+    branches.push_back(object(std::move(properties), std::move(required)));
   }
   json schema = {{"type", "object"},
-                 {"description", part.help},
+                 {"description", is_base ? "the selector that is wrapped" : part.help},
                  {"required", {part.id_key}},
                  {"properties", {{part.id_key, {{"enum", registry.ids(part.kind)}}}}}};
   // An empty oneOf is not a schema; the empty enum already refuses everything.
@@ -242,6 +251,9 @@ json config_schema(const Registry& registry) {
   schema["$defs"] = {{"pipeline", pipeline_schema(registry, false)},
                      {"entry", pipeline_schema(registry, true)},
                      {"named_source", named_source_schema()}};
+  for (const PipelinePart& part : kPipelineParts) {
+    if (part.kind == SIKV_SELECTOR) schema["$defs"]["base"] = part_schema(part, registry, true);
+  }
   schema["$schema"] = "https://json-schema.org/draft/2020-12/schema";
   schema["title"] = "sikv config";
   return schema;

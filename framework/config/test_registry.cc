@@ -23,6 +23,14 @@ constexpr sikv_option_spec kSelfIndex[] = {
     {"threshold", SIKV_OPTION_FLOAT, 0, 0, 1, nullptr, "0.5", "least score"},
     {"schedule", SIKV_OPTION_CHOICE, 0, 0, 0, "auto|1|2", "auto", "steps between scans"},
 };
+constexpr sikv_option_spec kTopP[] = {
+    {"p", SIKV_OPTION_FLOAT, 0, 0, 1, nullptr, "0.9", "mass to keep"},
+    {"base", SIKV_OPTION_SELECTOR, 0, 0, 0, nullptr, "", "what is pruned"},
+    {"table", SIKV_OPTION_TEXT, 0, 0, 0, nullptr, "", "a file"},
+};
+constexpr sikv_option_spec kSplit[] = {
+    {"base", SIKV_OPTION_SELECTOR, 0, 0, 0, nullptr, "", "whose budget is split"},
+};
 constexpr sikv_option_spec kSparseFlash[] = {
     {"fast", SIKV_OPTION_BOOL, 0, 0, 1, nullptr, "true", "approximate exponentials"},
 };
@@ -53,6 +61,7 @@ constexpr sikv_selector_table kSelector = {sizeof(sikv_selector_table),
                                            unused,
                                            state_bytes,
                                            nullptr,
+                                           nullptr,
                                            nullptr};
 constexpr sikv_kernel_table kKernel = {
     sizeof(sikv_kernel_table), 0, probe, create, destroy, unused, unused, unused, nullptr};
@@ -67,6 +76,10 @@ constexpr sikv_plugin_entry kRotLmEntries[] = {
 constexpr sikv_plugin_entry kSelfIndexEntries[] = {
     {SIKV_SELECTOR, 0, "ref", kSelfIndex, std::size(kSelfIndex), &kSelector},
     {SIKV_SELECTOR, 0, "cpu", kSelfIndex, std::size(kSelfIndex), &kSelector}};
+constexpr sikv_plugin_entry kTopPEntries[] = {
+    {SIKV_SELECTOR, 0, "ref", kTopP, std::size(kTopP), &kSelector}};
+constexpr sikv_plugin_entry kSplitEntries[] = {
+    {SIKV_SELECTOR, 0, "ref", kSplit, std::size(kSplit), &kSelector}};
 constexpr sikv_plugin_entry kFullEntries[] = {{SIKV_SELECTOR, 0, "ref", nullptr, 0, &kSelector}};
 constexpr sikv_plugin_entry kSparseFlashEntries[] = {
     {SIKV_KERNEL, 0, "ref", kSparseFlash, std::size(kSparseFlash), &kKernel},
@@ -95,6 +108,8 @@ Registry test_registry() {
   add(registry, "rot_lm", kRotLmEntries);
   add(registry, "self_index", kSelfIndexEntries);
   add(registry, "full", kFullEntries);
+  add(registry, "top_p", kTopPEntries);
+  add(registry, "split", kSplitEntries);
   add(registry, "sparse_flash", kSparseFlashEntries);
   return registry;
 }

@@ -207,18 +207,18 @@ std::vector<std::byte> gather_position(const Source& source, const std::vector<s
   return token;
 }
 
-// The last W prompt queries of every sequence, [B, W, Hq, D].
-std::vector<std::byte> prompt_queries(const Source& source, const SourceLayer& layer) {
+// The last `count` prompt queries of every sequence, [B, count, Hq, D].
+std::vector<std::byte> prompt_queries(const Source& source, const SourceLayer& layer,
+                                      int64_t count) {
   const size_t bytes = static_cast<size_t>(source.num_query_heads) *
                        static_cast<size_t>(source.head_dim) *
                        static_cast<size_t>(sikv_dtype_bytes(source.dtype));
   std::vector<std::byte> queries;
   for (int b = 0; b < source.num_sequences; ++b) {
     const auto from =
-        layer.q.begin() + static_cast<int64_t>(static_cast<size_t>(b * source.num_queries) * bytes);
-    queries.insert(
-        queries.end(), from,
-        from + static_cast<int64_t>(static_cast<size_t>(source.prompt_queries()) * bytes));
+        layer.q.begin() +
+        (b * source.num_queries + source.prompt_queries() - count) * static_cast<int64_t>(bytes);
+    queries.insert(queries.end(), from, from + count * static_cast<int64_t>(bytes));
   }
   return queries;
 }
@@ -307,15 +307,25 @@ Measured measure_pipeline(const PipelineSpec& spec, const Registry& registry, De
   measured.pipeline = pipeline_text(spec, registry);
   const int num_layers = static_cast<int>(source.layers.size());
   Pipeline pipeline(spec, registry, device, source.shape(), static_cast<int>(source.steps));
+  const SelectorInstance& selector = pipeline.composition().selector();
+  check_needs(selector, source.offer);
+  const bool all_queries = (selector.table().flags & SIKV_SELECTOR_NEEDS_ALL_QUERIES) != 0;
+  const int64_t num_queries = all_queries ? source.prompt_queries()
+                                          : std::min<int64_t>(source.prompt_queries(), kPromptQueries);
   Judge judge(pipeline, source, exact, device, measure);
   Progress progress(measured.pipeline, num_layers + measure.warmup + steps);
 
   const PromptRows prompt(source);
   for (int l = 0; l < num_layers; ++l) {
     const SourceLayer& layer = source.layers[static_cast<size_t>(l)];
-    const auto queries = prompt_queries(source, layer);
+    const auto queries = prompt_queries(source, layer, num_queries);
+    OutputProjection projection;
+    if (!layer.w_o.empty()) {
+      const auto rows = static_cast<size_t>(source.num_query_heads * source.head_dim);
+      projection = {layer.w_o.data(), static_cast<int>(layer.w_o.size() / rows)};
+    }
     pipeline.prefill(l, prompt.of(layer.k), prompt.of(layer.v), queries.data(),
-                     static_cast<int>(source.prompt_queries()));
+                     static_cast<int>(num_queries), projection);
     progress.add();
   }
   std::map<std::string, double> counters_before;

@@ -31,6 +31,31 @@ void settle_lengths(const SourceSpec& spec, const std::string& name, Source& sou
   }
 }
 
+// The layers asked for, of those that the trace holds.
+std::vector<int> wanted_layers(const SourceSpec& spec, const TraceReader& reader) {
+  const std::vector<int>& held = reader.layers();
+  for (int layer : spec.layers) {
+    if (std::find(held.begin(), held.end(), layer) != held.end()) continue;
+    std::vector<std::string> there;
+    for (int l : held) there.push_back(std::to_string(l));
+    throw Error("{} holds no layer {}: choose source.layers among {}", spec.trace.string(), layer,
+                join(there));
+  }
+  return spec.layers.empty() ? held : spec.layers;
+}
+
+Offer trace_offer(const SourceSpec& spec, const TraceReader& reader) {
+  const std::vector<int> wanted = wanted_layers(spec, reader);
+  Offer offer{spec.trace.string(), static_cast<int>(wanted.size()), reader.meta().num_layers, 0,
+              true};
+  for (int layer : wanted) {
+    offer.first_query =
+        std::max(offer.first_query, reader.layer_info(layer).first_query_position);
+    offer.w_o &= reader.has_w_o(layer);
+  }
+  return offer;
+}
+
 Source load_trace(const SourceSpec& spec) {
   const std::string name = spec.trace.string();
   const TraceReader reader(spec.trace);
@@ -42,13 +67,10 @@ Source load_trace(const SourceSpec& spec) {
   source.rope_theta = meta.rope_theta;
   source.num_tokens = reader.num_tokens();
 
-  const std::vector<int> wanted = spec.layers.empty() ? reader.layers() : spec.layers;
+  source.offer = trace_offer(spec, reader);
+
+  const std::vector<int> wanted = wanted_layers(spec, reader);
   for (int layer : wanted) {
-    if (std::find(reader.layers().begin(), reader.layers().end(), layer) == reader.layers().end()) {
-      std::vector<std::string> there;
-      for (int l : reader.layers()) there.push_back(std::to_string(l));
-      throw Error("{} holds no layer {}: choose source.layers among {}", name, layer, join(there));
-    }
     TraceLayer read = reader.read_layer(layer);
     if (source.layers.empty()) {
       source.dtype = read.dtype;
@@ -59,7 +81,8 @@ Source load_trace(const SourceSpec& spec) {
       throw Error("{}: layer {} differs from layer {} in type or queries: capture them alike", name,
                   layer, wanted.front());
     }
-    source.layers.push_back({layer, std::move(read.k), std::move(read.v), std::move(read.q)});
+    source.layers.push_back({layer, std::move(read.k), std::move(read.v), std::move(read.q),
+                             std::move(read.w_o)});
   }
   settle_lengths(spec, name, source);
   if (source.prompt + source.steps > source.first_query + source.num_queries) {
@@ -108,6 +131,7 @@ Source synthesize(const Config& config) {
   }
   source.num_queries = drawn.num_queries;
   source.first_query = drawn.first_query_position;
+  source.offer = source_offer(config);
   SourceSpec lengths = config.source;
   lengths.steps = spec.steps;
   settle_lengths(lengths, "the synthetic source", source);
@@ -138,6 +162,16 @@ int32_t parse_dtype(const std::string& name) {
   if (name == "fp16") return SIKV_FP16;
   if (name == "bf16") return SIKV_BF16;
   throw Error("the input type is {}: choose fp16, bf16 or fp32", name);
+}
+
+Offer source_offer(const Config& config) {
+  if (!config.source.synthetic) {
+    return trace_offer(config.source, TraceReader(config.source.trace));
+  }
+  const int layers = config.model.value_or(ModelSpec{}).layers;
+  const int64_t shortest = std::max<int64_t>(
+      0, config.source.synthetic->context.front() - kSynthPromptQueries);
+  return {"a synthetic source", layers, layers, shortest, false};
 }
 
 Source load_source(const Config& config) {

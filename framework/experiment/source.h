@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "framework/config/config.h"
+#include "framework/pipeline/offer.h"
 #include "plugins/abi/sikv_abi.h"
 
 namespace sikv {
@@ -18,6 +19,7 @@ struct SourceLayer {
   std::vector<std::byte> k;  // [B, T, H, D]
   std::vector<std::byte> v;  // [B, T, H, D]
   std::vector<std::byte> q;  // [B, Nq, Hq, D] positions first_query .. first_query + Nq - 1
+  std::vector<float> w_o;    // [Hq * D, hidden]; empty where the source has none
 };
 
 struct Source {
@@ -30,6 +32,7 @@ struct Source {
   int64_t first_query = 0;
   int64_t prompt = 0, steps = 0;
   std::vector<SourceLayer> layers;
+  Offer offer;  // what selectors may need of it
 
   // Queries per sequence that lie in the prompt.
   int64_t prompt_queries() const { return prompt > first_query ? prompt - first_query : 0; }
@@ -40,6 +43,9 @@ struct Source {
 // Reads the trace, or synthesises the first (context, batch) of the config. Errors name what the
 // trace lacks: steps without a query, a prompt longer than the trace ...
 Source load_source(const Config& config);
+
+// Of the config's source, from the trace's header alone.
+Offer source_offer(const Config& config);
 
 // An input type by its name in configs: fp16, bf16 or fp32. Error otherwise.
 int32_t parse_dtype(const std::string& name);

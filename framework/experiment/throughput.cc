@@ -25,7 +25,7 @@ constexpr int64_t kDefaultSteps = 16;
 constexpr int64_t kTile = 4096;
 // A GPU also holds the queries of the prompts and all decode steps' tokens, and rounds each of the
 // 15 or so blocks of a layer up to 2 MiB.
-constexpr double kPromptQueries = 64;
+constexpr double kDrawnQueries = kSynthPromptQueries;
 constexpr double kRoundingOfLayer = 16 << 20;
 // Of the free memory. A GPU's is nobody else's, and what a cache takes there is known to the byte.
 constexpr double kUsable = 0.9, kUsableOfGpu = 0.97;
@@ -255,7 +255,7 @@ bool ThroughputBench::has_room(uint64_t cache, int64_t context, int batch) const
   double beside = 0;
   if (device_.is_cuda()) {
     const auto query = double{sizeof(uint16_t)} * s.num_query_heads * s.head_dim;
-    const auto tokens = static_cast<double>(kPromptQueries + 2 * (warmup() + steps_));
+    const auto tokens = static_cast<double>(kDrawnQueries + 2 * (warmup() + steps_));
     beside = kRoundingOfLayer * s.num_layers + tokens * 2 * query * batch;
   }
   return static_cast<double>(cache) + input + beside <= static_cast<double>(usable_bytes(device_));

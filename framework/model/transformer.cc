@@ -272,6 +272,11 @@ void Transformer::dense_attention(const float* q, const float* k, const float* v
   });
 }
 
+Offer Transformer::offer(int64_t tokens, int num_queries) const {
+  return {"a model's own prompt", config().num_layers, config().num_layers,
+          std::max<int64_t>(0, tokens - num_queries), false};
+}
+
 std::vector<float> Transformer::prefill(std::span<const int32_t> tokens, int32_t dtype,
                                         int num_queries, const Take& take) {
   const int64_t T = static_cast<int64_t>(tokens.size()), hidden = config().hidden_size;

@@ -22,6 +22,7 @@
 #include "framework/device/device.h"
 #include "framework/model/model_file.h"
 #include "framework/model/rope.h"
+#include "framework/pipeline/offer.h"
 #include "framework/pipeline/pipeline.h"
 #include "plugins/abi/sikv_abi.h"
 
@@ -49,6 +50,9 @@ class Transformer {
   uint64_t step_bytes() const;
   // What a pipeline for this model is made with.
   sikv_shape shape(int32_t dtype, int64_t max_tokens, int batch = 1) const;
+
+  // What selectors get of a prompt of `tokens`: the last `num_queries` queries, and no w_o.
+  Offer offer(int64_t tokens, int num_queries) const;
 
   // Dense causal attention over `tokens` at positions from 0; K, V and the last `num_queries`
   // queries of each layer go to `take`. Returns the hidden state of the last token behind the last

@@ -1,15 +1,18 @@
 #include <algorithm>
 
 #include "framework/base/error.h"
+#include "framework/config/pipeline_parts.h"
 #include "framework/pipeline/pipeline.h"
 
 namespace sikv {
 namespace {
 
-// A part is forced by its role, or by "<role>.<id>".
+// A part is forced by its role, or by "<role>.<id>"; a base by the latter alone, its role being
+// selector.
 std::string forced_variant(const PipelineSpec& spec, const std::string& role,
                            const std::string& id) {
-  for (const std::string& key : {role + "." + id, role}) {
+  const bool is_base = role == kBaseRole;
+  for (const std::string& key : {(is_base ? "selector" : role) + "." + id, role}) {
     const auto found = spec.force.find(key);
     if (found != spec.force.end()) return found->second;
   }
@@ -18,22 +21,37 @@ std::string forced_variant(const PipelineSpec& spec, const std::string& role,
 
 }  // namespace
 
-template <typename T>
-std::unique_ptr<T> Composition::make(const char* role, sikv_kind kind, const PluginSpec& plugin,
-                                     const Registry& registry, Device& device) {
+std::pair<const Variant*, OptionSet> Composition::choose(const char* role, sikv_kind kind,
+                                                         const PluginSpec& plugin,
+                                                         const Registry& registry, Device& device) {
   const std::string forced = forced_variant(spec_, role, plugin.id);
   const Variant& variant = registry.choose(kind, plugin.id, device.info(), forced);
   parts_.push_back(
       {role, &variant, registry.candidates(kind, plugin.id, device.info()), !forced.empty()});
-  const OptionSet options = OptionSet::parse(variant.options, plugin.options,
-                                             std::string(kind_name(kind)) + " " + plugin.id);
-  if (kind == SIKV_SELECTOR) {
-    if (const sikv_option_value* budget = options.find("budget")) {
-      budget_ = *budget;
-      budget_->name = budget_->text = nullptr;  // they point into `options`
-    }
+  return {&variant, OptionSet::parse(variant.options, given_options(plugin, registry, kind),
+                                     std::string(kind_name(kind)) + " " + plugin.id)};
+}
+
+template <typename T>
+std::unique_ptr<T> Composition::make(const char* role, sikv_kind kind, const PluginSpec& plugin,
+                                     const Registry& registry, Device& device) {
+  const auto [variant, options] = choose(role, kind, plugin, registry, device);
+  return std::make_unique<T>(*variant, options, shape_, device.info(), device.host());
+}
+
+std::unique_ptr<SelectorInstance> Composition::make_selector(const PluginSpec& plugin,
+                                                             const Registry& registry,
+                                                             Device& device) {
+  const char* const role = &plugin == &spec_.selector ? "selector" : kBaseRole;
+  const auto [variant, options] = choose(role, SIKV_SELECTOR, plugin, registry, device);
+  if (&plugin == budget_holder(std::as_const(spec_.selector), registry)) {
+    budget_ = *options.find("budget");
+    budget_->name = budget_->text = nullptr;  // they point into `options`
   }
-  return std::make_unique<T>(variant, options, shape_, device.info(), device.host());
+  std::unique_ptr<SelectorInstance> base;
+  if (!plugin.base.empty()) base = make_selector(plugin.base.front(), registry, device);
+  return std::make_unique<SelectorInstance>(*variant, options, shape_, device.info(),
+                                            device.host(), std::move(base));
 }
 
 Composition::Composition(const PipelineSpec& spec, const Registry& registry, Device& device,
@@ -41,7 +59,7 @@ Composition::Composition(const PipelineSpec& spec, const Registry& registry, Dev
     : spec_(spec), shape_(shape) {
   keys_ = make<CodecInstance>("keys", SIKV_KEY_CODEC, spec.keys, registry, device);
   values_ = make<CodecInstance>("values", SIKV_VALUE_CODEC, spec.values, registry, device);
-  selector_ = make<SelectorInstance>("selector", SIKV_SELECTOR, spec.selector, registry, device);
+  selector_ = make_selector(spec_.selector, registry, device);
   kernel_ = make<KernelInstance>("attention", SIKV_KERNEL, spec.kernel, registry, device);
   key_layout_ = keys_->describe();
   value_layout_ = values_->describe();
@@ -60,7 +78,7 @@ Composition::Composition(const PipelineSpec& spec, const Registry& registry, Dev
         "both codecs a layout with such lines, or neither",
         spec.values.id, spec.keys.id, layout_text(key_layout_), reason);
   }
-  const bool selects_all = selector_->variant().selector().flags & SIKV_SELECTOR_SELECTS_ALL;
+  const bool selects_all = selector_->table().flags & SIKV_SELECTOR_SELECTS_ALL;
   if (kernel_->attends_all() && !selects_all) {
     throw Error(
         "attention kernel {} attends to every token, so selector {} would have no effect: use "

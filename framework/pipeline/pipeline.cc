@@ -11,7 +11,7 @@
 namespace sikv {
 namespace {
 
-constexpr int kK = 0, kV = 1, kQ = 2;  // inputs of Staging
+constexpr int kK = 0, kV = 1, kQ = 2, kW = 3;  // inputs of Staging
 
 // The options of a cache that fits into the device's free memory.
 CacheOptions checked_options(const Composition& composition, const Device& device,
@@ -65,7 +65,9 @@ Pipeline::Pipeline(const PipelineSpec& spec, const Registry& registry, Device& d
 }
 
 void Pipeline::prefill(int layer, const sikv_rows& host_keys, const sikv_rows& host_values,
-                       const void* queries, int num_queries) {
+                       const void* queries, int num_queries,
+                       const OutputProjection& projection) {
+  check_prompt(host_keys, num_queries, projection);
   const int B = shape_.max_sequences, H = shape_.num_kv_heads, D = shape_.head_dim;
   const size_t n = static_cast<size_t>(B);
   MirroredArray encoded(device_, n, 0), first_slot(device_, n * static_cast<size_t>(H), 0);
@@ -101,10 +103,22 @@ void Pipeline::prefill(int layer, const sikv_rows& host_keys, const sikv_rows& h
   }
   device_.mark(3);
   const sikv_cache_view filled = cache_.view(layer);
-  const sikv_observe_args args{sizeof args, num_queries, &filled,   keys,
-                               values,      queries,     keys.count};
+  const void* const w_o = prompt_.bring(
+      kW, projection.w_o,
+      static_cast<size_t>(projection.hidden) * static_cast<size_t>(shape_.num_query_heads * D) *
+          sizeof(float));
+  const sikv_observe_args args{sizeof args,
+                               num_queries,
+                               &filled,
+                               keys,
+                               values,
+                               queries,
+                               keys.count,
+                               static_cast<const float*>(w_o),
+                               projection.hidden,
+                               0};
   composition_.selector().observe(args, workspace, stream);
-  apply_evictions(layer);
+  evict_after(layer);
   device_.mark(4);
   synchronize();
   times_.fit += device_.seconds(0, 1);
@@ -192,7 +206,23 @@ void Pipeline::flush_full_tails(int layer) {
   const sikv_observe_page_args args{sizeof args, 0, &view, flush.k, flush.v, flush.first_slot};
   composition_.selector().observe_page(args, workspace_.as<>(), device_.stream());
   cache_.end_flush(layer);
-  apply_evictions(layer);
+  evict_after(layer);
+}
+
+void Pipeline::check_prompt(const sikv_rows& keys, int num_queries,
+                            const OutputProjection& projection) const {
+  const SelectorInstance& selector = composition_.selector();
+  const int longest = *std::max_element(keys.count, keys.count + shape_.max_sequences);
+  check_needs(selector, {"the prompt of this run", shape_.num_layers, shape_.num_layers,
+                         longest - num_queries, projection.w_o != nullptr});
+}
+
+void Pipeline::evict_after(int layer) {
+  if ((composition_.selector().table().flags & SIKV_SELECTOR_EVICTS_TOGETHER) == 0) {
+    apply_evictions(layer);
+  } else if (layer == shape_.num_layers - 1) {
+    for (int l = 0; l < shape_.num_layers; ++l) apply_evictions(l);
+  }
 }
 
 void Pipeline::apply_evictions(int layer) {
@@ -249,7 +279,7 @@ void Pipeline::attend(int layer, const void* q, float* out, float* lse) {
   if (!device_.is_cuda()) {
     const sikv_cache_view view = cache_.view(layer);
     const bool ordered =
-        (composition_.selector().variant().selector().flags & SIKV_SELECTOR_UNORDERED) == 0;
+        (composition_.selector().table().flags & SIKV_SELECTOR_UNORDERED) == 0;
     for (int row = 0; row < cache_.num_rows(); ++row) {
       if (selection_.counts[row] == SIKV_SELECT_ALL) continue;
       check_slots("selects", view, row, selection_.slots + int64_t{row} * selection_.capacity,

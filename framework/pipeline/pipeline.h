@@ -13,20 +13,24 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "framework/cache/kv_cache.h"
 #include "framework/config/config.h"
 #include "framework/device/device.h"
+#include "framework/pipeline/offer.h"
 #include "framework/pipeline/staging.h"
 #include "framework/registry/instance.h"
 #include "framework/registry/registry.h"
 
 namespace sikv {
 
+inline constexpr const char* kBaseRole = "base";
+
 // One plugin of a pipeline as it was chosen.
 struct ChosenPart {
-  std::string role;  // keys, values, selector, attention
+  std::string role;  // keys, values, selector, base (what a selector wraps), attention
   const Variant* variant;
   std::vector<Candidate> candidates;  // all variants with their probe answers, best first
   bool forced;
@@ -43,7 +47,8 @@ class Composition {
   const std::vector<ChosenPart>& parts() const { return parts_; }
   const sikv_layout& key_layout() const { return key_layout_; }
   const sikv_layout& value_layout() const { return value_layout_; }
-  // The selector's budget for a sequence of `length` tokens; nothing if it has no such option.
+  // The selector's budget for a sequence of `length` tokens, a wrapper's being that of what it
+  // wraps; nothing if there is no such option.
   std::optional<int64_t> budget(int64_t length) const;
 
   // Bytes the cache of `shape` takes when every sequence has `tokens` tokens, planned without
@@ -60,6 +65,12 @@ class Composition {
   uint64_t kernel_workspace() const { return kernel_workspace_; }
 
  private:
+  // The variant that runs, noted in parts_, and its options.
+  std::pair<const Variant*, OptionSet> choose(const char* role, sikv_kind kind,
+                                              const PluginSpec& plugin, const Registry& registry,
+                                              Device& device);
+  std::unique_ptr<SelectorInstance> make_selector(const PluginSpec& plugin,
+                                                  const Registry& registry, Device& device);
   template <typename T>
   std::unique_ptr<T> make(const char* role, sikv_kind kind, const PluginSpec& plugin,
                           const Registry& registry, Device& device);
@@ -82,6 +93,12 @@ struct StageTimes {
   std::map<std::string, std::vector<double>> steps;  // append, select, attend
 };
 
+// w_o [Hq * D, hidden] of one layer, fp32; none where it is null.
+struct OutputProjection {
+  const float* w_o = nullptr;
+  int hidden = 0;
+};
+
 class Pipeline {
  public:
   // `max_new_tokens`: tokens appended per sequence after its prompt, at most.
@@ -91,9 +108,11 @@ class Pipeline {
   // Data of K, V and q may lie on the device or on the host, from where it is copied; device data
   // of decode steps is aligned to 16 bytes. `first` and `count` of rows lie on the host.
 
-  // The prompts of one layer. queries [B, W, Hq, D]: each sequence's last W prompt positions.
+  // The prompts of one layer, from layer 0 on. queries [B, W, Hq, D]: each sequence's last W prompt
+  // positions; where the selector needs all, W is the longest prompt and shorter ones are padded in
+  // front. Error if it needs what is not given.
   void prefill(int layer, const sikv_rows& keys, const sikv_rows& values, const void* queries,
-               int num_queries);
+               int num_queries, const OutputProjection& projection = {});
 
   void begin_step();
   // One token per sequence: k, v [B, H, D].
@@ -142,6 +161,10 @@ class Pipeline {
   void enqueue_attend(int layer, const void* q, float* out, float* lse);
   void flush_full_tails(int layer);
   bool flush_due(int layer) const;
+  // Error if the selector needs more than this prompt brings.
+  void check_prompt(const sikv_rows& keys, int num_queries, const OutputProjection& projection) const;
+  // After observe or observe_page of `layer`: asks for the evictions that are now due.
+  void evict_after(int layer);
   void apply_evictions(int layer);
   // Error if one more token is more than was planned for. A full tail that is about to be flushed
   // has room.

@@ -13,7 +13,7 @@ namespace sikv {
 
 class Staging {
  public:
-  static constexpr int kInputs = 3;  // K, V, q
+  static constexpr int kInputs = 4;  // K, V, q, w_o
 
   explicit Staging(Device& device) : device_(&device) {}
 

@@ -34,22 +34,32 @@ std::string text_of(const sikv_message& message) {
 
 Instance::Instance(const Variant& variant, const OptionSet& options, const sikv_shape& shape,
                    const sikv_device& device, const sikv_host& host)
-    : variant_(&variant) {
+    : Instance(variant, options, shape, device, host, nullptr) {}
+
+Instance::Instance(const Variant& variant, const OptionSet& options, const sikv_shape& shape,
+                   const sikv_device& device, const sikv_host& host,
+                   std::unique_ptr<SelectorInstance> base)
+    : variant_(&variant), base_(std::move(base)) {
   const sikv_create_args args{sizeof args,
                               static_cast<uint32_t>(options.values().size()),
                               options.values().data(),
                               &shape,
                               &device,
-                              &host};
+                              &host,
+                              base_ == nullptr ? nullptr : &base_->table(),
+                              base_ == nullptr ? nullptr : base_->self()};
   checked([&](sikv_message* why) { return lifetime(variant).create(&args, &self_, why); });
 }
 
 Instance::Instance(Instance&& other) noexcept
-    : variant_(other.variant_), self_(std::exchange(other.self_, nullptr)) {}
+    : variant_(other.variant_),
+      self_(std::exchange(other.self_, nullptr)),
+      base_(std::move(other.base_)) {}
 
 Instance& Instance::operator=(Instance&& other) noexcept {
   std::swap(variant_, other.variant_);
   std::swap(self_, other.self_);
+  std::swap(base_, other.base_);
   return *this;
 }
 
@@ -149,15 +159,41 @@ void CodecInstance::decode(const sikv_decode_args& args, void* stream) const {
   checked([&](sikv_message* why) { return variant().codec().decode(self(), &args, stream, why); });
 }
 
+namespace {
+
+// What a wrapper takes over from its base; whether all is selected is its own matter.
+constexpr uint32_t kInherited = SIKV_SELECTOR_UNORDERED | SIKV_SELECTOR_NEEDS_ALL_QUERIES |
+                                SIKV_SELECTOR_NEEDS_ALL_LAYERS | SIKV_SELECTOR_NEEDS_W_O |
+                                SIKV_SELECTOR_EVICTS_TOGETHER;
+
+}  // namespace
+
+SelectorInstance::SelectorInstance(const Variant& variant, const OptionSet& options,
+                                   const sikv_shape& shape, const sikv_device& device,
+                                   const sikv_host& host, std::unique_ptr<SelectorInstance> base)
+    : Instance(variant, options, shape, device, host, std::move(base)),
+      table_(std::make_unique<sikv_selector_table>(variant.selector())) {
+  table_->struct_size = sizeof(sikv_selector_table);
+  if (wrapped() == nullptr) return;
+  const sikv_selector_table& inner = wrapped()->table();
+  if (inner.evict != nullptr && table_->evict == nullptr) {
+    throw Error("{} cannot wrap {}, which evicts tokens: choose a base that keeps all of them",
+                variant.name(), wrapped()->variant().name());
+  }
+  table_->flags |= inner.flags & kInherited;
+  if (inner.evict == nullptr) table_->evict = nullptr;
+  if (inner.score == nullptr) table_->score = nullptr;
+}
+
 std::string SelectorInstance::refusal(const sikv_layout& key_layout) const {
   sikv_message why{};
-  return refusal_of(variant().selector().accepts(self(), &key_layout, &why), why);
+  return refusal_of(table().accepts(self(), &key_layout, &why), why);
 }
 
 SelectorInstance::Plan SelectorInstance::plan() {
   Plan plan{0, 0};
   checked([&](sikv_message* why) {
-    return variant().selector().plan(self(), &plan.capacity, &plan.workspace_bytes, why);
+    return table().plan(self(), &plan.capacity, &plan.workspace_bytes, why);
   });
   if (plan.capacity < 0) {
     throw InternalError(
@@ -168,50 +204,59 @@ SelectorInstance::Plan SelectorInstance::plan() {
 
 void SelectorInstance::begin_sequence(int sequence) {
   checked([&](sikv_message* why) {
-    return variant().selector().begin_sequence(self(), sequence, why);
+    return table().begin_sequence(self(), sequence, why);
   });
 }
 
 void SelectorInstance::observe(const sikv_observe_args& args, void* workspace, void* stream) {
   checked([&](sikv_message* why) {
-    return variant().selector().observe(self(), &args, workspace, stream, why);
+    return table().observe(self(), &args, workspace, stream, why);
   });
 }
 
 void SelectorInstance::observe_page(const sikv_observe_page_args& args, void* workspace,
                                     void* stream) {
   checked([&](sikv_message* why) {
-    return variant().selector().observe_page(self(), &args, workspace, stream, why);
+    return table().observe_page(self(), &args, workspace, stream, why);
   });
 }
 
 void SelectorInstance::begin_step(int64_t step) {
-  checked([&](sikv_message* why) { return variant().selector().begin_step(self(), step, why); });
+  checked([&](sikv_message* why) { return table().begin_step(self(), step, why); });
 }
 
 void SelectorInstance::run(const sikv_select_args& args, void* workspace, void* stream) {
   checked([&](sikv_message* why) {
-    return variant().selector().run(self(), &args, workspace, stream, why);
+    return table().run(self(), &args, workspace, stream, why);
   });
 }
 
-bool SelectorInstance::evicts() const { return variant().selector().evict != nullptr; }
+bool SelectorInstance::evicts() const { return table().evict != nullptr; }
 
 void SelectorInstance::evict(const sikv_evict_args& args, void* workspace, void* stream) {
   SIKV_ASSERT(evicts());
   checked([&](sikv_message* why) {
-    return variant().selector().evict(self(), &args, workspace, stream, why);
+    return table().evict(self(), &args, workspace, stream, why);
   });
 }
 
-uint64_t SelectorInstance::state_bytes() const { return variant().selector().state_bytes(self()); }
+bool SelectorInstance::scores() const { return table().score != nullptr; }
+
+void SelectorInstance::score(const sikv_score_args& args, void* workspace, void* stream) {
+  SIKV_ASSERT(scores());
+  checked([&](sikv_message* why) {
+    return table().score(self(), &args, workspace, stream, why);
+  });
+}
+
+uint64_t SelectorInstance::state_bytes() const { return table().state_bytes(self()); }
 
 std::vector<sikv_counter> SelectorInstance::counters() const {
-  if (variant().selector().counters == nullptr) return {};
-  std::vector<sikv_counter> counters(variant().selector().counters(self(), nullptr, 0));
+  if (table().counters == nullptr) return {};
+  std::vector<sikv_counter> counters(table().counters(self(), nullptr, 0));
   const auto capacity = static_cast<uint32_t>(counters.size());
   counters.resize(
-      std::min(variant().selector().counters(self(), counters.data(), capacity), capacity));
+      std::min(table().counters(self(), counters.data(), capacity), capacity));
   for (sikv_counter& counter : counters) counter.name[sizeof counter.name - 1] = '\0';
   return counters;
 }

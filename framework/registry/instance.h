@@ -2,6 +2,7 @@
 #ifndef SIKV_FRAMEWORK_REGISTRY_INSTANCE_H_
 #define SIKV_FRAMEWORK_REGISTRY_INSTANCE_H_
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,8 @@
 #include "framework/registry/registry.h"
 
 namespace sikv {
+
+class SelectorInstance;
 
 // Owns one instance made by a variant's create. Movable; destroys it at the end.
 class Instance {
@@ -23,6 +26,12 @@ class Instance {
   void* self() const { return self_; }
 
  protected:
+  Instance(const Variant& variant, const OptionSet& options, const sikv_shape& shape,
+           const sikv_device& device, const sikv_host& host,
+           std::unique_ptr<SelectorInstance> base);
+  // What a wrapper wraps, or nullptr.
+  const SelectorInstance* wrapped() const { return base_.get(); }
+
   // Calls an ABI function; SIKV_REFUSED becomes Error, SIKV_INTERNAL InternalError, both with the
   // plugin's name in front.
   template <typename Call>
@@ -39,6 +48,7 @@ class Instance {
 
   const Variant* variant_ = nullptr;
   void* self_ = nullptr;
+  std::unique_ptr<SelectorInstance> base_;  // outlives self_
 };
 
 class CodecInstance : public Instance {
@@ -54,11 +64,18 @@ class CodecInstance : public Instance {
 
 class SelectorInstance : public Instance {
  public:
-  using Instance::Instance;
+  // `base` is what a wrapper wraps. Error if it evicts and the wrapper cannot pass that on.
+  SelectorInstance(const Variant& variant, const OptionSet& options, const sikv_shape& shape,
+                   const sikv_device& device, const sikv_host& host,
+                   std::unique_ptr<SelectorInstance> base = nullptr);
   struct Plan {
     int32_t capacity;
     uint64_t workspace_bytes;
   };
+  // The variant's table as this instance can serve it: a wrapper has the needs of its base, and
+  // neither evict nor score where the base lacks them.
+  const sikv_selector_table& table() const { return *table_; }
+  const SelectorInstance* base() const { return wrapped(); }
   // Empty if the layout can be read, else the reason.
   std::string refusal(const sikv_layout& key_layout) const;
   Plan plan();
@@ -69,8 +86,13 @@ class SelectorInstance : public Instance {
   void run(const sikv_select_args& args, void* workspace, void* stream);
   bool evicts() const;
   void evict(const sikv_evict_args& args, void* workspace, void* stream);
+  bool scores() const;
+  void score(const sikv_score_args& args, void* workspace, void* stream);
   uint64_t state_bytes() const;
   std::vector<sikv_counter> counters() const;
+
+ private:
+  std::unique_ptr<sikv_selector_table> table_;  // its address is the base's in wrappers
 };
 
 class KernelInstance : public Instance {

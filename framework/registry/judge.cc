@@ -40,6 +40,9 @@ constexpr uint64_t kMaxOptions = 64;
 constexpr std::array<std::string_view, 6> kReservedOptions = {"codec",  "kernel", "name",
                                                               "pinned", "pin",    "keep_generated"};
 
+// The one name of an option of type SIKV_OPTION_SELECTOR.
+constexpr std::string_view kBaseOption = "base";
+
 std::string host_abi() { return fmt::format("ABI {}.{}", SIKV_ABI_MAJOR, SIKV_ABI_MINOR); }
 std::string rebuild() { return "rebuild it against " + host_abi(); }
 
@@ -155,7 +158,7 @@ class ElfFile {
 
 // ---- tables -------------------------------------------------------------------------------------
 
-void judge_option(const sikv_option_spec& spec, std::string_view owner) {
+void judge_option(const sikv_option_spec& spec, sikv_kind kind, std::string_view owner) {
   const std::string name = spec.name == nullptr ? "" : printable(spec.name);
   if (!is_identifier(name)) {
     throw Error(
@@ -169,10 +172,17 @@ void judge_option(const sikv_option_spec& spec, std::string_view owner) {
   const auto broken = [&](std::string_view what) {
     throw Error("{} has an option '{}' {}", owner, name, what);
   };
-  if (spec.type < SIKV_OPTION_INT || spec.type > SIKV_OPTION_BUDGET) {
+  if (spec.type < SIKV_OPTION_INT || spec.type > SIKV_OPTION_TEXT) {
     broken(fmt::format("of type {}, expected 1 to {}; {}", spec.type,
-                       static_cast<int>(SIKV_OPTION_BUDGET), rebuild()));
+                       static_cast<int>(SIKV_OPTION_TEXT), rebuild()));
   }
+  const bool wraps = spec.type == SIKV_OPTION_SELECTOR;
+  if (wraps != (name == kBaseOption)) {
+    broken(fmt::format("of type {}, but '{}' is what the option of type {} is named, and no other; "
+                       "rename it",
+                       spec.type, kBaseOption, static_cast<int>(SIKV_OPTION_SELECTOR)));
+  }
+  if (wraps && kind != SIKV_SELECTOR) broken("to wrap a selector, which only selectors do");
   const bool lists = spec.type == SIKV_OPTION_INT || spec.type == SIKV_OPTION_CHOICE;
   if (spec.type == SIKV_OPTION_CHOICE && spec.choices == nullptr) {
     broken("with nothing to choose from; list its choices");
@@ -198,6 +208,13 @@ void judge_option(const sikv_option_spec& spec, std::string_view owner) {
     broken("without a help text of one line; add it");
   }
   if (spec.default_value == nullptr) broken("without a default; add it");
+  if (wraps) {
+    if (spec.default_value[0] != '\0') {
+      broken(fmt::format("with the default '{}', but a wrapper has no default base; leave it empty",
+                         printable(spec.default_value)));
+    }
+    return;
+  }
   try {
     parse_option(spec, spec.default_value, owner);
   } catch (const Error& error) {
@@ -207,13 +224,14 @@ void judge_option(const sikv_option_spec& spec, std::string_view owner) {
 }
 
 void judge_options(const sikv_plugin_entry& entry, std::string_view owner) {
+  const auto kind = static_cast<sikv_kind>(entry.kind);
   if (entry.num_options > kMaxOptions || (entry.num_options > 0 && entry.options == nullptr)) {
     throw Error("{} has {} options at {}, expected at most {}; {}", owner, entry.num_options,
                 entry.options == nullptr ? "NULL" : "an address", kMaxOptions, rebuild());
   }
   std::set<std::string_view> names;
   for (uint64_t i = 0; i < entry.num_options; ++i) {
-    judge_option(entry.options[i], owner);
+    judge_option(entry.options[i], kind, owner);
     if (!names.insert(entry.options[i].name).second) {
       throw Error("{} has two options named '{}'; rename one", owner, entry.options[i].name);
     }

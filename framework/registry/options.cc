@@ -59,6 +59,11 @@ bool fill(const sikv_option_spec& spec, const std::string& text, sikv_option_val
       value.f = *fraction;
       return 0 < *fraction && *fraction < 1;
     }
+    case SIKV_OPTION_SELECTOR:
+      return !text.empty();
+    case SIKV_OPTION_TEXT:
+      // What the one-line form of a pipeline can quote.
+      return text.find_first_of("\"\n\r") == std::string::npos;
     default:
       return false;
   }
@@ -111,6 +116,10 @@ std::string allowed_text(const sikv_option_spec& spec) {
       return "true or false";
     case SIKV_OPTION_BUDGET:
       return "a count of tokens (2048, 64K) or a fraction between 0 and 1";
+    case SIKV_OPTION_SELECTOR:
+      return "a map such as {name: quest, budget: 1024}";
+    case SIKV_OPTION_TEXT:
+      return "a text of one line without double quotes";
     default:
       return fmt::format("a value of the unknown type {}", spec.type);
   }
@@ -127,6 +136,14 @@ const sikv_option_spec& find_option(std::span<const sikv_option_spec> specs, std
   const std::string near = did_you_mean(name, names);
   throw Error("{} has no option '{}'{}", owner, name,
               near.empty() ? "; it takes " + join(names) : near);
+}
+
+const sikv_option_spec* wrapper_option(std::span<const sikv_option_spec> specs) {
+  const auto found =
+      std::find_if(specs.begin(), specs.end(), [](const sikv_option_spec& spec) {
+        return spec.type == SIKV_OPTION_SELECTOR;
+      });
+  return found == specs.end() ? nullptr : &*found;
 }
 
 sikv_option_value parse_option(const sikv_option_spec& spec, const std::string& text,
@@ -152,6 +169,10 @@ OptionSet OptionSet::parse(std::span<const sikv_option_spec> specs,
   }
   OptionSet set;
   for (size_t i = 0; i < specs.size(); ++i) {
+    if (specs[i].type == SIKV_OPTION_SELECTOR && texts[i] == nullptr) {
+      throw Error("{} wraps another selector and has none; add {}: {{name: quest, budget: 1024}}",
+                  owner, specs[i].name);
+    }
     set.texts_.push_back(texts[i] != nullptr ? *texts[i] : specs[i].default_value);
     set.values_.push_back(parse_option(specs[i], set.texts_.back(), owner));
   }

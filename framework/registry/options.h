@@ -24,8 +24,9 @@ class OptionSet {
   OptionSet(OptionSet&&) = default;
   OptionSet& operator=(OptionSet&&) = default;
 
-  // `given` holds name and text as written. Errors name the option, the text, what is allowed and,
-  // for an unknown name, the nearest valid one.
+  // `given` holds name and text as written; of a wrapper's base the id, under the option's name.
+  // Errors name the option, the text, what is allowed and, for an unknown name, the nearest valid
+  // one.
   static OptionSet parse(std::span<const sikv_option_spec> specs,
                          std::span<const std::pair<std::string, std::string>> given,
                          std::string_view owner);
@@ -46,6 +47,9 @@ sikv_option_value parse_option(const sikv_option_spec& spec, const std::string& 
 // The option called `name`; Error with the nearest name, or the list, if there is none.
 const sikv_option_spec& find_option(std::span<const sikv_option_spec> specs, std::string_view name,
                                     std::string_view owner);
+
+// The option that makes a selector a wrapper, or nullptr.
+const sikv_option_spec* wrapper_option(std::span<const sikv_option_spec> specs);
 
 // What an option takes, to follow "expected": "an integer from 1 to 8", "one of 2, 4, 8".
 std::string allowed_text(const sikv_option_spec& spec);

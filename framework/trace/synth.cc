@@ -21,7 +21,6 @@ namespace {
 constexpr std::array<std::string_view, 3> kKindNames = {"gaussian", "clustered", "needle"};
 
 constexpr int64_t kSinks = 4;
-constexpr int64_t kPromptQueries = 64;
 constexpr uint64_t kClusters = 64;
 constexpr int64_t kRun = 16;
 constexpr int64_t kShortestHaystack = 64;
@@ -167,7 +166,7 @@ struct Synthesizer::Impl {
     judge(spec);
     trace_format::judge_meta("synthetic", meta());
     if (spec.num_queries == 0)
-      spec.num_queries = std::min(spec.context, kPromptQueries) + spec.steps;
+      spec.num_queries = std::min(spec.context, kSynthPromptQueries) + spec.steps;
   }
 
   size_t dim() const { return static_cast<size_t>(spec.head_dim); }

@@ -61,6 +61,9 @@ enum class SynthKind { kGaussian, kClustered, kNeedle };
 SynthKind parse_synth_kind(std::string_view name);
 std::string_view synth_kind_name(SynthKind kind);
 
+// Queries drawn of the last prompt positions, beside those of the steps.
+inline constexpr int64_t kSynthPromptQueries = 64;
+
 struct SynthSpec {
   SynthKind kind = SynthKind::kClustered;
   int64_t context = 4096;  // prompt tokens
@@ -72,7 +75,7 @@ struct SynthSpec {
   int head_dim = 128;
   int32_t dtype = SIKV_FP16;
   uint64_t seed = 1;
-  int64_t num_queries = 0;  // 0: the last 64 prompt positions (or all) and every step
+  int64_t num_queries = 0;  // 0: kSynthPromptQueries (or all) and every step
   int64_t tile_tokens = 0;  // 0: every token is drawn; 4096 is a good size for throughput runs
 };
 

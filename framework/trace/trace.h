@@ -73,6 +73,7 @@ class TraceReader {
 
   // The layer's type and sizes, without its tensors.
   TraceLayer layer_info(int layer) const;
+  bool has_w_o(int layer) const;
   // All of it, free of NaN and infinity.
   TraceLayer read_layer(int layer) const;
 

@@ -439,9 +439,10 @@ struct TraceReader::Impl {
     return elements;
   }
 
-  std::vector<float> read_w_o(int layer) const {
+  // Refuses one of another shape or type.
+  bool has_w_o(int layer) const {
     const std::string name = layer_path(layer) + "/w_o";
-    const bool present = guarded(where(layer, "w_o"), kDamaged, [&] {
+    return guarded(where(layer, "w_o"), kDamaged, [&] {
       if (!has(name)) return false;
       const H5::DataSet set = dataset(name);
       if (set.getTypeClass() != H5T_FLOAT) {
@@ -456,7 +457,11 @@ struct TraceReader::Impl {
       judge_size(name, set);
       return true;
     });
-    if (!present) return {};
+  }
+
+  std::vector<float> read_w_o(int layer) const {
+    const std::string name = layer_path(layer) + "/w_o";
+    if (!has_w_o(layer)) return {};
     std::vector<float> w_o = read_slabs<float>(name, H5::PredType::NATIVE_FLOAT, 1);
     const int64_t rows = int64_t{meta.num_query_heads} * meta.head_dim;
     trace_format::judge_finite(where(layer, "w_o"), w_o, static_cast<int64_t>(w_o.size()) / rows);
@@ -486,6 +491,8 @@ std::vector<int64_t> TraceReader::needles() const {
 }
 
 TraceLayer TraceReader::layer_info(int layer) const { return impl_->info(layer); }
+
+bool TraceReader::has_w_o(int layer) const { return impl_->has_w_o(layer); }
 
 TraceLayer TraceReader::read_layer(int layer) const {
   TraceLayer result = impl_->info(layer);

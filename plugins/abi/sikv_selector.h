@@ -30,7 +30,9 @@ extern "C" {
 /* The prompt of every sequence, after its full pages were encoded and before the first step. */
 typedef struct sikv_observe_args {
   uint32_t struct_size;
-  int32_t num_queries;         /* W: queries given per sequence, at most the shortest prompt */
+  int32_t num_queries;         /* W: queries given per sequence, at most the shortest prompt; for
+                                  NEEDS_ALL_QUERIES the longest, and then what would be the query
+                                  of a position below 0 is not defined */
   const sikv_cache_view* view; /* page table, planes, tables, tail, pinned are filled */
   sikv_rows keys;              /* exact K of the whole prompt */
   sikv_rows values;

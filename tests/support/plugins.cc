@@ -1,5 +1,7 @@
 #include "tests/support/plugins.h"
 
+#include <algorithm>
+#include <map>
 #include <memory>
 
 #include "framework/base/error.h"
@@ -21,7 +23,71 @@ std::vector<std::string> values_of(const sikv_option_spec& spec) {
   return values;
 }
 
+constexpr std::string_view kBasePrefix = "base.";
+
+// The choices that are meant for the base.
+Choices base_choices(const Choices& choices) {
+  Choices inner;
+  for (const auto& [name, text] : choices) {
+    if (name.starts_with(kBasePrefix)) inner.emplace_back(name.substr(kBasePrefix.size()), text);
+  }
+  return inner;
+}
+
+bool is_wrapper(const Variant& variant) { return wrapper_option(variant.options) != nullptr; }
+
+// The first selector that the wrapper takes as base; one that keeps all tokens if it may.
+std::string default_base(const Variant& wrapper) {
+  static std::map<std::string, std::string> found;
+  std::string& id = found[wrapper.id];
+  if (!id.empty()) return id;
+  std::vector<std::string> ids = registry().ids(SIKV_SELECTOR);
+  const auto preferred = std::find(ids.begin(), ids.end(), "quest");
+  if (preferred != ids.end()) std::rotate(ids.begin(), preferred, preferred + 1);
+  for (const std::string& candidate : ids) {
+    if (is_wrapper(registry().choose(SIKV_SELECTOR, candidate, device_of(wrapper).info()))) {
+      continue;
+    }
+    try {
+      make_selector(wrapper, {{"base", candidate}}, make_shape(64, SIKV_FP16), device_of(wrapper));
+      return id = candidate;
+    } catch (const Error&) {  // it wants another base
+    }
+  }
+  throw Error("no selector of this build can be the base of {}", wrapper.name());
+}
+
 }  // namespace
+
+Choices own_choices(const Variant& variant, const Choices& choices) {
+  if (!is_wrapper(variant)) return choices;
+  Choices own = choices;
+  std::erase_if(own, [](const auto& choice) { return choice.first.starts_with(kBasePrefix); });
+  const bool named = std::any_of(own.begin(), own.end(),
+                                 [](const auto& choice) { return choice.first == "base"; });
+  if (!named) own.emplace_back("base", default_base(variant));
+  return own;
+}
+
+std::unique_ptr<SelectorInstance> make_base(const Variant& variant, const Choices& choices,
+                                            const sikv_shape& shape, Device& device) {
+  if (!is_wrapper(variant)) return nullptr;
+  std::string id;
+  for (const auto& [name, text] : own_choices(variant, choices)) {
+    if (name == "base") id = text;
+  }
+  return std::make_unique<SelectorInstance>(
+      make_selector(registry().choose(SIKV_SELECTOR, id, device.info()), base_choices(choices),
+                    shape, device));
+}
+
+SelectorInstance make_selector(const Variant& variant, const Choices& choices,
+                               const sikv_shape& shape, Device& device) {
+  const OptionSet options =
+      OptionSet::parse(variant.options, own_choices(variant, choices), variant.id);
+  return {variant,       options,       shape,
+          device.info(), device.host(), make_base(variant, choices, shape, device)};
+}
 
 const Registry& registry() {
   static const Registry* all = [] {

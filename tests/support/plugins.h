@@ -2,6 +2,7 @@
 #ifndef SIKV_TESTS_SUPPORT_PLUGINS_H_
 #define SIKV_TESTS_SUPPORT_PLUGINS_H_
 
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -12,7 +13,8 @@
 
 namespace sikv::testing {
 
-// Name and text of each option that is not left at its default.
+// Name and text of each option that is not left at its default. Of a wrapper also {"base", id},
+// without which it gets the first base it takes, and {"base.<name>", text} for options of its base.
 using Choices = std::vector<std::pair<std::string, std::string>>;
 
 // Every library in the build tree's plugin folder.
@@ -41,6 +43,15 @@ template <typename Instance>
 Instance make_instance(const Variant& variant, const Choices& choices, const sikv_shape& shape) {
   return make_instance<Instance>(variant, choices, shape, device_of(variant));
 }
+
+// The options of a wrapper itself, with the id of its base; of other plugins `choices` as they are.
+Choices own_choices(const Variant& variant, const Choices& choices);
+// What a wrapper with these choices is to wrap, its variant chosen by probe; null for others.
+std::unique_ptr<SelectorInstance> make_base(const Variant& variant, const Choices& choices,
+                                            const sikv_shape& shape, Device& device);
+// An instance of a selector with its base.
+SelectorInstance make_selector(const Variant& variant, const Choices& choices,
+                               const sikv_shape& shape, Device& device);
 
 // By name; `variant` must exist.
 const Variant& find_variant(sikv_kind kind, std::string_view id, std::string_view variant = "ref");

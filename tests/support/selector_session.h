@@ -54,10 +54,10 @@ class SelectorSession {
                   int group, int threads = 1)
       : filled_(filled),
         group_(group),
-        options_(OptionSet::parse(variant.options, choices, variant.id)),
+        options_(OptionSet::parse(variant.options, own_choices(variant, choices), variant.id)),
         device_(device_of(variant, threads)),
-        selector_(variant, options_, tight_shape(filled.cache.spec(), group), device_.info(),
-                  device_.host()),
+        selector_(
+            make_selector(variant, choices, tight_shape(filled.cache.spec(), group), device_)),
         refusal_(selector_.refusal(filled.key.describe())) {
     if (!accepted()) return;
     const SelectorInstance::Plan plan = selector_.plan();
@@ -76,15 +76,24 @@ class SelectorSession {
   void observe(const std::vector<int>& prompt) {
     const std::vector<int> start(prompt.size(), 0);
     const RowsPart keys = filled_.k.part(start, prompt), values = filled_.v.part(start, prompt);
-    const int window = std::min(4, *std::min_element(prompt.begin(), prompt.end()));
+    const uint32_t needs = selector_.table().flags;
+    const int window = (needs & SIKV_SELECTOR_NEEDS_ALL_QUERIES) != 0
+                           ? *std::max_element(prompt.begin(), prompt.end())
+                           : std::min(4, *std::min_element(prompt.begin(), prompt.end()));
     const std::vector<uint8_t> queries = gaussian_queries(spec(), group_, window, 100);
+    std::vector<float> w_o;
+    const int hidden = (needs & SIKV_SELECTOR_NEEDS_W_O) != 0 ? 48 : 0;
+    const int64_t rows = int64_t{filled_.cache.view().num_kv_heads} * group_ * spec().head_dim;
+    Random random(derive_seed(spec().seed, 200));
+    for (int64_t i = 0; i < rows * hidden; ++i) w_o.push_back(static_cast<float>(random.normal()));
     for (int b = 0; b < filled_.cache.num_sequences(); ++b) selector_.begin_sequence(b);
     device_.synchronize();
     workspace_->make_dirty();
     DeviceCall call(device_);
-    selector_.observe({sizeof(sikv_observe_args), window, &call.view(filled_.cache),
-                       call.rows(keys), call.rows(values), call.in(queries), call.in(keys.count)},
-                      call.out(*workspace_), call.stream());
+    selector_.observe(
+        {sizeof(sikv_observe_args), window, &call.view(filled_.cache), call.rows(keys),
+         call.rows(values), call.in(queries), call.in(keys.count), hidden == 0 ? nullptr : call.in(w_o), hidden, 0},
+        call.out(*workspace_), call.stream());
     call.finish();
     check_memory();
   }
@@ -170,7 +179,7 @@ class SelectorSession {
 
   Slots checked(int row) const {
     SCOPED_TRACE("row " + std::to_string(row));
-    const sikv_selector_table& table = selector_.variant().selector();
+    const sikv_selector_table& table = selector_.table();
     const Slots open = candidates(filled_.cache, row);
     const int32_t count = (*counts_)[static_cast<size_t>(row)];
     if (count == SIKV_SELECT_ALL) return open;

@@ -1,0 +1,28 @@
+// What selectors may need of a prompt beside K, V and its newest queries, and whether it is there.
+#ifndef SIKV_FRAMEWORK_PIPELINE_OFFER_H_
+#define SIKV_FRAMEWORK_PIPELINE_OFFER_H_
+
+#include <cstdint>
+#include <string>
+
+#include "framework/registry/instance.h"
+
+namespace sikv {
+
+// Last prompt queries that selectors get which do not need all: more than any of them learns from.
+inline constexpr int kPromptQueries = 128;
+
+// What a source of prompts gives.
+struct Offer {
+  std::string source;                // "datasets/t.h5", "a synthetic source" ...
+  int layers = 1, model_layers = 1;  // of the cache and of the model
+  int64_t first_query = 0;           // position of the first query that is there
+  bool w_o = false;
+};
+
+// Error naming what the selector, or what it wraps, needs and `offer` lacks, and how to make it.
+void check_needs(const SelectorInstance& selector, const Offer& offer);
+
+}  // namespace sikv
+
+#endif  // SIKV_FRAMEWORK_PIPELINE_OFFER_H_
