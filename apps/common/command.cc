@@ -69,6 +69,10 @@ void ConfigFlags::add_to(CLI::App& app) {
 
 Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry) const {
   Config config = load_config(file, sets_, registry);
+  if (const auto budgets = overridden_budgets(config, registry); !budgets.empty()) {
+    note(fmt::format("{}: budgets [{}] stand in for {}", file.string(), join(config.budgets),
+                     join(budgets)));
+  }
   if (threads_) config.threads = *threads_;
   if (!device_.empty()) {
     check_device_name(device_);
@@ -128,12 +132,11 @@ bool runs_on_gpu(const PipelineSpec& spec, const Registry& registry) {
     const auto chain = chain_of(spec.*part.plugin);
     return std::all_of(chain.begin(), chain.end(), [&](const PluginSpec* plugin) {
       const std::string* forced = forced_variant(spec, part, plugin->id);
-      return std::any_of(registry.variants().begin(), registry.variants().end(),
-                         [&](const Variant& variant) {
-                           return variant.device == SIKV_CUDA && variant.kind == part.kind &&
-                                  variant.id == plugin->id &&
-                                  (forced == nullptr || variant.variant == *forced);
-                         });
+      return std::any_of(
+          registry.variants().begin(), registry.variants().end(), [&](const Variant& variant) {
+            return variant.device == SIKV_CUDA && variant.kind == part.kind &&
+                   variant.id == plugin->id && (forced == nullptr || variant.variant == *forced);
+          });
     });
   };
   return std::all_of(kPipelineParts.begin(), kPipelineParts.end(), on_gpu);
