@@ -170,7 +170,7 @@ std::string league_svg(const std::vector<ComparedRow>& rows, const std::string& 
     for (const ComparedRow& row : rows) {
       const auto point = point_of(row);
       if (memory_class(row) != memory || !point) continue;
-      const std::pair key(row_name(row) + marks(row.entry), row.competes);
+      const std::pair key(row_name(row), row.competes);
       if (!by_name.contains(key)) {
         order.push_back(key);
         by_name[key] = {key.first, scatter.groups.size(), {}, row.competes};

@@ -121,7 +121,7 @@ class Reader {
  private:
   // Beside the config if it is there, else as seen from the working folder.
   fs::path resolved(const std::string& path) const {
-    const fs::path beside = folder_ / path;
+    const fs::path beside = (folder_ / path).lexically_normal();
     std::error_code failed;
     return fs::exists(beside, failed) ? beside : fs::path(path);
   }

@@ -14,7 +14,7 @@ namespace sikv {
 namespace {
 
 // Pixels.
-constexpr double kLeft = 70, kTop = 48, kWidth = 760, kHeight = 600, kBelow = 56, kGap = 16;
+constexpr double kLeft = 70, kTop = 48, kWidth = 760, kHeight = 720, kBelow = 56, kGap = 16;
 constexpr double kLegendLine = 17, kDot = 4, kLetter = 6.2, kLineHeight = 11;
 constexpr const char* kInk = "#24292f";
 constexpr const char* kGrid = "#e4e8ec";
@@ -22,7 +22,8 @@ constexpr const char* kPale = "#9aa4ae";
 // Told apart by everyone, after Okabe and Ito.
 constexpr std::array<const char*, 7> kColours = {"#56789a", "#0072b2", "#009e73", "#d55e00",
                                                  "#cc79a7", "#a07800", "#6a3d9a"};
-constexpr double kMostDecades = 2;
+constexpr const char* kDashes = "stroke-width=\"1.5\" stroke-dasharray=\"5 4\"";
+constexpr double kMostDecades = 1;
 
 struct Axis {
   double low, high;  // logarithms
@@ -95,6 +96,7 @@ class Drawing {
     constexpr double kMargin = 0.06;
     const double top = std::log10(y[1]) + kMargin;
     x_ = {std::log10(x[0]) - kMargin, std::log10(x[1]) + kMargin, kLeft, kWidth};
+    cut_ = std::log10(y[0]) < top - kMostDecades;
     y_ = {std::max(std::log10(y[0]), top - kMostDecades) - kMargin, top, kTop + kHeight, -kHeight};
   }
 
@@ -126,10 +128,12 @@ class Drawing {
       svg += text(kLeft - 8, y + 4, "end", kInk, 12, tick_text(value));
     }
     svg += text(kLeft + kWidth / 2, kTop + kHeight + 40, "middle", kInk, 12, scatter_.x_axis);
+    const std::string y_axis =
+        scatter_.y_axis + (cut_ ? " (points on the lower edge lie below it)" : "");
     return svg + fmt::format(
                      "<text transform=\"translate(18,{:.1f}) rotate(-90)\" text-anchor=\"middle\" "
                      "fill=\"{}\">{}</text>\n",
-                     kTop + kHeight / 2, kInk, svg_escaped(scatter_.y_axis));
+                     kTop + kHeight / 2, kInk, svg_escaped(y_axis));
   }
 
   // A staircase: up to its next point a point is the best there is.
@@ -154,10 +158,8 @@ class Drawing {
       const double x = x_.at(points[i].x), y = y_.at(points[i].y);
       path += i == 0 ? fmt::format("M{:.1f} {:.1f}", x, y) : fmt::format("H{:.1f}V{:.1f}", x, y);
     }
-    return fmt::format(
-        "<path d=\"{}H{:.1f}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\" "
-        "stroke-dasharray=\"5 4\"/>\n",
-        path, kLeft + kWidth, kInk);
+    return fmt::format("<path d=\"{}H{:.1f}\" fill=\"none\" stroke=\"{}\" {}/>\n", path,
+                       kLeft + kWidth, kInk, kDashes);
   }
 
   // The points of one method, joined.
@@ -258,12 +260,14 @@ class Drawing {
       }
       y += 6;
     }
-    svg += line(left, y - 4, left + 26, y - 4, kInk, 1.5);
+    svg += fmt::format("<path d=\"M{0:.1f} {1:.1f}h28\" stroke=\"{2}\" {3}/>\n", left, y - 4, kInk,
+                       kDashes);
     return svg + text(left + 34, y, "start", kInk, 12, "Pareto front");
   }
 
   const Scatter& scatter_;
   Axis x_{}, y_{};
+  bool cut_ = false;  // points lie below the y axis
   std::vector<Box> taken_;
 };
 

@@ -29,7 +29,7 @@ struct Scatter {
 // Which points no other one beats: smaller in one coordinate and no larger in the other.
 std::vector<bool> pareto_front(std::span<const ScatterPoint> points);
 
-// The y axis spans two decades at most: points below stand on its lower edge. Points that are not
+// The y axis spans one decade at most: points below stand on its lower edge. Points that are not
 // positive are left out.
 std::string scatter_svg(const Scatter& scatter);
 
