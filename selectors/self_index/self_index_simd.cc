@@ -8,10 +8,10 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
 
-#include "hwy/contrib/math/math-inl.h"
 #include "kernels/common/simd_attention.h"
 #include "kernels/common/simd_scan.h"
 #include "kernels/common/simd_select.h"
+#include "kernels/common/simd_softmax.h"
 #include "selectors/self_index/self_index_simd.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -162,30 +162,8 @@ void LogitsOf(const LogitRequest& request, LogitScratch& scratch, float* HWY_RES
 
 // ---- softmax and selection ----------------------------------------------------------------------
 
-void MeanSoftmax(float* logits, int64_t stride, int group, int64_t n,
-                 float* HWY_RESTRICT probability) {
-  const Floats d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  for (int g = 0; g < group; ++g) {
-    float* HWY_RESTRICT row = logits + g * stride;
-    // So far below any logit that exp gives 0, and the difference stays finite.
-    std::fill_n(row + n, lanes, -1e38f);
-    auto highest = hn::Set(d, row[0]);
-    for (int64_t i = 0; i < n; i += lanes) highest = hn::Max(highest, hn::LoadU(d, row + i));
-    const auto shift = hn::MaxOfLanes(d, highest);
-    auto total = hn::Zero(d);
-    for (int64_t i = 0; i < n; i += lanes) {
-      const auto e = hn::Exp(d, hn::Sub(hn::LoadU(d, row + i), shift));
-      hn::StoreU(e, d, row + i);
-      total = hn::Add(total, e);
-    }
-    const float sum = hn::GetLane(hn::SumOfLanes(d, total));
-    const auto factor = hn::Set(d, 1.0f / (sum * static_cast<float>(group)));
-    for (int64_t i = 0; i < n; i += lanes) {
-      const auto before = g == 0 ? hn::Zero(d) : hn::LoadU(d, probability + i);
-      hn::StoreU(hn::MulAdd(hn::LoadU(d, row + i), factor, before), d, probability + i);
-    }
-  }
+void Softmax(float* logits, int64_t stride, int group, int64_t n, float* probability) {
+  simd::MeanSoftmax(logits, stride, group, n, probability);
 }
 
 void Select(const float* scores, int64_t n, int64_t budget, void* scratch, int32_t* indices) {
@@ -202,7 +180,7 @@ namespace sikv::self_index {
 HWY_EXPORT(Runs);
 HWY_EXPORT(Scan);
 HWY_EXPORT(LogitsOf);
-HWY_EXPORT(MeanSoftmax);
+HWY_EXPORT(Softmax);
 HWY_EXPORT(Select);
 
 bool simd_runs() { return HWY_DYNAMIC_DISPATCH(Runs)(); }
@@ -219,7 +197,7 @@ void simd_logits(const LogitRequest& request, LogitScratch& scratch, float* logi
   HWY_DYNAMIC_DISPATCH(LogitsOf)(request, scratch, logits, stride);
 }
 void simd_mean_softmax(float* logits, int64_t stride, int group, int64_t n, float* probability) {
-  HWY_DYNAMIC_DISPATCH(MeanSoftmax)(logits, stride, group, n, probability);
+  HWY_DYNAMIC_DISPATCH(Softmax)(logits, stride, group, n, probability);
 }
 void simd_select(const float* scores, int64_t n, int64_t budget, void* scratch, int32_t* indices) {
   HWY_DYNAMIC_DISPATCH(Select)(scores, n, budget, scratch, indices);

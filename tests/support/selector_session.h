@@ -70,6 +70,7 @@ class SelectorSession {
 
   bool accepted() const { return refusal_.empty(); }
   SelectorInstance& selector() { return selector_; }
+  const SelectorInstance& selector() const { return selector_; }
   Workspace& workspace() { return *workspace_; }
 
   // A prompt of the first prompt[b] tokens of every sequence.

@@ -1,0 +1,119 @@
+#include "kernels/common/key_selector.h"
+#include "selectors/hisa/hisa.h"
+
+namespace sikv::hisa {
+namespace {
+
+struct State {
+  std::vector<float> sums;  // [blocks, D] of the keys of each block
+  int64_t count = 0;
+
+  int64_t tokens() const { return count; }
+  uint64_t bytes() const { return sums.size() * sizeof(float); }
+};
+
+float dot(const float* a, const float* b, int n) {
+  float sum = 0.0f;
+  for (int i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+double bytes_per_token(const sikv_layout& layout) {
+  double bytes = 0.0;
+  for (uint32_t i = 0; i < layout.num_planes; ++i) {
+    bytes += static_cast<double>(layout.planes[i].bytes_per_tile) / layout.planes[i].tile_tokens;
+  }
+  return bytes;
+}
+
+class Hisa : public KeySelector<State> {
+ public:
+  explicit Hisa(const CreateArgs& args)
+      : KeySelector(args, kRefRowMath, 0),
+        block_tokens_(args.options.integer("block_tokens")),
+        blocks_(args.options.integer("blocks")) {}
+
+ protected:
+  void add(const float* keys, int count, int64_t first, State& state) override {
+    const int dim = shape().head_dim;
+    state.count = std::max(state.count, first + count);
+    state.sums.resize(static_cast<size_t>(blocks(state.count) * dim));
+    for (int t = 0; t < count; ++t) {
+      float* sum = state.sums.data() + (first + t) / block_tokens_ * dim;
+      for (int d = 0; d < dim; ++d) sum[d] += keys[t * dim + d];
+    }
+  }
+
+  // Scores of tokens outside of the chosen blocks are -inf.
+  int score(const RowQuery& query, const State& state, float* logits, int64_t) override {
+    const CacheView& view = query.view;
+    const int row = query.row, dim = query.head_dim;
+    std::vector<float> q(static_cast<size_t>(dim));
+    for (int i = 0; i < query.group * dim; ++i) {
+      q[static_cast<size_t>(i % dim)] += query.heads[i] * query.scale;
+    }
+    const std::vector<bool> chosen = choose(query, state, q.data());
+    std::vector<int32_t> slots;
+    for (int slot = 0; slot < view.encoded_len(row); ++slot) {
+      if (chosen[static_cast<size_t>(view.position(row, slot) / block_tokens_)]) {
+        slots.push_back(slot);
+      }
+    }
+    std::vector<float> keys(slots.size() * static_cast<size_t>(dim));
+    view.key().decode(row, slots, keys.data());
+    std::fill_n(logits, query.tokens, -std::numeric_limits<float>::infinity());
+    for (size_t i = 0; i < slots.size(); ++i) {
+      logits[view.position(row, slots[i])] =
+          dot(q.data(), keys.data() + i * static_cast<size_t>(dim), dim);
+    }
+    return 1;
+  }
+
+  uint64_t scan_bytes(const RowQuery& query, const State& state) const override {
+    const int64_t candidates = std::min(query.tokens, wanted(query) * block_tokens_);
+    return state.bytes() + static_cast<uint64_t>(static_cast<double>(candidates) *
+                                                 bytes_per_token(query.view.key().layout().raw()));
+  }
+
+ private:
+  int64_t blocks(int64_t tokens) const { return (tokens + block_tokens_ - 1) / block_tokens_; }
+
+  // Blocks to choose. All but the last are full, so the budget finds its tokens in them.
+  int64_t wanted(const RowQuery& query) const {
+    const int64_t all = blocks(query.tokens);
+    const auto pinned = static_cast<int64_t>(query.view.pinned_slots(query.row).size());
+    const int64_t needed = blocks(query.budget + pinned) + 1;
+    return std::min(all, std::max(blocks_ > 0 ? blocks_ : (all + 3) / 4, needed));
+  }
+
+  // The best blocks by q . mean of their keys, the first and the last among them.
+  std::vector<bool> choose(const RowQuery& query, const State& state, const float* q) const {
+    const int64_t all = blocks(query.tokens);
+    std::vector<float> scores(static_cast<size_t>(all));
+    for (int64_t b = 0; b < all; ++b) {
+      const auto members =
+          static_cast<float>(std::min(block_tokens_, state.count - b * block_tokens_));
+      scores[static_cast<size_t>(b)] =
+          dot(q, state.sums.data() + b * query.head_dim, query.head_dim) / members;
+    }
+    scores.front() = scores.back() = std::numeric_limits<float>::infinity();
+    std::vector<int32_t> order(scores.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      return scores[static_cast<size_t>(a)] > scores[static_cast<size_t>(b)];
+    });
+    std::vector<bool> chosen(scores.size());
+    for (int64_t i = 0; i < wanted(query); ++i) {
+      chosen[static_cast<size_t>(order[static_cast<size_t>(i)])] = true;
+    }
+    return chosen;
+  }
+
+  int64_t block_tokens_, blocks_;
+};
+
+}  // namespace
+
+std::unique_ptr<Selector> make_ref(const CreateArgs& args) { return std::make_unique<Hisa>(args); }
+
+}  // namespace sikv::hisa
