@@ -141,6 +141,7 @@ TEST_F(Cli, EveryCommandHasHelpWithExamples) {
                                        {"dataset", "info"},
                                        {"dataset", "synth"},
                                        {"dataset", "check"},
+                                       {"dataset", "pca"},
                                        {"schema"},
                                        {"new-plugin"}};
   for (Words command : commands) {
@@ -693,6 +694,29 @@ TEST_F(Cli, DatasetsAreMadeReadAndChecked) {
              "source: {trace: needle.h5, prompt: 600, steps: 4}\n"
              "pipeline: rot_lm+rot_lm > self_index(budget=32) > sparse_flash\n");
   EXPECT_EQ(sikv({"run", "n.yaml"}).code, 0);
+}
+
+TEST_F(Cli, DatasetPcaWritesWhatLokiReads) {
+  ASSERT_EQ(sikv({"dataset", "synth", "--out", "t.h5", "--context", "600", "--steps", "3",
+                  "--layers", "2", "--query-heads", "2", "--kv-heads", "1"})
+                .code,
+            0);
+  const Result written = sikv({"dataset", "pca", "t.h5", "-o", "t.pca", "--tokens", "500"});
+  ASSERT_EQ(written.code, 0) << written.err;
+  const std::string file = read_text(path("t.pca"));
+  EXPECT_TRUE(file.starts_with("SIKVPCA1"));
+  EXPECT_EQ(file.size(), 8u + 16 + 2 * 4 + 2 * (64 + 64 + 64 * 64) * 4);
+  write_file(path("loki.yaml"),
+             "source: {trace: t.h5, prompt: 600, steps: 3}\n"
+             "pipeline:\n  keys: {codec: fp16}\n  values: {codec: fp16}\n"
+             "  selector: {name: loki, budget: 32, pca: t.pca}\n"
+             "  attention: {kernel: gather_attention}\n");
+  EXPECT_EQ(sikv({"run", "loki.yaml"}).code, 0);
+  ASSERT_EQ(sikv({"dataset", "pca", "t.h5", "-o", "t.pca", "--layers", "1"}).code, 0);
+  refused({"run", "loki.yaml"}, {"t.pca", "1 layers"});
+  refused({"dataset", "pca", "t.h5", "-o", "t.pca", "--layers", "7"}, {"t.h5", "layer 7"});
+  refused({"dataset", "pca", "t.h5", "-o", "t.pca", "--tokens", "1000"}, {"--tokens", "603"});
+  refused({"dataset", "pca", "t.h5", "-o", "t.h5"}, {"t.h5", "is not a PCA file"});
 }
 
 TEST_F(Cli, SchemaIsJson) {
