@@ -122,15 +122,15 @@ std::string options_markdown(const Registry& registry, const std::vector<sikv_ki
   for (const sikv_kind kind : kinds) {
     const std::string owner = kinds.size() > 1 ? fmt::format(" ({})", kind_name(kind)) : "";
     for (const sikv_option_spec& option : registry.options(kind, id)) {
-      std::string values = option.type == SIKV_OPTION_BUDGET ? "a count, or a fraction below 1"
+      std::string values = option.type == SIKV_OPTION_BUDGET     ? "a count, or a fraction below 1"
                            : option.type == SIKV_OPTION_SELECTOR ? "a selector"
                            : option.type == SIKV_OPTION_TEXT     ? "text"
                                                                  : range_text(option);
       for (size_t at = 0; (at = values.find('|', at)) != std::string::npos;) {
         values.replace(at, 1, ", ");
       }
-      text += fmt::format("| `{}`{} | {} | {} | {} |\n", option.name, owner,
-                          default_text(option), values, option.help);
+      text += fmt::format("| `{}`{} | {} | {} | {} |\n", option.name, owner, default_text(option),
+                          values, option.help);
     }
   }
   return text;
@@ -187,9 +187,11 @@ std::string needs_text(const Registry& registry, const std::string& id) {
   const bool wraps = wrapper_option(registry.options(SIKV_SELECTOR, id)) != nullptr;
   std::string text;
   if (wraps) text += "  wraps another selector: needs and layouts are also those of its base\n";
-  if (flags & SIKV_SELECTOR_NEEDS_ALL_QUERIES) text += "  needs the queries of every prompt position\n";
+  if (flags & SIKV_SELECTOR_NEEDS_ALL_QUERIES)
+    text += "  needs the queries of every prompt position\n";
   if (flags & SIKV_SELECTOR_NEEDS_ALL_LAYERS) text += "  needs every layer of the model\n";
-  if (flags & SIKV_SELECTOR_NEEDS_W_O) text += "  needs w_o, the output projection of every layer\n";
+  if (flags & SIKV_SELECTOR_NEEDS_W_O)
+    text += "  needs w_o, the output projection of every layer\n";
   if (evicts) {
     text += fmt::format("  gives tokens back{}{}\n",
                         flags & SIKV_SELECTOR_EVICTS_TOGETHER ? ", of all layers together" : "",

@@ -242,6 +242,25 @@ TEST_F(SchemaTest, ListsEveryKeyTheParserTakes) {
             key_set(fields::kSyntheticKeys));
 }
 
+TEST_F(SchemaTest, NestsSelectors) {
+  const auto agree = [&](const std::string& selector, bool good) {
+    const std::string text =
+        "model: qwen3-8b\nsource: {synthetic: {context: 4K}}\npipeline:\n"
+        "  keys: {codec: sign_vq}\n  values: {codec: intq}\n"
+        "  attention: {kernel: sparse_flash}\n  selector: " +
+        selector + "\n";
+    EXPECT_EQ(accepts(text), good) << selector;
+    EXPECT_EQ(parses(text), good) << selector;
+  };
+  agree("{name: top_p, base: {name: self_index, budget: 64}, pinned: 8}", true);
+  agree("{name: split, base: {name: top_p, p: 0.5, table: a.h5, base: {name: full}}}", true);
+  agree("{name: top_p}", false);
+  agree("{name: top_p, base: full}", false);
+  agree("{name: top_p, base: {name: self_index, pinned: 8}}", false);
+  agree("{name: top_p, base: {name: split}}", false);
+  agree("{name: full, base: {name: self_index}}", false);
+}
+
 TEST_F(SchemaTest, TakesOptionsFromThePlugins) {
   const json& selector = schema_["$defs"]["pipeline"]["anyOf"][1]["properties"]["selector"];
   EXPECT_EQ(selector["properties"]["name"]["enum"], (json{"full", "self_index", "split", "top_p"}));

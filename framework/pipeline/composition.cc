@@ -50,8 +50,8 @@ std::unique_ptr<SelectorInstance> Composition::make_selector(const PluginSpec& p
   }
   std::unique_ptr<SelectorInstance> base;
   if (!plugin.base.empty()) base = make_selector(plugin.base.front(), registry, device);
-  return std::make_unique<SelectorInstance>(*variant, options, shape_, device.info(),
-                                            device.host(), std::move(base));
+  return std::make_unique<SelectorInstance>(*variant, options, shape_, device.info(), device.host(),
+                                            std::move(base));
 }
 
 Composition::Composition(const PipelineSpec& spec, const Registry& registry, Device& device,

@@ -20,18 +20,23 @@ std::string who_needs(const SelectorInstance& selector, uint32_t need) {
 void check_needs(const SelectorInstance& selector, const Offer& offer) {
   const auto needs = [&](uint32_t need) { return (selector.table().flags & need) != 0; };
   if (needs(SIKV_SELECTOR_NEEDS_ALL_LAYERS) && offer.layers < offer.model_layers) {
-    throw Error("selector '{}' needs every layer of the model, but {} gives {} of {}: {}, and no source.layers",
-                who_needs(selector, SIKV_SELECTOR_NEEDS_ALL_LAYERS), offer.source, offer.layers,
-                offer.model_layers, kRemedy);
+    throw Error(
+        "selector '{}' needs every layer of the model, but {} gives {} of {}: {}, and no "
+        "source.layers",
+        who_needs(selector, SIKV_SELECTOR_NEEDS_ALL_LAYERS), offer.source, offer.layers,
+        offer.model_layers, kRemedy);
   }
   if (needs(SIKV_SELECTOR_NEEDS_ALL_QUERIES) && offer.first_query > 0) {
-    throw Error("selector '{}' needs the queries of every prompt position, but {} gives those from position {} on: {}",
-                who_needs(selector, SIKV_SELECTOR_NEEDS_ALL_QUERIES), offer.source,
-                offer.first_query, kRemedy);
+    throw Error(
+        "selector '{}' needs the queries of every prompt position, but {} gives those from "
+        "position {} on: {}",
+        who_needs(selector, SIKV_SELECTOR_NEEDS_ALL_QUERIES), offer.source, offer.first_query,
+        kRemedy);
   }
   if (needs(SIKV_SELECTOR_NEEDS_W_O) && !offer.w_o) {
-    throw Error("selector '{}' needs w_o, the output projection of every layer, but {} gives none: {}",
-                who_needs(selector, SIKV_SELECTOR_NEEDS_W_O), offer.source, kRemedy);
+    throw Error(
+        "selector '{}' needs w_o, the output projection of every layer, but {} gives none: {}",
+        who_needs(selector, SIKV_SELECTOR_NEEDS_W_O), offer.source, kRemedy);
   }
 }
 

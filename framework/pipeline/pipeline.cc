@@ -65,8 +65,7 @@ Pipeline::Pipeline(const PipelineSpec& spec, const Registry& registry, Device& d
 }
 
 void Pipeline::prefill(int layer, const sikv_rows& host_keys, const sikv_rows& host_values,
-                       const void* queries, int num_queries,
-                       const OutputProjection& projection) {
+                       const void* queries, int num_queries, const OutputProjection& projection) {
   check_prompt(host_keys, num_queries, projection);
   const int B = shape_.max_sequences, H = shape_.num_kv_heads, D = shape_.head_dim;
   const size_t n = static_cast<size_t>(B);
@@ -103,10 +102,10 @@ void Pipeline::prefill(int layer, const sikv_rows& host_keys, const sikv_rows& h
   }
   device_.mark(3);
   const sikv_cache_view filled = cache_.view(layer);
-  const void* const w_o = prompt_.bring(
-      kW, projection.w_o,
-      static_cast<size_t>(projection.hidden) * static_cast<size_t>(shape_.num_query_heads * D) *
-          sizeof(float));
+  const void* const w_o =
+      prompt_.bring(kW, projection.w_o,
+                    static_cast<size_t>(projection.hidden) *
+                        static_cast<size_t>(shape_.num_query_heads * D) * sizeof(float));
   const sikv_observe_args args{sizeof args,
                                num_queries,
                                &filled,
@@ -278,8 +277,7 @@ void Pipeline::attend(int layer, const void* q, float* out, float* lse) {
   device_.mark(1);
   if (!device_.is_cuda()) {
     const sikv_cache_view view = cache_.view(layer);
-    const bool ordered =
-        (composition_.selector().table().flags & SIKV_SELECTOR_UNORDERED) == 0;
+    const bool ordered = (composition_.selector().table().flags & SIKV_SELECTOR_UNORDERED) == 0;
     for (int row = 0; row < cache_.num_rows(); ++row) {
       if (selection_.counts[row] == SIKV_SELECT_ALL) continue;
       check_slots("selects", view, row, selection_.slots + int64_t{row} * selection_.capacity,

@@ -162,7 +162,8 @@ class Pipeline {
   void flush_full_tails(int layer);
   bool flush_due(int layer) const;
   // Error if the selector needs more than this prompt brings.
-  void check_prompt(const sikv_rows& keys, int num_queries, const OutputProjection& projection) const;
+  void check_prompt(const sikv_rows& keys, int num_queries,
+                    const OutputProjection& projection) const;
   // After observe or observe_page of `layer`: asks for the evictions that are now due.
   void evict_after(int layer);
   void apply_evictions(int layer);

@@ -203,15 +203,12 @@ SelectorInstance::Plan SelectorInstance::plan() {
 }
 
 void SelectorInstance::begin_sequence(int sequence) {
-  checked([&](sikv_message* why) {
-    return table().begin_sequence(self(), sequence, why);
-  });
+  checked([&](sikv_message* why) { return table().begin_sequence(self(), sequence, why); });
 }
 
 void SelectorInstance::observe(const sikv_observe_args& args, void* workspace, void* stream) {
-  checked([&](sikv_message* why) {
-    return table().observe(self(), &args, workspace, stream, why);
-  });
+  checked(
+      [&](sikv_message* why) { return table().observe(self(), &args, workspace, stream, why); });
 }
 
 void SelectorInstance::observe_page(const sikv_observe_page_args& args, void* workspace,
@@ -226,27 +223,21 @@ void SelectorInstance::begin_step(int64_t step) {
 }
 
 void SelectorInstance::run(const sikv_select_args& args, void* workspace, void* stream) {
-  checked([&](sikv_message* why) {
-    return table().run(self(), &args, workspace, stream, why);
-  });
+  checked([&](sikv_message* why) { return table().run(self(), &args, workspace, stream, why); });
 }
 
 bool SelectorInstance::evicts() const { return table().evict != nullptr; }
 
 void SelectorInstance::evict(const sikv_evict_args& args, void* workspace, void* stream) {
   SIKV_ASSERT(evicts());
-  checked([&](sikv_message* why) {
-    return table().evict(self(), &args, workspace, stream, why);
-  });
+  checked([&](sikv_message* why) { return table().evict(self(), &args, workspace, stream, why); });
 }
 
 bool SelectorInstance::scores() const { return table().score != nullptr; }
 
 void SelectorInstance::score(const sikv_score_args& args, void* workspace, void* stream) {
   SIKV_ASSERT(scores());
-  checked([&](sikv_message* why) {
-    return table().score(self(), &args, workspace, stream, why);
-  });
+  checked([&](sikv_message* why) { return table().score(self(), &args, workspace, stream, why); });
 }
 
 uint64_t SelectorInstance::state_bytes() const { return table().state_bytes(self()); }
@@ -255,8 +246,7 @@ std::vector<sikv_counter> SelectorInstance::counters() const {
   if (table().counters == nullptr) return {};
   std::vector<sikv_counter> counters(table().counters(self(), nullptr, 0));
   const auto capacity = static_cast<uint32_t>(counters.size());
-  counters.resize(
-      std::min(table().counters(self(), counters.data(), capacity), capacity));
+  counters.resize(std::min(table().counters(self(), counters.data(), capacity), capacity));
   for (sikv_counter& counter : counters) counter.name[sizeof counter.name - 1] = '\0';
   return counters;
 }

@@ -178,9 +178,10 @@ void judge_option(const sikv_option_spec& spec, sikv_kind kind, std::string_view
   }
   const bool wraps = spec.type == SIKV_OPTION_SELECTOR;
   if (wraps != (name == kBaseOption)) {
-    broken(fmt::format("of type {}, but '{}' is what the option of type {} is named, and no other; "
-                       "rename it",
-                       spec.type, kBaseOption, static_cast<int>(SIKV_OPTION_SELECTOR)));
+    broken(
+        fmt::format("of type {}, but '{}' is what the option of type {} is named, and no other; "
+                    "rename it",
+                    spec.type, kBaseOption, static_cast<int>(SIKV_OPTION_SELECTOR)));
   }
   if (wraps && kind != SIKV_SELECTOR) broken("to wrap a selector, which only selectors do");
   const bool lists = spec.type == SIKV_OPTION_INT || spec.type == SIKV_OPTION_CHOICE;

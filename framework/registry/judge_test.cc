@@ -177,19 +177,21 @@ TEST_F(JudgeTables, KnowsWhatABaseIs) {
   const std::string head = "its kernel 'toy' (ref) has an option ";
   EXPECT_EQ(error_with_option({"base", SIKV_OPTION_SELECTOR, 0, 0, 0, nullptr, "", "h"}),
             head + "'base' to wrap a selector, which only selectors do");
-  EXPECT_EQ(error_with_option({"inner", SIKV_OPTION_SELECTOR, 0, 0, 0, nullptr, "", "h"}),
-            head +
-                "'inner' of type 6, but 'base' is what the option of type 6 is named, and no other; "
-                "rename it");
+  EXPECT_EQ(
+      error_with_option({"inner", SIKV_OPTION_SELECTOR, 0, 0, 0, nullptr, "", "h"}),
+      head +
+          "'inner' of type 6, but 'base' is what the option of type 6 is named, and no other; "
+          "rename it");
   EXPECT_EQ(error_with_option({"base", SIKV_OPTION_INT, 0, 0, 1, nullptr, "0", "h"}),
             head +
                 "'base' of type 1, but 'base' is what the option of type 6 is named, and no other; "
                 "rename it");
   EXPECT_EQ(error_with_option({"file", SIKV_OPTION_TEXT, 0, 0, 0, nullptr, "", "h"}), "passed");
-  EXPECT_EQ(error_with_option({"file", SIKV_OPTION_TEXT, 0, 0, 0, nullptr, "a\"b", "h"}),
-            head +
-                "'file' with the default 'a\"b', expected a text of one line without double quotes; "
-                "correct it");
+  EXPECT_EQ(
+      error_with_option({"file", SIKV_OPTION_TEXT, 0, 0, 0, nullptr, "a\"b", "h"}),
+      head +
+          "'file' with the default 'a\"b', expected a text of one line without double quotes; "
+          "correct it");
 }
 
 TEST_F(JudgeTables, SlotsBeyondThePluginsTableAreAbsent) {

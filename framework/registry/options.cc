@@ -139,10 +139,9 @@ const sikv_option_spec& find_option(std::span<const sikv_option_spec> specs, std
 }
 
 const sikv_option_spec* wrapper_option(std::span<const sikv_option_spec> specs) {
-  const auto found =
-      std::find_if(specs.begin(), specs.end(), [](const sikv_option_spec& spec) {
-        return spec.type == SIKV_OPTION_SELECTOR;
-      });
+  const auto found = std::find_if(specs.begin(), specs.end(), [](const sikv_option_spec& spec) {
+    return spec.type == SIKV_OPTION_SELECTOR;
+  });
   return found == specs.end() ? nullptr : &*found;
 }
 

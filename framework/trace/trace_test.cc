@@ -205,6 +205,7 @@ TEST_F(TraceTest, LayerInfoReadsNoTensor) {
   EXPECT_EQ(info.num_queries, kQueries);
   EXPECT_EQ(info.first_query_position, kTokens - kQueries);
   EXPECT_TRUE(info.k.empty());
+  EXPECT_TRUE(reader.has_w_o(5));
 }
 
 TEST_F(TraceTest, NeedlesAndOutputProjectionAreOptional) {
@@ -215,6 +216,7 @@ TEST_F(TraceTest, NeedlesAndOutputProjectionAreOptional) {
   writer.finish();
   const TraceReader reader(path_);
   EXPECT_TRUE(reader.needles().empty());
+  EXPECT_FALSE(reader.has_w_o(0));
   expect_equal(reader.read_layer(0), layer);
 }
 

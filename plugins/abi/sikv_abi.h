@@ -75,11 +75,11 @@ typedef struct sikv_host {
 /* ---- options -------------------------------------------------------------------------------- */
 
 typedef enum sikv_option_type {
-  SIKV_OPTION_INT = 1,    /* value.i, within [min, max]; or one of `choices` where that is set */
-  SIKV_OPTION_FLOAT = 2,  /* value.f, within [min, max] */
-  SIKV_OPTION_BOOL = 3,   /* value.i, 0 or 1 */
-  SIKV_OPTION_CHOICE = 4, /* value.text, one of `choices` */
-  SIKV_OPTION_BUDGET = 5, /* a count of tokens: value.i >= 0; or a fraction of the sequence's
+  SIKV_OPTION_INT = 1,      /* value.i, within [min, max]; or one of `choices` where that is set */
+  SIKV_OPTION_FLOAT = 2,    /* value.f, within [min, max] */
+  SIKV_OPTION_BOOL = 3,     /* value.i, 0 or 1 */
+  SIKV_OPTION_CHOICE = 4,   /* value.text, one of `choices` */
+  SIKV_OPTION_BUDGET = 5,   /* a count of tokens: value.i >= 0; or a fraction of the sequence's
                              current length, 0 < value.f < 1, and then value.i is -1 */
   SIKV_OPTION_SELECTOR = 6, /* since 1.3, of selectors, always named `base` and without a default:
                                the selector this one wraps comes as sikv_create_args.base;

@@ -82,7 +82,8 @@ typedef struct sikv_score_args {
   uint32_t struct_size;
   uint32_t reserved;
   const sikv_cache_view* view;
-  float* scores; /* device; [B, H, view->max_encoded_len]; slots past a row's end stay as they are */
+  float*
+      scores; /* device; [B, H, view->max_encoded_len]; slots past a row's end stay as they are */
 } sikv_score_args;
 
 typedef struct sikv_selector_table {

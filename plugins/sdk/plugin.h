@@ -11,6 +11,7 @@
 #ifndef SIKV_PLUGINS_SDK_PLUGIN_H_
 #define SIKV_PLUGINS_SDK_PLUGIN_H_
 
+#include <algorithm>
 #include <atomic>
 #include <exception>
 #include <functional>
@@ -19,6 +20,8 @@
 #include <span>
 #include <string_view>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "plugins/abi/sikv_codec.h"
 #include "plugins/abi/sikv_kernel.h"
@@ -145,11 +148,26 @@ class WrappingSelector : public ScoringSelector {
     base_.score(args, launch);
   }
   uint64_t state_bytes() const override { return base_.state_bytes(); }
+  // Those of the base with this selector's own. Equal names are added up, but for `runs`, which
+  // both count.
   void counters(const std::function<void(std::string_view, double)>& push) const override {
-    base_.counters(push);
+    Counts own = own_counters();
+    base_.counters([&](std::string_view name, double value) {
+      const auto found = std::find_if(own.begin(), own.end(),
+                                      [&](const auto& count) { return count.first == name; });
+      if (found != own.end()) {
+        value = name == "runs" ? std::max(value, found->second) : value + found->second;
+        own.erase(found);
+      }
+      push(name, value);
+    });
+    for (const auto& [name, value] : own) push(name, value);
   }
 
  protected:
+  using Counts = std::vector<std::pair<std::string_view, double>>;
+  virtual Counts own_counters() const { return {}; }
+
   BaseSelector base_;
 };
 

@@ -37,7 +37,10 @@ class InstanceTest : public testing::Test {
   SelectorInstance wrap(const char* wrapper, const char* base, const char* note = "") {
     const Variant& variant = registry_.find(SIKV_SELECTOR, "wrapping", wrapper);
     return {variant,
-            OptionSet::parse(variant.options, std::vector<std::pair<std::string, std::string>>{{"base", base}, {"note", note}}, "wrapping"),
+            OptionSet::parse(
+                variant.options,
+                std::vector<std::pair<std::string, std::string>>{{"base", base}, {"note", note}},
+                "wrapping"),
             shape_,
             device_,
             host_,
@@ -163,9 +166,10 @@ TEST_F(InstanceTest, ABaseDiesAfterItsWrapper) {
 }
 
 TEST_F(InstanceTest, EvictionsAreNotLostInAWrapper) {
-  EXPECT_EQ(thrown<Error>([&] { wrap("mute", "evicting"); }),
-            "selector 'wrapping' (mute) cannot wrap selector 'evicting' (ref), which evicts tokens: "
-            "choose a base that keeps all of them");
+  EXPECT_EQ(
+      thrown<Error>([&] { wrap("mute", "evicting"); }),
+      "selector 'wrapping' (mute) cannot wrap selector 'evicting' (ref), which evicts tokens: "
+      "choose a base that keeps all of them");
   EXPECT_NO_THROW(wrap("mute", "good"));
 }
 

@@ -101,11 +101,24 @@ static uint64_t state_bytes(void* self) {
 
 /* What lies behind struct_size is another's memory: `score` must not be taken from it. */
 static const sikv_selector_table selector = {
-    offsetof(sikv_selector_table, score), 0,   probe,       create, destroy, accepts, plan,
-    begin_sequence,                       observe, observe_page, begin_step, run, state_bytes, NULL,
-    NULL, (int32_t (*)(void*, const sikv_score_args*, void*, void*, sikv_message*))(void*)probe};
-static const sikv_codec_table codec = {sizeof(sikv_codec_table), 0,        probe, create, destroy,
-                                       describe,                 no_bytes, fit,   encode, decode};
+    offsetof(sikv_selector_table, score),
+    0,
+    probe,
+    create,
+    destroy,
+    accepts,
+    plan,
+    begin_sequence,
+    observe,
+    observe_page,
+    begin_step,
+    run,
+    state_bytes,
+    NULL,
+    NULL,
+    (int32_t(*)(void*, const sikv_score_args*, void*, void*, sikv_message*))(void*)probe};
+static const sikv_codec_table codec = {
+    sizeof(sikv_codec_table), 0, probe, create, destroy, describe, no_bytes, fit, encode, decode};
 
 static const sikv_plugin_entry entries[] = {{SIKV_KEY_CODEC, 0, "ref", NULL, 0, &codec},
                                             {SIKV_SELECTOR, 0, "ref", NULL, 0, &selector}};

@@ -161,7 +161,8 @@ TEST(Refusal, TheProcessLivesOn) {
   Registry registry;
   registry.add_folder(kLibraries);
   EXPECT_EQ(registry.ids(SIKV_KERNEL), (std::vector<std::string>{"odd_status", "toy"}));
-  EXPECT_EQ(registry.ids(SIKV_SELECTOR), (std::vector<std::string>{"evicting", "good", "old", "wrapping"}));
+  EXPECT_EQ(registry.ids(SIKV_SELECTOR),
+            (std::vector<std::string>{"evicting", "good", "old", "wrapping"}));
   EXPECT_EQ(registry.refused().size(), 16u);
   for (const RefusedLibrary& refused : registry.refused()) EXPECT_FALSE(refused.reason.empty());
 }

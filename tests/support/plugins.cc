@@ -76,9 +76,8 @@ std::unique_ptr<SelectorInstance> make_base(const Variant& variant, const Choice
   for (const auto& [name, text] : own_choices(variant, choices)) {
     if (name == "base") id = text;
   }
-  return std::make_unique<SelectorInstance>(
-      make_selector(registry().choose(SIKV_SELECTOR, id, device.info()), base_choices(choices),
-                    shape, device));
+  return std::make_unique<SelectorInstance>(make_selector(
+      registry().choose(SIKV_SELECTOR, id, device.info()), base_choices(choices), shape, device));
 }
 
 SelectorInstance make_selector(const Variant& variant, const Choices& choices,
@@ -142,13 +141,30 @@ const Variant* find_gpu_variant(sikv_kind kind, std::string_view id) {
   return nullptr;
 }
 
+namespace {
+
+// Empty unless the variant is a wrapper for which this build has no base.
+std::string missing_base(const Variant& variant) {
+  if (!is_wrapper(variant)) return "";
+  try {
+    default_base(variant);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+}  // namespace
+
 std::vector<Subject> subjects(sikv_kind kind) {
   std::vector<Subject> all;
   for (const std::string& id : registry().ids(kind)) {
     for (const Candidate& candidate : registry().candidates(kind, id, cpu().info())) {
       const Variant& variant = *candidate.variant;
       if (variant.device == SIKV_CPU && candidate.score > 0) {
-        all.push_back({kind, id, variant.variant, &variant, ""});
+        const std::string missing = missing_base(variant);
+        all.push_back({kind, id, variant.variant, missing.empty() ? &variant : nullptr, missing,
+                       !missing.empty()});
       }
     }
     if (!gpu_missing().empty()) continue;

@@ -58,12 +58,14 @@ const Variant& find_variant(sikv_kind kind, std::string_view id, std::string_vie
 // The cuda variant, or null if there is none that runs here.
 const Variant* find_gpu_variant(sikv_kind kind, std::string_view id);
 
-// A variant that tests run over; one that cannot run here says why.
+// A variant that tests run over; one that cannot run here says why: a CUDA variant without a GPU, a
+// wrapper without any selector in this build that it would wrap.
 struct Subject {
   sikv_kind kind;
   std::string id, variant;  // `cuda` for a library that was refused
   const Variant* found;     // null if it cannot run
   std::string reason;
+  bool wraps_nothing = false;
 };
 // Every variant of a kind in the build tree, CUDA libraries that were refused included.
 std::vector<Subject> subjects(sikv_kind kind);

@@ -91,10 +91,10 @@ class SelectorSession {
     device_.synchronize();
     workspace_->make_dirty();
     DeviceCall call(device_);
-    selector_.observe(
-        {sizeof(sikv_observe_args), window, &call.view(filled_.cache), call.rows(keys),
-         call.rows(values), call.in(queries), call.in(keys.count), hidden == 0 ? nullptr : call.in(w_o), hidden, 0},
-        call.out(*workspace_), call.stream());
+    selector_.observe({sizeof(sikv_observe_args), window, &call.view(filled_.cache),
+                       call.rows(keys), call.rows(values), call.in(queries), call.in(keys.count),
+                       hidden == 0 ? nullptr : call.in(w_o), hidden, 0},
+                      call.out(*workspace_), call.stream());
     call.finish();
     check_memory();
   }

@@ -1,0 +1,211 @@
+// What ABI 1.3 asks of a pipeline: needs met or refused, evictions together, bases made and named.
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "framework/base/error.h"
+#include "framework/config/pipeline_text.h"
+#include "framework/experiment/measure.h"
+#include "framework/pipeline/pipeline.h"
+#include "plugins/sdk/plugin.h"
+#include "tests/support/plugins.h"
+
+namespace sikv {
+namespace {
+
+using testing::cpu;
+
+constexpr int kHeads = 1, kGroup = 2, kDim = 64, kHidden = 5;
+
+// What the selectors of this file were asked, in order.
+std::vector<std::string>& calls() {
+  static std::vector<std::string> calls;
+  return calls;
+}
+
+// Keeps slots 0 .. 9 and writes down what it is given.
+class Noting : public ScoringSelector {
+ public:
+  Plan plan() override { return {300, 0}; }
+  void observe(const sikv_observe_args& args, const CacheView& view, Launch) override {
+    calls().push_back(fmt::format("observe {}: {} queries, w_o {} x {}", view.layer(),
+                                  args.num_queries, args.w_o == nullptr ? 0.0f : args.w_o[1],
+                                  args.hidden));
+  }
+  void observe_page(const sikv_observe_page_args&, const CacheView& view, Launch) override {
+    calls().push_back(fmt::format("page {}", view.layer()));
+  }
+  void run(const sikv_select_args& args, const CacheView& view, Launch) override {
+    for (int row = 0; row < view.num_rows(); ++row) SelectionRow(args.selection, row).clear();
+  }
+  void evict(const sikv_evict_args& args, const CacheView& view, Launch) override {
+    calls().push_back(fmt::format("evict {}", view.layer()));
+    for (int row = 0; row < view.num_rows(); ++row) {
+      args.keep_counts[row] = 10;
+      for (int i = 0; i < 10; ++i) args.keep_slots[row * view.raw().max_encoded_len + i] = i;
+    }
+  }
+  void score(const sikv_score_args&, const CacheView&, Launch) override {}
+  uint64_t state_bytes() const override { return 1000; }
+};
+
+std::unique_ptr<ScoringSelector> make_noting(const CreateArgs&) {
+  return std::make_unique<Noting>();
+}
+std::unique_ptr<ScoringSelector> make_passing(const CreateArgs& args) {
+  return std::make_unique<WrappingSelector>(args);
+}
+
+constexpr sikv_option_spec kWrapperOptions[] = {selector_option("what is wrapped")};
+
+void add(Registry& registry, const char* id, const sikv_plugin_entry& entry) {
+  const sikv_plugin_descriptor_t descriptor =
+      sdk::descriptor(id, "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR), "");
+  const sikv_plugin_tables_t tables = {sizeof tables, 1, &entry};
+  registry.add_linked(std::string("linked/") + id, descriptor, &tables);
+}
+
+const Registry& registry() {
+  static const Registry* all = [] {
+    auto* made = new Registry();
+    made->add_folder(SIKV_PLUGIN_FOLDER);
+    add(*made, "noting", scoring_selector<make_noting, kNoOptions>("ref"));
+    add(*made, "needy",
+        scoring_selector<make_noting, kNoOptions, probe_ref,
+                         SIKV_SELECTOR_NEEDS_ALL_QUERIES | SIKV_SELECTOR_NEEDS_ALL_LAYERS |
+                             SIKV_SELECTOR_NEEDS_W_O | SIKV_SELECTOR_EVICTS_TOGETHER>("ref"));
+    add(*made, "passing", scoring_selector<make_passing, kWrapperOptions>("ref"));
+    return made;
+  }();
+  return *all;
+}
+
+PipelineSpec spec_of(const std::string& selector) {
+  return parse_pipeline("fp16+fp16 > " + selector + " > gather_attention", registry());
+}
+
+// Three layers of one sequence with a prompt of `tokens`, and `steps` steps behind it.
+void replay(const std::string& selector, int tokens, int queries, int steps, bool with_w_o = true) {
+  calls().clear();
+  const sikv_shape shape = {
+      sizeof(sikv_shape), 3, kHeads * kGroup, kHeads, kDim, SIKV_FP32, 1, 2000, 10000.0};
+  Pipeline pipeline(spec_of(selector), registry(), cpu(), shape, steps);
+  const std::vector<float> rows(static_cast<size_t>(tokens * kHeads * kDim), 0.5f);
+  const std::vector<float> q(static_cast<size_t>(queries * kHeads * kGroup * kDim), 0.25f);
+  const std::vector<float> w_o(static_cast<size_t>(kHeads * kGroup * kDim * kHidden), 7.0f);
+  const int32_t first = 0, count = tokens;
+  const sikv_rows kv{rows.data(), SIKV_FP32, tokens, &first, &count, kHeads * kDim, kDim};
+  for (int l = 0; l < 3; ++l) {
+    pipeline.prefill(l, kv, kv, q.data(), queries,
+                     with_w_o ? OutputProjection{w_o.data(), kHidden} : OutputProjection{});
+  }
+  std::vector<float> out(kHeads * kGroup * kDim), lse(kHeads * kGroup);
+  for (int s = 0; s < steps; ++s) {
+    pipeline.begin_step();
+    for (int l = 0; l < 3; ++l) {
+      pipeline.append(l, rows.data(), rows.data());
+      pipeline.attend(l, q.data(), out.data(), lse.data());
+    }
+  }
+}
+
+std::string error_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "done";
+}
+
+TEST(HooksTest, EvictsLayerByLayer) {
+  replay("noting(pinned=0)", 300, 4, 213);  // the tail of 44 is full after 212 steps
+  EXPECT_EQ(calls(),
+            (std::vector<std::string>{"observe 0: 4 queries, w_o 7 x 5", "evict 0",
+                                      "observe 1: 4 queries, w_o 7 x 5", "evict 1",
+                                      "observe 2: 4 queries, w_o 7 x 5", "evict 2", "page 0",
+                                      "evict 0", "page 1", "evict 1", "page 2", "evict 2"}));
+}
+
+TEST(HooksTest, EvictsTogetherAfterTheLastLayer) {
+  for (const char* selector : {"needy(pinned=0)", "passing(base=needy,pinned=0)"}) {
+    replay(selector, 300, 300, 213);
+    EXPECT_EQ(calls(), (std::vector<std::string>{
+                           "observe 0: 300 queries, w_o 7 x 5", "observe 1: 300 queries, w_o 7 x 5",
+                           "observe 2: 300 queries, w_o 7 x 5", "evict 0", "evict 1", "evict 2",
+                           "page 0", "page 1", "page 2", "evict 0", "evict 1", "evict 2"}))
+        << selector;
+  }
+}
+
+TEST(HooksTest, RefusesPromptsThatLackWhatIsNeeded) {
+  EXPECT_EQ(
+      error_of([] { replay("needy", 300, 299, 0); }),
+      "selector 'needy' needs the queries of every prompt position, but the prompt of this "
+      "run gives those from position 1 on: use a trace made by datasets/capture with --layers "
+      "all --queries all --w-o");
+  EXPECT_EQ(error_of([] { replay("passing(base=needy)", 300, 300, 0, false); }),
+            "selector 'needy' needs w_o, the output projection of every layer, but the prompt of "
+            "this run gives none: use a trace made by datasets/capture with --layers all --queries "
+            "all --w-o");
+  EXPECT_EQ(error_of([] { replay("noting", 300, 1, 0, false); }), "done");
+}
+
+TEST(HooksTest, RefusesTracesThatLackWhatIsNeeded) {
+  const sikv_shape shape = {sizeof(sikv_shape), 6, 9, 3, kDim, SIKV_FP16, 1, 2000, 10000.0};
+  const Composition composition(spec_of("passing(base=needy)"), registry(), cpu(), shape);
+  Offer offer{"t.h5", 6, 30, 3936, false};
+  const auto refusal = [&] {
+    return error_of([&] { check_needs(composition.selector(), offer); });
+  };
+  EXPECT_EQ(refusal(),
+            "selector 'needy' needs every layer of the model, but t.h5 gives 6 of 30: use a trace "
+            "made by datasets/capture with --layers all --queries all --w-o, and no source.layers");
+  offer.layers = 30;
+  EXPECT_EQ(
+      refusal(),
+      "selector 'needy' needs the queries of every prompt position, but t.h5 gives those from "
+      "position 3936 on: use a trace made by datasets/capture with --layers all --queries all "
+      "--w-o");
+  offer.first_query = 0;
+  EXPECT_EQ(
+      refusal(),
+      "selector 'needy' needs w_o, the output projection of every layer, but t.h5 gives none: "
+      "use a trace made by datasets/capture with --layers all --queries all --w-o");
+  offer.w_o = true;
+  EXPECT_EQ(refusal(), "done");
+}
+
+TEST(HooksTest, TheShippedTraceOffersSomeLayersAndQueries) {
+  Config config;
+  config.source.trace = SIKV_SOURCE_DIR "/datasets/smollm2-135m-4k.h5";
+  const Offer offer = source_offer(config);
+  EXPECT_EQ(offer.layers, 6);
+  EXPECT_EQ(offer.model_layers, 30);
+  EXPECT_EQ(offer.first_query, 3936);
+  EXPECT_FALSE(offer.w_o);
+}
+
+TEST(HooksTest, ABaseIsAPartAndItsBudgetThePipelines) {
+  const sikv_shape shape = {sizeof(sikv_shape), 1, 2, 1, kDim, SIKV_FP16, 1, 4096, 10000.0};
+  const Composition composition(spec_of("passing(base=quest[ref](budget=0.25))"), registry(), cpu(),
+                                shape);
+  std::vector<std::string> parts;
+  for (const ChosenPart& part : composition.parts()) {
+    parts.push_back(fmt::format("{} {} {}{}", part.role, part.variant->id, part.variant->variant,
+                                part.forced ? ", forced" : ""));
+  }
+  EXPECT_EQ(parts[2], "selector passing ref");
+  EXPECT_EQ(parts[3], "base quest ref, forced");
+  EXPECT_EQ(composition.budget(1000), 250);
+  EXPECT_EQ(composition.capacity(), 1024);
+}
+
+TEST(HooksTest, StateOfABaseIsCountedOnce) {
+  const sikv_shape shape = {sizeof(sikv_shape), 1, 2, 1, kDim, SIKV_FP16, 1, 512, 10000.0};
+  const Pipeline pipeline(spec_of("passing(base=noting)"), registry(), cpu(), shape, 1);
+  EXPECT_EQ(pipeline.ledger().bytes("selector_state"), 1000u);
+}
+
+}  // namespace
+}  // namespace sikv
