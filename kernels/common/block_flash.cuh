@@ -14,7 +14,7 @@
 
 #include <algorithm>
 
-#include "kernels/common/cuda_launch.h"
+#include "kernels/common/overlapped_launch.cuh"
 #include "kernels/common/warp_rows.cuh"
 
 namespace sikv::cuda {
@@ -140,120 +140,131 @@ __device__ inline void store_split(const FlashCall& call, int row, int split, in
   }
 }
 
-// Query heads a block merges at a time, and the shared memory it takes.
-inline constexpr int kMergeHeads = 4, kMaxSplits = 128;
+inline constexpr int kMaxSplits = 128;  // of each kind
 struct MergeShared {
-  float2 tops[kMergeHeads][2 * kMaxSplits];  // (m, l) of a split; then (weight, -)
-  float sums[2][kMergeHeads][kMaxHeadDim];   // encoded, exact
-  float weights[kMergeHeads][2];             // of these two in the output
-  float encoded_l[kMergeHeads];
+  float weights[2 * kMaxSplits];  // of a split's sum
+  float sums[2][kMaxHeadDim];     // encoded, exact
 };
 
-// Merges heads first .. first + heads - 1 of a row and writes their output. All threads.
-__device__ inline void merge_heads(const FlashCall& call, int row, int first, int heads,
-                                   MergeShared& shared) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int dim = call.view.head_dim, splits = call.splits();
+// Merges query head g of a row and writes its output. One warp. All that it waits for is L2: a
+// batch of splits' sums is asked for at a time, the first one along with the splits' tops. A call, so
+// that its registers do not weigh on the splits' loops.
+__device__ __noinline__ inline void merge_head(const FlashCall& call, int row, int g,
+                                               MergeShared& shared) {
+  constexpr int kBatch = 20;
+  const int lane = threadIdx.x % 32, dim = call.view.head_dim, splits = call.splits();
+  const int64_t first = call.result(row, 0, g);
+  const int chunks = dim / 4;
+  float4 x[kBatch];
+  const auto load = [&](int chunk, int begin) {
+    const float4* from = reinterpret_cast<const float4*>(call.sums + first * dim) + chunk;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      x[i] = __ldcg(from + int64_t{min(begin + i, splits - 1)} * call.group * chunks);
+    }
+  };
+  load(min(lane, chunks - 1), 0);
   float mean[kMaxLaneChannels] = {};
   if (call.values.rotated()) {
     warp_load(call.values.mean, SIKV_FP32, int64_t{row} * dim, dim, mean);
   }
-  for (int i = threadIdx.x; i < splits * heads; i += kFlashThreads) {
-    const int s = i / heads, g = i % heads;
-    shared.tops[g][s] = __ldcg(call.tops + call.result(row, s, first + g));
+
+  float2 tops[2 * kMaxSplits / 32];
+  float m[2] = {-INFINITY, -INFINITY}, l[2] = {};  // encoded, exact
+#pragma unroll
+  for (int i = 0; i < 2 * kMaxSplits / 32; ++i) {
+    if (32 * i >= splits) break;
+    const int s = 32 * i + lane;
+    tops[i] = {-INFINITY, 0.0f};
+    if (s < splits) tops[i] = __ldcg(call.tops + first + int64_t{s} * call.group);
   }
-  __syncthreads();
-  for (int g = warp; g < heads; g += kFlashWarps) {
-    float2* const tops = shared.tops[g];
-    float m[2] = {-INFINITY, -INFINITY}, l[2] = {};  // encoded, exact
-    for (int s = lane; s < splits; s += 32) {
-      if (s < call.encoded_splits) {
-        m[0] = fmaxf(m[0], tops[s].x);
-      } else {
-        m[1] = fmaxf(m[1], tops[s].x);
-      }
-    }
-    m[0] = warp_max(m[0]);
-    m[1] = warp_max(m[1]);
-    for (int s = lane; s < splits; s += 32) {
-      const bool encoded = s < call.encoded_splits;
-      const float weight = tops[s].x == -INFINITY ? 0.0f : exp2f(tops[s].x - m[encoded ? 0 : 1]);
-      if (encoded) {
-        l[0] = fmaf(weight, tops[s].y, l[0]);
-      } else {
-        l[1] = fmaf(weight, tops[s].y, l[1]);
-      }
-      tops[s].x = weight;
-    }
-    l[0] = warp_sum(l[0]);
-    l[1] = warp_sum(l[1]);
-    const float top = fmaxf(m[0], m[1]);
-    const float w0 = m[0] == -INFINITY ? 0.0f : exp2f(m[0] - top);
-    const float w1 = m[1] == -INFINITY ? 0.0f : exp2f(m[1] - top);
-    const float sum = w0 * l[0] + w1 * l[1];
-    if (lane == 0) {
-      const bool empty = top == -INFINITY;
-      shared.weights[g][0] = empty ? 0.0f : w0 / sum;
-      shared.weights[g][1] = empty ? 0.0f : w1 / sum;
-      shared.encoded_l[g] = l[0];
-      call.lse[call.head(row, first + g)] = empty ? -INFINITY : (top + log2f(sum)) * kLn2;
-    }
+#pragma unroll
+  for (int i = 0; i < 2 * kMaxSplits / 32; ++i) {
+    if (32 * i >= splits) break;
+    const bool encoded = 32 * i + lane < call.encoded_splits;
+    m[0] = fmaxf(m[0], encoded ? tops[i].x : -INFINITY);
+    m[1] = fmaxf(m[1], encoded ? -INFINITY : tops[i].x);
   }
-  __syncthreads();
-  for (int i = threadIdx.x; i < heads * (dim / 4); i += kFlashThreads) {
-    const int g = i / (dim / 4), chunk = i % (dim / 4);
-    const float4* from =
-        reinterpret_cast<const float4*>(call.sums + call.result(row, 0, first + g) * dim) + chunk;
-    const int64_t next = int64_t{call.group} * (dim / 4);
-    const auto sum = [&](int begin, int end, float* to) {
-      float4 x = {};
-#pragma unroll 8
-      for (int s = begin; s < end; ++s) {
-        const float4 y = __ldcg(from + s * next);
-        const float w = shared.tops[g][s].x;
-        x.x = fmaf(w, y.x, x.x), x.y = fmaf(w, y.y, x.y);
-        x.z = fmaf(w, y.z, x.z), x.w = fmaf(w, y.w, x.w);
-      }
-      reinterpret_cast<float4*>(to)[chunk] = x;
+  m[0] = warp_max(m[0]);
+  m[1] = warp_max(m[1]);
+#pragma unroll
+  for (int i = 0; i < 2 * kMaxSplits / 32; ++i) {
+    if (32 * i >= splits) break;
+    const bool encoded = 32 * i + lane < call.encoded_splits;
+    const float weight = tops[i].x == -INFINITY ? 0.0f : exp2f(tops[i].x - (encoded ? m[0] : m[1]));
+    l[0] = fmaf(encoded ? weight : 0.0f, tops[i].y, l[0]);
+    l[1] = fmaf(encoded ? 0.0f : weight, tops[i].y, l[1]);
+    shared.weights[32 * i + lane] = weight;
+  }
+  l[0] = warp_sum(l[0]);
+  l[1] = warp_sum(l[1]);
+  __syncwarp();
+
+  for (int chunk = lane; chunk - lane < chunks; chunk += 32) {
+    float4 encoded_sum = {}, exact_sum = {};
+    const auto add = [&](float4& sum, float weight, const float4& term) {
+      sum.x = fmaf(weight, term.x, sum.x), sum.y = fmaf(weight, term.y, sum.y);
+      sum.z = fmaf(weight, term.z, sum.z), sum.w = fmaf(weight, term.w, sum.w);
     };
-    sum(0, call.encoded_splits, shared.sums[0][g]);
-    sum(call.encoded_splits, splits, shared.sums[1][g]);
+    for (int begin = 0; begin < splits; begin += kBatch) {
+      if (begin > 0 || chunk != lane) load(min(chunk, chunks - 1), begin);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int s = begin + i;
+        if (s >= splits) break;
+        if (s < call.encoded_splits) {
+          add(encoded_sum, shared.weights[s], x[i]);
+        } else {
+          add(exact_sum, shared.weights[s], x[i]);
+        }
+      }
+    }
+    if (chunk >= chunks) break;
+    reinterpret_cast<float4*>(shared.sums[0])[chunk] = encoded_sum;
+    reinterpret_cast<float4*>(shared.sums[1])[chunk] = exact_sum;
   }
-  __syncthreads();
-  for (int g = warp; g < heads; g += kFlashWarps) {
-    float acc[kMaxLaneChannels] = {};
+  __syncwarp();
+
+  const float top = fmaxf(m[0], m[1]);
+  const float w0 = m[0] == -INFINITY ? 0.0f : exp2f(m[0] - top);
+  const float w1 = m[1] == -INFINITY ? 0.0f : exp2f(m[1] - top);
+  const float sum = w0 * l[0] + w1 * l[1];
+  const bool empty = top == -INFINITY;
+  const float encoded = empty ? 0.0f : w0 / sum, exact = empty ? 0.0f : w1 / sum;
+  if (lane == 0) {
+    call.lse[call.head(row, g)] = empty ? -INFINITY : (top + log2f(sum)) * kLn2;
+  }
+  float acc[kMaxLaneChannels] = {};
 #pragma unroll
-    for (int c = 0; c < kMaxLaneChannels; ++c) {
-      if (32 * c < dim) acc[c] = shared.sums[0][g][lane + 32 * c];
-    }
-    const float w0 = shared.weights[g][0], w1 = shared.weights[g][1];
-    // Without encoded tokens the row's side tables may never have been filled.
-    if (w0 != 0.0f && call.values.rotated()) {
-      warp_restore_value(call.values, mean, shared.encoded_l[g], acc);
-    }
-    float* out = call.out + call.head(row, first + g) * dim + lane;
+  for (int c = 0; c < kMaxLaneChannels; ++c) {
+    if (32 * c < dim) acc[c] = shared.sums[0][lane + 32 * c];
+  }
+  // Without encoded tokens the row's side tables may never have been filled.
+  if (encoded != 0.0f && call.values.rotated()) warp_restore_value(call.values, mean, l[0], acc);
+  float* out = call.out + call.head(row, g) * dim + lane;
 #pragma unroll
-    for (int c = 0; c < kMaxLaneChannels; ++c) {
-      if (32 * c < dim) out[32 * c] = w0 * acc[c] + w1 * shared.sums[1][g][lane + 32 * c];
-    }
+  for (int c = 0; c < kMaxLaneChannels; ++c) {
+    if (32 * c < dim) out[32 * c] = encoded * acc[c] + exact * shared.sums[1][lane + 32 * c];
   }
 }
 
-// After a block has stored its results: the last of `blocks` blocks of a row merges it, in the
-// block's shared memory.
+// After a block has stored its results: the last of `blocks` blocks of a row merges it, a warp a
+// head, in the block's shared memory.
 __device__ inline void finish_row(const FlashCall& call, int row, int blocks, float* shared) {
   if (!call.finish) return;
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(call.tickets + row, 1) == blocks - 1;
+  if (threadIdx.x == 0) {
+    // Releases what the whole block wrote: the barrier before orders it.
+    __threadfence();
+    last = atomicAdd(call.tickets + row, 1) == blocks - 1;
+    __threadfence();
+  }
   __syncthreads();
   if (!last) return;
-  __threadfence();
-  for (int first = 0; first < call.group; first += kMergeHeads) {
-    merge_heads(call, row, first, min(kMergeHeads, call.group - first),
-                *reinterpret_cast<MergeShared*>(shared));
-    __syncthreads();
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  for (int g = warp; g < call.group; g += kFlashWarps) {
+    merge_head(call, row, g, reinterpret_cast<MergeShared*>(shared)[warp]);
   }
   if (threadIdx.x == 0) call.tickets[row] = 0;
 }
@@ -413,7 +424,7 @@ struct EncodedList {
 // Shared memory of a block that attends to `heads` heads at a time: queries, then states.
 constexpr size_t flash_shared_bytes(int heads, int dim) {
   return std::max(sizeof(float) * static_cast<size_t>(heads * dim) + WarpStates::bytes(heads, dim),
-                  sizeof(MergeShared));
+                  kFlashWarps * sizeof(MergeShared));
 }
 
 // A split of encoded tokens of any layout, heads first .. first + heads - 1.
@@ -526,6 +537,7 @@ __global__ __launch_bounds__(kFlashThreads,
   float* const shared = reinterpret_cast<float*>(shared_words);
   const int row = static_cast<int>(blockIdx.y), split = static_cast<int>(blockIdx.x);
   const int first = static_cast<int>(blockIdx.z) * kHeads, heads = min(kHeads, call.group - first);
+  wait_for_launch_before();
   if (split < call.encoded_splits) {
     attend_encoded<kLanes, kHeads>(call, row, split, first, heads, shared);
   } else if (call.finish) {
@@ -555,7 +567,7 @@ class Tickets {
   int32_t* data_ = nullptr;
 };
 
-inline constexpr int kMaxRounds = 4;
+inline constexpr int kMaxRounds = 12;
 
 struct Splits {
   int encoded, exact;
@@ -563,20 +575,24 @@ struct Splits {
 
 // Splits of `tokens` encoded and `exact_tokens` other tokens of each row: as many blocks as the GPU
 // holds at once (one more would run alone afterwards), or up to kMaxRounds times that while a split
-// keeps kLong tokens, so that blocks that end early are followed by others. 64 tokens at least: a
-// tile for each warp.
+// keeps kLong tokens, so that blocks that end early are followed by others; the number of rounds
+// whose last one is fullest. 64 tokens at least: a tile for each warp.
 inline Splits flash_splits(int64_t tokens, int64_t exact_tokens, int64_t rows,
                            int multiprocessors) {
-  constexpr int64_t kLeast = 64, kLong = 512;
+  constexpr int64_t kLeast = 64, kLong = 768;
   const int64_t blocks = int64_t{multiprocessors} * kResident;
-  const int64_t rounds = std::clamp<int64_t>(
-      std::min(tokens / kLong * rows, kMaxSplits * rows) / blocks, 1, int64_t{kMaxRounds});
-  const int64_t share = std::min<int64_t>(blocks * rounds / rows, kMaxSplits);
   const auto parts = [](int64_t n, int64_t most) {
-    return static_cast<int>(std::max<int64_t>(std::min((n + kLeast - 1) / kLeast, most), 1));
+    return std::max<int64_t>(std::min((n + kLeast - 1) / kLeast, most), 1);
   };
-  const int exact = parts(exact_tokens, blocks / rows / 4);
-  return {parts(tokens, share - exact), exact};
+  const int64_t exact = parts(exact_tokens, blocks / rows / 4);
+  int64_t best = std::min<int64_t>(blocks / rows - exact, kMaxSplits), best_rounds = 1;
+  for (int64_t rounds = 2; rounds <= kMaxRounds; ++rounds) {
+    // Exact splits are short: not counted.
+    const int64_t share = blocks * rounds / rows;
+    if (share > kMaxSplits || share * kLong > tokens) break;
+    if (share * best_rounds > best * rounds) best = share, best_rounds = rounds;
+  }
+  return {static_cast<int>(parts(tokens, best)), static_cast<int>(exact)};
 }
 inline Splits flash_splits(int64_t tokens, const sikv_cache_view& view, int multiprocessors) {
   return flash_splits(tokens, view.pinned_capacity + view.tail_capacity,
@@ -607,7 +623,8 @@ inline FlashCall flash_call(const sikv_attend_args& args, void* workspace, const
 
 // Bytes of results of any batch of at most `rows` rows, whose splits flash_splits counted.
 inline uint64_t flash_workspace_bytes(int64_t rows, int group, int dim, int multiprocessors) {
-  const int64_t splits = int64_t{multiprocessors} * kResident * kMaxRounds + 2 * rows;
+  const int64_t blocks = int64_t{multiprocessors} * kResident;
+  const int64_t splits = blocks * kMaxRounds + blocks / 4 + 2 * rows;
   return static_cast<uint64_t>(splits * group) *
          (sizeof(float2) + sizeof(float) * static_cast<uint64_t>(dim));
 }
@@ -618,9 +635,8 @@ inline void launch_attend_any(const FlashCall& call, cudaStream_t stream) {
     constexpr int kLanes = decltype(lanes)::value, kHeads = decltype(heads)::value;
     const dim3 grid(static_cast<unsigned>(call.splits()), static_cast<unsigned>(rows),
                     static_cast<unsigned>((call.group + kHeads - 1) / kHeads));
-    attend_any<kLanes, kHeads>
-        <<<grid, kFlashThreads, flash_shared_bytes(kHeads, dim), stream>>>(call);
-    check_launch("attend_any", grid, kFlashThreads, stream);
+    launch_overlapped("attend_any", attend_any<kLanes, kHeads>, grid, kFlashThreads,
+                      flash_shared_bytes(kHeads, dim), stream, call);
   };
   const auto with_lanes = [&](auto heads) {
     if (dim == 64) return launch(std::integral_constant<int, 8>{}, heads);

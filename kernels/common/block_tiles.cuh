@@ -127,6 +127,12 @@ struct RawKeys {
 // ---- values -------------------------------------------------------------------------------------
 //
 // A lane holds tokens 2 j, 2 j + 1, 8 + 2 j, 9 + 2 j (i = 0 .. 3). x [4]: their weights for head r.
+// Its channels come as kTiles / 2 runs of 4: the first channel of a run, and which half of which
+// tile each of its channels is.
+
+struct TileHalf {
+  int tile, half;
+};
 
 template <typename T, int kD>
 struct RawValues {
@@ -139,9 +145,12 @@ struct RawValues {
   struct Extra {};
 
   __device__ static void prefetch(const RowStore&, int64_t, int, int) {}
-  __device__ static int channel(int tile, int half) {
-    return tile / kWords * 16 * kWords + 2 * kWords * (threadIdx.x % 32 / 4) + 2 * (tile % kWords) +
-           half;
+  static constexpr int kRuns = kWords / 2;  // of a chunk
+  __device__ static int run(int n) {
+    return n / kRuns * 16 * kWords + 2 * kWords * (threadIdx.x % 32 / 4) + 4 * (n % kRuns);
+  }
+  static constexpr __device__ TileHalf at(int n, int i) {
+    return {n / kRuns * kWords + n % kRuns * 2 + i / 2, i % 2};
   }
   __device__ void load(const RowStore& values, int i, int64_t page, int token) {
     load_row(i, values.payload.page(page) + token * static_cast<int>(kD * sizeof(T)));
@@ -218,10 +227,9 @@ struct LevelValues {
     touch_l2(half == 0 ? values.payload.page(page) + 32 * token
                        : values.scale.page(page) + 2 * token);
   }
-  // Word r of a token: channels 16 r .. 16 r + 15.
-  __device__ static int channel(int tile, int half) {
-    return 16 * (threadIdx.x % 32 / 4) + 8 * half + tile;
-  }
+  // Word r of a token: channels 16 r .. 16 r + 15, of which half h of tile m is 8 h + m.
+  __device__ static int run(int n) { return 16 * (threadIdx.x % 32 / 4) + 4 * n; }
+  static constexpr __device__ TileHalf at(int n, int i) { return {n % 2 * 4 + i, n / 2}; }
   __device__ void load(const RowStore& values, int i, int64_t page, int token) {
     const auto* row = reinterpret_cast<const uint32_t*>(values.payload.page(page) + 32 * token);
     words[i] = __ldg(row + threadIdx.x % 32 / 4);
@@ -299,9 +307,8 @@ struct MinMaxValues {
   }
   // Byte r of a group's eight: channels 32 g + 4 r .. + 3. Two tiles a group, so that all rows of a
   // tile have one scale.
-  __device__ static int channel(int tile, int half) {
-    return tile / 2 * 32 + 4 * (threadIdx.x % 32 / 4) + tile % 2 * 2 + half;
-  }
+  __device__ static int run(int n) { return 32 * n + 4 * (threadIdx.x % 32 / 4); }
+  static constexpr __device__ TileHalf at(int n, int i) { return {2 * n + i / 2, i % 2}; }
   __device__ void load(const RowStore& values, int i, int64_t page, int token) {
     const uint8_t* row = values.payload.page(page) + 32 * token + threadIdx.x % 32 / 4;
 #pragma unroll
@@ -500,9 +507,12 @@ class TileFlash {
         if (r == 0) states.tops[state] = {m_[t][i], l_[t][i]};
         float* const sums = states.sums + state * (16 * Values::kTiles);
 #pragma unroll
-        for (int n = 0; n < Values::kTiles; ++n) {
-          sums[Values::channel(n, 0)] = acc_[t][n][i] * Values::kUnit;
-          sums[Values::channel(n, 1)] = acc_[t][n][i + 2] * Values::kUnit;
+        for (int n = 0; n < Values::kTiles / 2; ++n) {
+          const auto sum = [&](int c) {
+            const TileHalf from = Values::at(n, c);
+            return acc_[t][from.tile][i + 2 * from.half] * Values::kUnit;
+          };
+          *reinterpret_cast<float4*>(sums + Values::run(n)) = {sum(0), sum(1), sum(2), sum(3)};
         }
       }
     }
@@ -629,6 +639,7 @@ __global__ __launch_bounds__(kFlashThreads, tile_blocks(Keys::kDim)) void attend
   constexpr int kDim = Keys::kDim;
   const int row = static_cast<int>(blockIdx.y), split = static_cast<int>(blockIdx.x);
   const int part = split - call.encoded_splits;
+  wait_for_launch_before();
   if (part < 0) {
     attend_tile_split<Keys, Values, kHeadTiles>(call, row, split, shared);
   } else if (call.view.dtype == SIKV_FP16) {
@@ -660,8 +671,7 @@ void launch_attend_tiles(const FlashCall& call, cudaStream_t stream) {
   }
   const dim3 grid(static_cast<unsigned>(call.splits()),
                   static_cast<unsigned>(call.view.num_sequences * call.view.num_kv_heads));
-  kernel<<<grid, kFlashThreads, kShared, stream>>>(call);
-  check_launch("attend_tiles", grid, kFlashThreads, stream);
+  launch_overlapped("attend_tiles", kernel, grid, kFlashThreads, kShared, stream, call);
 }
 
 }  // namespace sikv::cuda

@@ -52,13 +52,18 @@ inline void check(cudaError_t status, std::string_view what) {
   throw PluginBug(std::string(what) + " failed: " + cudaGetErrorString(status));
 }
 
-// What the runtime knows of a kernel on the current device. Its ptxVersion is what __CUDA_ARCH__ / 10
-// was in the code that will run: below the GPU's where the library was built for an older one.
+// What the runtime knows of a kernel on the current device.
 template <typename Kernel>
 cudaFuncAttributes attributes_of(Kernel* kernel) {
   cudaFuncAttributes attributes{};
   check(cudaFuncGetAttributes(&attributes, kernel), "asking for a kernel's attributes");
   return attributes;
+}
+// The architecture a kernel was compiled for, as __CUDA_ARCH__ / 10 said in it: below the GPU's where
+// the library was built for an older one.
+template <typename Kernel>
+int runs_as(Kernel* kernel) {
+  return attributes_of(kernel).ptxVersion;
 }
 
 // Right after kernel<<<grid, block, shared, stream>>>: names kernel, shape and stream.

@@ -14,6 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -117,10 +118,15 @@ def check(attend, args):
     return ((out - expected).norm() / expected.norm()).item()
 
 
-def event_times(work, runs, warmup=3):
+WARM_SECONDS = 0.05  # as the project's own benches
+
+
+def event_times(work, runs):
     """Milliseconds of each call of work()."""
-    for _ in range(warmup):
+    begun = time.monotonic()
+    while time.monotonic() - begun < WARM_SECONDS:
         work()
+        torch.cuda.synchronize()
     times = []
     for _ in range(runs):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -1,6 +1,6 @@
 #include <memory>
 
-#include "kernels/common/cuda_launch.h"
+#include "kernels/common/overlapped_launch.cuh"
 #include "selectors/full/full.h"
 
 namespace sikv::full {
@@ -10,6 +10,7 @@ constexpr int kThreads = 128;
 
 __global__ __launch_bounds__(kThreads) void select_all(int32_t* counts, int rows) {
   const int row = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  cuda::start_next_launch();
   if (row < rows) counts[row] = SIKV_SELECT_ALL;
 }
 

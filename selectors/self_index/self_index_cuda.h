@@ -5,38 +5,11 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <string_view>
 
-#include "kernels/common/cuda_launch.h"
+#include "plugins/abi/sikv_selector.h"
 #include "selectors/self_index/self_index_args.cuh"
 
 namespace sikv::self_index {
-
-// A launch that may begin before the one before it is over if `overlaps`, in clusters of `cluster`
-// blocks along x; both need sm_90.
-template <typename Args>
-void launch(std::string_view name, void (*kernel)(Args), dim3 grid, int threads, size_t bytes,
-            cudaStream_t stream, bool overlaps, const Args& args, unsigned cluster = 1) {
-  cudaLaunchAttribute attributes[2] = {};
-  unsigned count = 0;
-  if (overlaps) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count++].val.clusterDim = {cluster, 1, 1};
-  }
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = count;
-  cudaLaunchKernelEx(&config, kernel, args);
-  cuda::check_launch(name, grid, config.blockDim, stream);
-}
 
 class Scanner {
  public:
@@ -47,7 +20,7 @@ class Scanner {
 
  private:
   int head_dim_, sets_, largest_chunk_, resident_;
-  bool integer_, overlaps_;
+  bool integer_;
 };
 
 class Reranker {
@@ -62,7 +35,7 @@ class Reranker {
  private:
   int multiprocessors_;
   int score_slots_;  // blocks of rerank_score that run at a time
-  bool overlaps_;
+  bool clusters_;
   int most_keep_tokens_;  // of a block, as shared memory allows
   int64_t most_;
 };

@@ -398,7 +398,8 @@ __global__ void __launch_bounds__(kKeepThreads, 2)
   const float2* sums = args.sums + int64_t{first_block} * step.group;
   int slot[kKeepBatch];
   load_slots(rerank.list, first, 0, keys.size, slot);
-  wait_for_launch_before();
+  cuda::wait_for_launch_before();
+  cuda::start_next_launch();
   const bool notes = cluster.rank() == 0 && threadIdx.x == kKeepThreads - 1;
   int32_t* out = args.selection.slots + int64_t{row} * args.selection.capacity;
   if (!rerank.ranked) {

@@ -28,7 +28,7 @@ Reranker::Reranker(const sikv_device& device, int64_t most_candidates)
       score_slots_(kScoreBlocks * device.multiprocessors),
       most_(most_candidates) {
   const cudaFuncAttributes attributes = cuda::attributes_of(rerank_keep);
-  overlaps_ = attributes.ptxVersion >= 90;
+  clusters_ = cuda::runs_as(rerank_keep) >= 90;
   int most_shared = 0;
   cuda::check(
       cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.ordinal),
@@ -51,8 +51,8 @@ void Reranker::run(RerankArgs args, cudaStream_t stream) const {
   const auto query_bytes = 2 * sizeof(float) * static_cast<size_t>(args.step.group) *
                            static_cast<size_t>(args.view.head_dim);
   with_kernel(args.keys, [&](auto kernel) {
-    launch("self_index rerank_score", kernel, scores, kRerankThreads, query_bytes, stream,
-           overlaps_, args);
+    cuda::launch_overlapped("self_index rerank_score", kernel, scores, kRerankThreads, query_bytes,
+                            stream, args);
   });
 
   // Clusters while every thread has a candidate and none waits for room: pairs have room for two
@@ -61,14 +61,15 @@ void Reranker::run(RerankArgs args, cudaStream_t stream) const {
     const int room = (blocks > 2 ? 1 : 2) * multiprocessors_;
     return static_cast<int>(blocks) * rows <= room && int64_t{blocks} * kKeepThreads <= most_;
   };
-  unsigned cluster = overlaps_ ? kMaxKeepBlocks : 1;
+  unsigned cluster = clusters_ ? kMaxKeepBlocks : 1;
   while (cluster > 1 && !fits(cluster)) cluster /= 2;
   const int64_t tokens =
       int64_t{keep_share(static_cast<int>(most_), static_cast<int>(cluster))} * kKeepWarps;
   args.keep_tokens = tokens <= most_keep_tokens_ ? static_cast<int>(tokens) : 0;
-  launch("self_index rerank_keep", rerank_keep, dim3(cluster, static_cast<unsigned>(rows)),
-         kKeepThreads, sizeof(uint32_t) * static_cast<size_t>(args.keep_tokens), stream, overlaps_,
-         args, cluster);
+  cuda::launch_overlapped("self_index rerank_keep", rerank_keep,
+                          dim3(cluster, static_cast<unsigned>(rows)), kKeepThreads,
+                          sizeof(uint32_t) * static_cast<size_t>(args.keep_tokens), stream, args,
+                          cluster);
 }
 
 }  // namespace sikv::self_index

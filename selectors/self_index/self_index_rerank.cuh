@@ -11,6 +11,7 @@
 #include <cfloat>
 #include <type_traits>
 
+#include "kernels/common/overlapped_launch.cuh"
 #include "kernels/common/warp_rows.cuh"
 #include "selectors/self_index/self_index_args.cuh"
 #include "selectors/self_index/self_index_softmax.cuh"
@@ -497,15 +498,15 @@ __global__ void __launch_bounds__(kRerankThreads, kScoreBlocks)
   // The order of rows is older than the scan, whose launch waited for it.
   const Shares shares(args);
   const int place = shares.place(block);
-  if (place >= shares.rows) return wait_for_launch_before();
+  if (place >= shares.rows) return cuda::wait_for_launch_before();
   const int row = row_at(step, place);
   const int rank = block - shares.first_block(place), blocks = shares.blocks(place);
   // Neither queries nor exact keys wait for the scan.
   prepare_queries<kChannels>(args, row, q_exact, q_stored, shared.shift);
   __syncthreads();
   score_exact(args, row, rank, blocks, q_exact, shared);
-  wait_for_launch_before();
-  start_next_launch();
+  cuda::wait_for_launch_before();
+  cuda::start_next_launch();
   const RerankRow rerank(args, row);
   if (!rerank.ranked) return;
   const int n = rerank.list.size(), windows = (n + kWindow - 1) / kWindow;

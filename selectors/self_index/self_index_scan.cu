@@ -34,7 +34,6 @@ Scanner::Scanner(const sikv_device& device, int head_dim, bool integer, int sets
       largest_chunk_(integer ? kLargestChunk : kLargestChunk / 2),
       integer_(integer) {
   with_kernel(head_dim, integer, sets, largest_chunk_, [&](auto kernel, size_t bytes) {
-    overlaps_ = cuda::attributes_of(kernel).ptxVersion >= 90;
     cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                      static_cast<int>(bytes)),
                 "self_index: asking for shared memory");
@@ -66,12 +65,10 @@ void Scanner::run(ScanArgs args, cudaStream_t stream) const {
   const dim3 grid = pooled ? dim3(std::max(of_a_row * all_rows, static_cast<unsigned>(resident_)))
                            : dim3(of_a_row, all_rows);
   if (pooled) {
-    find_due<<<1, kDueThreads, 0, stream>>>(args);
-    cuda::check_launch("self_index find_due", 1, kDueThreads, stream);
+    cuda::launch_overlapped("self_index find_due", find_due, 1, kDueThreads, 0, stream, args);
   }
   with_kernel(head_dim_, integer_, sets_, args.chunk, [&](auto kernel, size_t bytes) {
-    launch("self_index scan_select", kernel, grid, kThreads, bytes, stream, overlaps_ && pooled,
-           args);
+    cuda::launch_overlapped("self_index scan_select", kernel, grid, kThreads, bytes, stream, args);
   });
 }
 

@@ -14,6 +14,7 @@
 
 #include <cuda_fp16.h>
 
+#include "kernels/common/overlapped_launch.cuh"
 #include "selectors/self_index/self_index_args.cuh"
 #include "selectors/self_index/self_index_tables.cuh"
 #include "selectors/self_index/self_index_team.cuh"
@@ -234,7 +235,8 @@ __global__ void __launch_bounds__(kDueThreads) find_due(const __grid_constant__ 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   __shared__ bool is_due[kDueThreads];
   __shared__ int warp_due[kDueThreads / 32];
-  start_next_launch();
+  cuda::wait_for_launch_before();
+  cuda::start_next_launch();
   int before = 0;
   for (int first = 0; first < rows; first += kDueThreads) {
     const int here = min(rows - first, kDueThreads), row = first + threadIdx.x;
@@ -331,8 +333,8 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   const Step& step = args.step;
   const bool pooled = step.pool.state != nullptr;
   // The next launch begins when the order of rows is there.
-  wait_for_launch_before();
-  start_next_launch();
+  cuda::wait_for_launch_before();
+  cuda::start_next_launch();
   const auto [row, rank, largest] = find_share(args);
   if (row < 0) return;
   // What the row needs is asked for at once: one after the other costs a microsecond each.
@@ -361,7 +363,8 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
 
   // Chosen is what is best by the mean query, or by any head's.
   __shared__ float mean[D];
-  load_mean(step, view, row, rank == 0, mean);
+  static_assert(D <= kThreads);
+  if (threadIdx.x < D) mean[threadIdx.x] = mean_element(step, view, row, threadIdx.x, rank == 0);
 
   // The first codes come while the tables are made.
   const auto prefetch = [](const void* line) {

@@ -141,26 +141,28 @@ __device__ inline void rotate_shared(float* x, int head_dim) {
 // (plugins/sdk/select.h). Reports numbers that are not storable if `check`.
 __device__ inline float mean_element(const Step& step, const sikv_cache_view& view, int row, int d,
                                      bool check) {
-  const int64_t first = first_query(step, view, row);
+  constexpr int kBatch = 4;  // heads asked for at once
+  const int64_t first = first_query(step, view, row) + d;
   float sum = 0.0f;
-  for (int g = 0; g < step.group; ++g) {
-    const float x = load_element(step.q, view.dtype, first + int64_t{g} * view.head_dim + d);
-    if (check && !cuda::is_storable(x)) {
-      cuda::report_fault(view, SIKV_FAULT_Q, row / view.num_kv_heads,
-                         row % view.num_kv_heads * step.group + g, row_length(step, view, row) - 1,
-                         d, x);
+  for (int g = 0; g < step.group; g += kBatch) {
+    float x[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int head = min(g + i, step.group - 1);
+      x[i] = load_element(step.q, view.dtype, first + int64_t{head} * view.head_dim);
     }
-    sum = add_rn(sum, x);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (g + i >= step.group) break;
+      if (check && !cuda::is_storable(x[i])) {
+        cuda::report_fault(view, SIKV_FAULT_Q, row / view.num_kv_heads,
+                           row % view.num_kv_heads * step.group + g + i,
+                           row_length(step, view, row) - 1, d, x[i]);
+      }
+      sum = add_rn(sum, x[i]);
+    }
   }
   return div_rn(sum, static_cast<float>(step.group));
-}
-
-// mean [D] in shared memory = the row's mean query. All threads; no barrier at the end.
-__device__ inline void load_mean(const Step& step, const sikv_cache_view& view, int row, bool check,
-                                 float* mean) {
-  for (int d = threadIdx.x; d < view.head_dim; d += blockDim.x) {
-    mean[d] = mean_element(step, view, row, d, check);
-  }
 }
 
 }  // namespace sikv::self_index

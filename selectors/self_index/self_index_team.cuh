@@ -24,19 +24,6 @@ struct alignas(64) TeamState {
   uint32_t histogram[kRadixBins + 2 * 1024];
 };
 
-// Where launches may overlap (sm_90 and newer): waits until the launch before is over and its
-// writes are visible; lets the next one begin as blocks of this one end.
-__device__ inline void wait_for_launch_before() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-__device__ inline void start_next_launch() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-
 __device__ inline uint32_t load_acquire(const uint32_t* address) {
   uint32_t value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");

@@ -1,0 +1,65 @@
+// How much faster a selector's SIMD variant chooses than its reference, as a ratio taken in one run.
+//
+//   sikv_selector_ratio ID [OPTION=VALUE ...] [tokens=N]
+//
+// One layer of 2 KV heads with 3 query heads each, D = 128, gaussian keys in fp16, one thread. The
+// variants take turns; the least time of each counts.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "tests/support/selector_session.h"
+
+namespace sikv::testing {
+namespace {
+
+constexpr int kGroup = 3, kTurns = 7;
+
+int run(const std::string& id, const Choices& choices, int tokens) {
+  const CacheSpec spec{.num_kv_heads = 2, .head_dim = 128, .encoded = {tokens}, .pinned = 64};
+  const sikv_shape shape = tight_shape(spec, kGroup);
+  const FilledCache filled(spec, make_codec(SIKV_KEY_CODEC, "fp16", {}, shape),
+                           make_codec(SIKV_VALUE_CODEC, "fp16", {}, shape));
+  SelectorSession ref(find_variant(SIKV_SELECTOR, id, "ref"), choices, filled, kGroup);
+  SelectorSession cpu(find_variant(SIKV_SELECTOR, id, "cpu"), choices, filled, kGroup);
+  double best[2] = {1e30, 1e30};
+  for (SelectorSession* session : {&ref, &cpu}) session->observe_everything();
+  for (int step = 0; step < kTurns; ++step) {
+    for (SelectorSession* session : {&ref, &cpu}) {
+      const auto start = std::chrono::steady_clock::now();
+      session->select(step);
+      const std::chrono::duration<double, std::micro> time =
+          std::chrono::steady_clock::now() - start;
+      best[session == &cpu] = std::min(best[session == &cpu], time.count());
+    }
+  }
+  std::printf("%s, %d tokens: ref %.0f us, cpu %.0f us, ratio %.1f\n", id.c_str(), tokens, best[0],
+              best[1], best[0] / best[1]);
+  return 0;
+}
+
+}  // namespace
+}  // namespace sikv::testing
+
+int main(int argc, char** argv) {
+  if (argc < 2) {
+    std::fprintf(stderr, "sikv_selector_ratio ID [OPTION=VALUE ...] [tokens=N]\n");
+    return 2;
+  }
+  int tokens = 32768;
+  sikv::testing::Choices choices;
+  for (int i = 2; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const size_t at = argument.find('=');
+    const std::string name = argument.substr(0, at);
+    const std::string value = at == std::string::npos ? "" : argument.substr(at + 1);
+    if (name == "tokens") {
+      tokens = std::atoi(value.c_str());
+    } else {
+      choices.emplace_back(name, value);
+    }
+  }
+  return sikv::testing::run(argv[1], choices, tokens);
+}
