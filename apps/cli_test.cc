@@ -479,6 +479,10 @@ TEST_F(Cli, CompareByMemoryMarksWhatRowsRestOn) {
     EXPECT_TRUE(contains(result.out, part)) << part << "\n" << result.out;
   }
   const auto json = read_json(path("l.json"));
+  const Result explained = sikv({"explain", config});
+  EXPECT_EQ(explained.code, 0) << explained.err;
+  EXPECT_TRUE(contains(explained.out, "gone.h5 is not there; another script makes it"))
+      << explained.out;
   EXPECT_EQ(json["left_out"][0]["labels"], (std::vector<std::string>{"lost"}));
   ASSERT_EQ(json["rows"].size(), 5u + 4u);  // and both bounds at both budgets
   for (const auto& row : json["rows"]) {

@@ -209,9 +209,7 @@ class Comparison {
     for (const PipelineSpec& spec : specs_) {
       const std::string& name = spec.entry.source;
       if (!sources_.contains(name)) {
-        Config of_source = config();
-        of_source.source = source_of(config(), spec);
-        sources_[name] = load_source(of_source);
+        sources_[name] = load_source(on_source_of(config(), spec));
       }
       // Parts that do not go together are found before the first row is measured.
       const Source& source = sources_.at(name);

@@ -557,6 +557,16 @@ const SourceSpec& source_of(const Config& config, const PipelineSpec& pipeline) 
   return pipeline.entry.source.empty() ? config.source : config.sources.at(pipeline.entry.source);
 }
 
+Config on_source_of(const Config& config, const PipelineSpec& pipeline) {
+  Config own = config;
+  own.source = source_of(config, pipeline);
+  if (own.source.missing) {
+    throw Error("the trace '{}' is not there: {} makes it", own.source.trace.string(),
+                own.source.make);
+  }
+  return own;
+}
+
 ModelSpec model_preset(std::string_view name) {
   for (const ModelSpec& preset : kPresets) {
     if (preset.preset == name) return preset;

@@ -120,6 +120,8 @@ std::vector<std::string> overridden_budgets(const Config& config, const Registry
 
 // The source of one of its pipelines.
 const SourceSpec& source_of(const Config& config, const PipelineSpec& pipeline);
+// The config with that source as its own; Error if its trace is still to be made.
+Config on_source_of(const Config& config, const PipelineSpec& pipeline);
 
 // Known model shapes by name (llama-3.1-8b ...); Error with the nearest name otherwise.
 ModelSpec model_preset(std::string_view name);

@@ -424,6 +424,8 @@ TEST_F(ConfigTest, EntriesNameTheirSourceAndSayWhatTheyRestOn) {
   EXPECT_EQ(full.prompt, 64);
   EXPECT_EQ(full.judge, (std::vector<int>{0, 2}));
   EXPECT_EQ(&source_of(config, index), &config.source);
+  EXPECT_THROW(on_source_of(config, all), Error);
+  EXPECT_TRUE(on_source_of(config, index).source.synthetic);
   EXPECT_EQ(index.entry.fitted, "this prompt");
   EXPECT_EQ(index.entry.reconstruction, "its weights");
   const auto specs = expand_budgets(config, registry_);
