@@ -106,8 +106,10 @@ class BenchCodec {
     device.type = cuda ? SIKV_CUDA : SIKV_CPU;
     device.num_threads = 1;
     static const sikv_host host{sizeof(sikv_host), 0, nullptr, serial_for, nullptr};
-    const sikv_create_args args{
-        sizeof args, static_cast<uint32_t>(values.size()), values.data(), &shape, &device, &host};
+    const sikv_create_args args{sizeof args,   static_cast<uint32_t>(values.size()),
+                                values.data(), &shape,
+                                &device,       &host,
+                                nullptr,       nullptr};
     sikv_message why{};
     ok(table_->create(&args, &self_, &why), why, "create");
   }

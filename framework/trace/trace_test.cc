@@ -205,7 +205,7 @@ TEST_F(TraceTest, LayerInfoReadsNoTensor) {
   EXPECT_EQ(info.num_queries, kQueries);
   EXPECT_EQ(info.first_query_position, kTokens - kQueries);
   EXPECT_TRUE(info.k.empty());
-  EXPECT_TRUE(reader.has_w_o(5));
+  EXPECT_TRUE(TraceReader(path_).has_w_o(3));
 }
 
 TEST_F(TraceTest, NeedlesAndOutputProjectionAreOptional) {

@@ -54,8 +54,8 @@ Output attend(std::unique_ptr<Kernel> (*make)(const CreateArgs&),
   const sikv_cache_view& view = filled.cache.view();
   const sikv_shape shape = testing::tight_shape(filled.cache.spec(), group);
   Device& device = testing::cpu(3);
-  const sikv_create_args created{sizeof created, 0, nullptr, &shape, &device.info(),
-                                 &device.host()};
+  const sikv_create_args created{sizeof created, 0,       nullptr, &shape, &device.info(),
+                                 &device.host(), nullptr, nullptr};
   const auto kernel = make(CreateArgs(created));
   std::vector<uint8_t> workspace(kernel->plan(selection.capacity));
   const auto heads = static_cast<size_t>(filled.cache.num_rows() * group);

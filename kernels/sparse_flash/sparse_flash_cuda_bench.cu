@@ -388,7 +388,7 @@ class Kernel {
                            1 << 20,
                            0.0};
     static const sikv_host host{};
-    const sikv_create_args args{sizeof args, 0, nullptr, &model, &device, &host};
+    const sikv_create_args args{sizeof args, 0, nullptr, &model, &device, &host, nullptr, nullptr};
     call([&](sikv_message* why) { return table_->create(&args, &self_, why); });
     uint64_t bytes = 0;
     call([&](sikv_message* why) { return table_->plan(self_, capacity, &bytes, why); });

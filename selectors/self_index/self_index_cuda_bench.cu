@@ -340,16 +340,16 @@ bool compare(const char* name, const Spec& spec, const Choices& choices, int sla
                    firsts.data(), lens.data(), stride,
                    spec.head_dim};
     ref.observe({sizeof(sikv_observe_args), observed, &cache.host(), rows, rows, queries.data(),
-                 lens.data()},
+                 lens.data(), nullptr, 0, 0},
                 aligned, nullptr);
     void* device[] = {device_copy(keys), device_copy(firsts), device_copy(lens),
                       device_copy(queries)};
     rows.data = device[0];
     rows.first = static_cast<const int32_t*>(device[1]);
     rows.count = static_cast<const int32_t*>(device[2]);
-    gpu.selector().observe(
-        {sizeof(sikv_observe_args), observed, &cache.device(), rows, rows, device[3], rows.count},
-        nullptr, nullptr);
+    gpu.selector().observe({sizeof(sikv_observe_args), observed, &cache.device(), rows, rows,
+                            device[3], rows.count, nullptr, 0, 0},
+                           nullptr, nullptr);
     check(cudaDeviceSynchronize());
     for (void* data : device) check(cudaFree(data));
   }

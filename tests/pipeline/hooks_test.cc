@@ -1,12 +1,15 @@
 // What ABI 1.3 asks of a pipeline: needs met or refused, evictions together, bases made and named.
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <functional>
 #include <string>
 
 #include "framework/base/error.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/experiment/measure.h"
 #include "framework/pipeline/pipeline.h"
+#include "framework/trace/trace.h"
 #include "plugins/sdk/plugin.h"
 #include "tests/support/plugins.h"
 
@@ -184,6 +187,59 @@ TEST(HooksTest, TheShippedTraceOffersSomeLayersAndQueries) {
   EXPECT_EQ(offer.model_layers, 30);
   EXPECT_EQ(offer.first_query, 3936);
   EXPECT_FALSE(offer.w_o);
+}
+
+// Both layers of a model, all queries and w_o, read back through a trace.
+TEST(HooksTest, ATraceGivesWhatIsAskedAndNoMore) {
+  const std::filesystem::path path = std::filesystem::path(::testing::TempDir()) / "hooks_test.h5";
+  constexpr int kTokens = 302, kQueryWidth = kHeads * kGroup * kDim;
+  TraceMeta meta;
+  meta.num_layers = 2;
+  meta.num_query_heads = kHeads * kGroup;
+  meta.num_kv_heads = kHeads;
+  meta.head_dim = kDim;
+  TraceWriter writer(path, meta, std::vector<int32_t>(kTokens, 1));
+  for (int l = 0; l < 2; ++l) {
+    TraceLayer layer;
+    layer.layer = l;
+    layer.num_tokens = layer.num_queries = kTokens;
+    const auto halves = [](int count) {  // 0.5 in fp16
+      std::vector<std::byte> bytes(static_cast<size_t>(count) * 2, std::byte{0});
+      for (size_t i = 1; i < bytes.size(); i += 2) bytes[i] = std::byte{0x38};
+      return bytes;
+    };
+    layer.k = layer.v = halves(kTokens * kHeads * kDim);
+    layer.q = halves(kTokens * kQueryWidth);
+    layer.w_o.assign(static_cast<size_t>(kQueryWidth * kHidden), 1.5f);
+    writer.write_layer(layer);
+  }
+  writer.finish();
+
+  Config config;
+  config.source.trace = path;
+  config.source.prompt = 300;
+  const Source source = load_source(config);
+  ExactReference exact(source, cpu());
+  const auto observed = [&](const std::string& selector) {
+    calls().clear();
+    measure_pipeline(spec_of(selector), registry(), cpu(), source, exact, {});
+    return std::vector<std::string>(calls().begin(), calls().begin() + 2);
+  };
+  EXPECT_EQ(observed("needy"), (std::vector<std::string>{"observe 0: 300 queries, w_o 1.5 x 5",
+                                                         "observe 1: 300 queries, w_o 1.5 x 5"}));
+  // Others get as many as a trace without them all would give.
+  EXPECT_EQ(observed("noting"),
+            (std::vector<std::string>{"observe 0: 128 queries, w_o 1.5 x 5", "evict 0"}));
+  config.source.layers = {1};
+  EXPECT_EQ(error_of([&] {
+              const Source one = load_source(config);
+              ExactReference truth(one, cpu());
+              measure_pipeline(spec_of("needy"), registry(), cpu(), one, truth, {});
+            }),
+            "selector 'needy' needs every layer of the model, but " + path.string() +
+                " gives 1 of 2: use a trace made by datasets/capture with --layers all --queries "
+                "all --w-o, and no source.layers");
+  std::filesystem::remove(path);
 }
 
 TEST(HooksTest, ABaseIsAPartAndItsBudgetThePipelines) {
