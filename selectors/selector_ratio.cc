@@ -28,10 +28,16 @@ int run(const std::string& id, const Choices& choices, int tokens) {
   for (SelectorSession* session : {&ref, &cpu}) session->observe_everything();
   for (int step = 0; step < kTurns; ++step) {
     for (SelectorSession* session : {&ref, &cpu}) {
+      const std::vector<uint8_t> q = gaussian_queries(spec, kGroup, 1, static_cast<uint64_t>(step));
+      session->begin_step(step);
+      DeviceCall call(testing::cpu());
+      const SelectorSession::Placed placed = session->place(call, q);
       const auto start = std::chrono::steady_clock::now();
-      session->select(step);
+      session->run(placed, call);
       const std::chrono::duration<double, std::micro> time =
           std::chrono::steady_clock::now() - start;
+      call.finish();
+      session->collect();
       best[session == &cpu] = std::min(best[session == &cpu], time.count());
     }
   }

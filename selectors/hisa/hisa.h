@@ -2,9 +2,11 @@
 #ifndef SIKV_SELECTORS_HISA_HISA_H_
 #define SIKV_SELECTORS_HISA_HISA_H_
 
+#include <cstdint>
 #include <memory>
+#include <span>
 
-#include "plugins/sdk/plugin.h"
+#include "kernels/common/key_selector.h"
 
 namespace sikv::hisa {
 
@@ -18,7 +20,19 @@ inline constexpr sikv_option_spec kOptions[] = {
                "more where the budget needs them"),
 };
 
+// q . k of the two levels.
+struct LevelMath {
+  // out [count] of rows [count, D].
+  void (*pooled)(const float* rows, int64_t count, int head_dim, const float* q, float* out);
+  // out [slots.size()] of keys as the cache stores them.
+  void (*stored)(const CacheView& view, int row, std::span<const int32_t> slots, const float* q,
+                 float* out);
+};
+
+std::unique_ptr<Selector> make(const CreateArgs& args, const RowMath& math,
+                               const LevelMath& levels);
 std::unique_ptr<Selector> make_ref(const CreateArgs& args);
+std::unique_ptr<Selector> make_cpu(const CreateArgs& args);
 
 }  // namespace sikv::hisa
 

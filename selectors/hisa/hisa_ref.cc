@@ -12,10 +12,18 @@ struct State {
   uint64_t bytes() const { return sums.size() * sizeof(float); }
 };
 
-float dot(const float* a, const float* b, int n) {
-  float sum = 0.0f;
-  for (int i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
+void pooled(const float* rows, int64_t count, int head_dim, const float* q, float* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = 0.0f;
+    for (int d = 0; d < head_dim; ++d) out[i] += q[d] * rows[i * head_dim + d];
+  }
+}
+
+void stored(const CacheView& view, int row, std::span<const int32_t> slots, const float* q,
+            float* out) {
+  std::vector<float> keys(slots.size() * static_cast<size_t>(view.head_dim()));
+  view.key().decode(row, slots, keys.data());
+  pooled(keys.data(), std::ssize(slots), view.head_dim(), q, out);
 }
 
 double bytes_per_token(const sikv_layout& layout) {
@@ -28,8 +36,9 @@ double bytes_per_token(const sikv_layout& layout) {
 
 class Hisa : public KeySelector<State> {
  public:
-  explicit Hisa(const CreateArgs& args)
-      : KeySelector(args, kRefRowMath, 0),
+  Hisa(const CreateArgs& args, const RowMath& math, const LevelMath& levels)
+      : KeySelector(args, math, 0),
+        levels_(levels),
         block_tokens_(args.options.integer("block_tokens")),
         blocks_(args.options.integer("blocks")) {}
 
@@ -52,20 +61,11 @@ class Hisa : public KeySelector<State> {
     for (int i = 0; i < query.group * dim; ++i) {
       q[static_cast<size_t>(i % dim)] += query.heads[i] * query.scale;
     }
-    const std::vector<bool> chosen = choose(query, state, q.data());
-    std::vector<int32_t> slots;
-    for (int slot = 0; slot < view.encoded_len(row); ++slot) {
-      if (chosen[static_cast<size_t>(view.position(row, slot) / block_tokens_)]) {
-        slots.push_back(slot);
-      }
-    }
-    std::vector<float> keys(slots.size() * static_cast<size_t>(dim));
-    view.key().decode(row, slots, keys.data());
+    const std::vector<int32_t> slots = candidates(query, choose(query, state, q.data()));
+    std::vector<float> scores(slots.size());
+    levels_.stored(view, row, slots, q.data(), scores.data());
     std::fill_n(logits, query.tokens, -std::numeric_limits<float>::infinity());
-    for (size_t i = 0; i < slots.size(); ++i) {
-      logits[view.position(row, slots[i])] =
-          dot(q.data(), keys.data() + i * static_cast<size_t>(dim), dim);
-    }
+    for (size_t i = 0; i < slots.size(); ++i) logits[view.position(row, slots[i])] = scores[i];
     return 1;
   }
 
@@ -90,11 +90,10 @@ class Hisa : public KeySelector<State> {
   std::vector<bool> choose(const RowQuery& query, const State& state, const float* q) const {
     const int64_t all = blocks(query.tokens);
     std::vector<float> scores(static_cast<size_t>(all));
+    levels_.pooled(state.sums.data(), all, query.head_dim, q, scores.data());
     for (int64_t b = 0; b < all; ++b) {
-      const auto members =
-          static_cast<float>(std::min(block_tokens_, state.count - b * block_tokens_));
-      scores[static_cast<size_t>(b)] =
-          dot(q, state.sums.data() + b * query.head_dim, query.head_dim) / members;
+      const int64_t members = std::min(block_tokens_, state.count - b * block_tokens_);
+      scores[static_cast<size_t>(b)] /= static_cast<float>(members);
     }
     scores.front() = scores.back() = std::numeric_limits<float>::infinity();
     std::vector<int32_t> order(scores.size());
@@ -109,11 +108,31 @@ class Hisa : public KeySelector<State> {
     return chosen;
   }
 
+  // Slots of the chosen blocks, ascending.
+  std::vector<int32_t> candidates(const RowQuery& query, const std::vector<bool>& chosen) const {
+    std::vector<int32_t> slots;
+    slots.reserve(static_cast<size_t>(wanted(query) * block_tokens_));
+    for (int slot = 0; slot < query.view.encoded_len(query.row); ++slot) {
+      const int64_t block = query.view.position(query.row, slot) / block_tokens_;
+      if (chosen[static_cast<size_t>(block)]) slots.push_back(slot);
+    }
+    return slots;
+  }
+
+  const LevelMath& levels_;
   int64_t block_tokens_, blocks_;
 };
 
 }  // namespace
 
-std::unique_ptr<Selector> make_ref(const CreateArgs& args) { return std::make_unique<Hisa>(args); }
+std::unique_ptr<Selector> make(const CreateArgs& args, const RowMath& math,
+                               const LevelMath& levels) {
+  return std::make_unique<Hisa>(args, math, levels);
+}
+
+std::unique_ptr<Selector> make_ref(const CreateArgs& args) {
+  static constexpr LevelMath kLevels = {pooled, stored};
+  return make(args, kRefRowMath, kLevels);
+}
 
 }  // namespace sikv::hisa

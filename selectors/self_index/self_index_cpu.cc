@@ -5,8 +5,7 @@
 #include <cmath>
 #include <span>
 
-#include "kernels/common/stored_rows.h"
-#include "plugins/layouts/rotation.h"
+#include "kernels/common/stored_keys.h"
 #include "selectors/self_index/self_index_engine.h"
 #include "selectors/self_index/self_index_packed.h"
 #include "selectors/self_index/self_index_simd.h"
@@ -49,57 +48,6 @@ void load_scaled(const float* heads, int group, int head_dim, float scale, float
   for (int64_t i = 0; i < used; ++i) q[i] = heads[i] * scale;
   std::fill(q + used, q + int64_t{PaddedHeads(group)} * head_dim, 0.0f);
 }
-
-double dot(const float* a, const float* b, int n) {
-  double sum = 0.0;
-  for (int i = 0; i < n; ++i) sum += double{a[i]} * b[i];
-  return sum;
-}
-
-// Where a row's encoded keys lie and what turns q.k of their stored form into q.k.
-class StoredKeys {
- public:
-  StoredKeys(const CacheView& view, int row)
-      : view_(view),
-        row_(row),
-        rotated_(is_rotated(view.key().layout())),
-        source_(stored_keys(view.raw(), row)) {
-    source_.unpack = decode;
-    source_.context = &view;
-  }
-
-  const RowSource& source() const { return source_; }
-
-  // Brings q [G, D] into the stored keys' space; shift [G] = what is then missing from q.k.
-  void prepare(int group, float* q, float* shift) const {
-    std::fill_n(shift, group, 0.0f);
-    const bool scaled = source_.format == RowFormat::kSignedMinMax2;
-    if (!rotated_ && !scaled) return;
-    const int head_dim = view_.head_dim();
-    const float* mean = view_.key().table(SIKV_KEY_MEAN, row_);
-    for (int g = 0; g < group; ++g) {
-      float* head = q + int64_t{g} * head_dim;
-      shift[g] = static_cast<float>(dot(head, mean, head_dim));
-      if (rotated_) {
-        rotation::forward(head, head_dim);
-      } else {
-        const float* alpha = view_.key().table(SIKV_KEY_SCALE, row_);
-        for (int d = 0; d < head_dim; ++d) head[d] *= alpha[d];
-      }
-    }
-  }
-
- private:
-  static void decode(const void* view, int row, const int32_t* slots, int count, float* out) {
-    static_cast<const CacheView*>(view)->key().decode(row, {slots, static_cast<size_t>(count)},
-                                                      out);
-  }
-
-  const CacheView& view_;
-  int row_;
-  bool rotated_;
-  RowSource source_;
-};
 
 class CpuEngine final : public Engine {
  public:

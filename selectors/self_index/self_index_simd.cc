@@ -8,7 +8,7 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
 
-#include "kernels/common/simd_attention.h"
+#include "kernels/common/simd_logits.h"
 #include "kernels/common/simd_scan.h"
 #include "kernels/common/simd_select.h"
 #include "kernels/common/simd_softmax.h"
@@ -119,43 +119,8 @@ void LogitsOf(const LogitRequest&, LogitScratch&, float*, int64_t) {}
 
 bool Runs() { return true; }
 
-void LogitsOf(const LogitRequest& request, LogitScratch& scratch, float* HWY_RESTRICT logits,
-              int64_t stride) {
-  const simd::DF d;
-  const auto dim = static_cast<size_t>(request.head_dim);
-  const int heads = PaddedHeads(request.group);
-  const int pass = std::min(heads, kQuad), ways = pass == kQuad ? 2 : pass - 1;
-  const simd::RowStream rows(request.source, dim, heads, scratch.rows);
-  simd::SlotCursor cursor(request.slots);
-  int32_t slots[2][kBlockRows];
-  const auto locate = [&](int which) {
-    const int count = cursor.next(slots[which]);
-    rows.locate(slots[which], count, scratch.blocks[which]);
-    return count;
-  };
-  int count = locate(0);
-  rows.request(scratch.blocks[0]);
-  RowBlock none;
-  for (int which = 0; count > 0; which = 1 - which) {
-    RowBlock& block = scratch.blocks[which];
-    const int next = locate(1 - which);
-    rows.open(slots[which], scratch.blocks[1 - which], block);
-    for (int h = 0; h < heads; h += pass) {
-      const bool requests = h == 0 && &rows.source() == &request.source;
-      rows.ops().logits[ways](rows.source(), block, requests ? scratch.blocks[1 - which] : none,
-                              request.q + h * request.head_dim, dim, scratch.logits);
-      for (int g = h; g < std::min(h + pass, request.group); ++g) {
-        const auto shift = hn::Set(d, request.shift[g]);
-        for (size_t t = 0; t < static_cast<size_t>(count); t += simd::kLanes) {
-          const auto dot = hn::Load(d, scratch.logits + (g - h) * kBlockRows + t);
-          const auto factor = rows.scaled() ? hn::Load(d, block.scale + t) : hn::Set(d, 1.0f);
-          hn::StoreU(hn::MulAdd(dot, factor, shift), d, logits + g * stride + t);
-        }
-      }
-    }
-    logits += count;
-    count = next;
-  }
+void LogitsOf(const LogitRequest& request, LogitScratch& scratch, float* logits, int64_t stride) {
+  simd::Logits(request, scratch, logits, stride);
 }
 
 #endif

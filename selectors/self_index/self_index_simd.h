@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/common/simd_attention.h"
+#include "kernels/common/simd_logits.h"
 #include "selectors/self_index/self_index_tables.h"
 
 namespace sikv::self_index {
@@ -41,21 +41,7 @@ size_t simd_scan_bytes(int64_t tokens, int64_t count);
 
 // ---- logits -------------------------------------------------------------------------------------
 
-struct LogitScratch {
-  RowBlock blocks[2];
-  alignas(64) float rows[kBlockRows * kMaxHeadDim];
-  alignas(64) float logits[kQuad * kBlockRows];
-};
-
-// logits [G, stride] of the rows of `source` in `slots`: row_scale * q.k + shift.
-struct LogitRequest {
-  const RowSource& source;
-  SlotRange slots;
-  int head_dim;
-  int group;           // G
-  const float* q;      // [PaddedHeads(G), D] in the rows' space, times the logits' scale; aligned
-  const float* shift;  // [G]
-};
+// LogitRequest of kernels/common/simd_logits.h.
 void simd_logits(const LogitRequest& request, LogitScratch& scratch, float* logits, int64_t stride);
 
 // ---- softmax and selection ----------------------------------------------------------------------
