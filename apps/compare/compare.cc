@@ -120,7 +120,7 @@ class Comparison {
     drop_missing();
     load_sources();
     file_.emplace(flags.json, environment(command_line, devices_->open(specs_.front(), registry_)),
-                  "comparison", "source");
+                  "comparison that can go on", "source");
     rows_.resize(specs_.size());
   }
 
