@@ -656,6 +656,16 @@ TEST_F(Cli, ExplainTellsChoicesAndMemory) {
   EXPECT_TRUE(contains(forced.out, "runs: forced")) << forced.out;
 }
 
+TEST_F(Cli, ExplainPlansWhatRunWouldRun) {
+  const std::string config = SIKV_SOURCE_DIR "/configs/self_index.yaml";
+  EXPECT_TRUE(contains(sikv({"explain", config}).out, "  6 layers, batch 1, 4095 tokens each"));
+  for (const char* wrong : {"source.layers=[8]", "source.prompt=5000", "source.steps=200"}) {
+    const Result explained = sikv({"explain", config, "--set", wrong});
+    EXPECT_EQ(explained.code, 2) << wrong;
+    EXPECT_EQ(explained.err, sikv({"run", config, "--set", wrong}).err);
+  }
+}
+
 TEST_F(Cli, EveryShippedConfigIsValid) {
   int configs = 0;
   for (const auto& entry : fs::directory_iterator(SIKV_SOURCE_DIR "/configs")) {

@@ -12,7 +12,6 @@
 #include "framework/experiment/throughput.h"
 #include "framework/pipeline/pipeline.h"
 #include "framework/report/table.h"
-#include "framework/trace/trace.h"
 
 namespace sikv {
 namespace {
@@ -31,7 +30,7 @@ struct Sizes {
   int64_t new_tokens = 0;
 };
 
-// One entry per (context, batch) of a synthetic source; one for a trace, from its attributes.
+// One entry per (context, batch) of a synthetic source; one for a trace, which `run` would read, too.
 std::vector<Sizes> sizes_of(const Config& config) {
   const int64_t steps = config.source.steps > 0 ? config.source.steps : config.measure.steps;
   if (const auto& synthetic = config.source.synthetic) {
@@ -45,19 +44,8 @@ std::vector<Sizes> sizes_of(const Config& config) {
     }
     return all;
   }
-  const TraceReader reader(config.source.trace);
-  const TraceMeta& meta = reader.meta();
-  ModelSpec model;
-  model.layers = static_cast<int>(config.source.layers.empty() ? reader.layers().size()
-                                                               : config.source.layers.size());
-  model.query_heads = meta.num_query_heads;
-  model.kv_heads = meta.num_kv_heads;
-  model.head_dim = meta.head_dim;
-  model.rope_theta = meta.rope_theta;
-  const int64_t prompt = config.source.prompt;
-  return {{model_shape(config.model.value_or(model), reader.layer_info(reader.layers().at(0)).dtype,
-                       prompt > 0 && steps > 0 ? prompt + steps : reader.num_tokens(), 1),
-           steps}};
+  const Source source = load_source(config);
+  return {{source.shape(), source.steps}};
 }
 
 std::string parts_text(const Composition& composition, const Registry& registry,
@@ -162,7 +150,7 @@ Command add_explain(CLI::App& app) {
   flags->config.add_to(*command);
   command->footer(examples({
       "sikv explain configs/self_index.yaml",
-      "sikv explain configs/throughput.yaml --set model.preset=llama-3.1-8b "
+      "sikv explain configs/throughput.yaml --set 'model={preset: llama-3.1-8b}' "
       "--set source.synthetic.context=131072",
       "sikv explain configs/quest.yaml --force selector=ref",
   }));

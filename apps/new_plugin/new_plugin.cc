@@ -99,7 +99,7 @@ void new_plugin(const NewPluginFlags& flags) {
                   "  cmake -S {0} -B {0}/build -DCMAKE_PREFIX_PATH={2}\n"
                   "  cmake --build {0}/build\n"
                   "  ctest --test-dir {0}/build\n"
-                  "  sikv plugins show {3} --plugin-path {0}/build/lib/sikv/plugins\n",
+                  "  {2}/bin/sikv plugins show {3} --plugin-path {0}/build/lib/sikv/plugins\n",
                   out.string(), spaced(flags.kind), prefix().string(), flags.name));
 }
 

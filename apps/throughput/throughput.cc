@@ -339,7 +339,7 @@ Command add_throughput(CLI::App& app, const std::vector<std::string>& command_li
   command->footer(examples({
       "sikv throughput configs/throughput.yaml --json sweep.json",
       "sikv throughput configs/throughput.yaml --set source.synthetic.batch=max --memory 4GiB",
-      "sikv throughput configs/throughput.yaml --set model.preset=llama-3.1-8b "
+      "sikv throughput configs/throughput.yaml --set 'model={preset: llama-3.1-8b}' "
       "--set 'source.synthetic.context=[32768, 131072]'",
 #ifdef SIKV_HAS_MODEL
       "sikv throughput configs/throughput_model.yaml --model smollm2.h5",

@@ -223,7 +223,7 @@ HWY_INLINE bool QuantiseBlock(const TokenRows& rows, size_t head_dim, const floa
 
 // Bytes from one token's scale to the next one's.
 HWY_INLINE size_t ScaleStride(int line) {
-  return static_cast<size_t>(line > 0 ? line : rlm4::kScaleBytes);
+  return static_cast<size_t>(rlm4::scale_stride(line));
 }
 
 template <int kBits>

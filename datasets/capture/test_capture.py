@@ -22,6 +22,7 @@ import numpy as np
 import cli
 import compare_traces
 import llama_numpy
+import train_saap
 from trace_file import CaptureError, LayerTrace, TraceInfo, TraceWriter, read_trace
 
 # Of an array's largest magnitude: a few hundred fp32 roundings (6e-8 each) through three layers.
@@ -286,6 +287,67 @@ class NumpyForwardTest(CaptureTestCase):
         with np.errstate(all="raise", under="ignore"):
             result = llama_numpy.silu(np.array([-1000.0, 0.0, 1000.0], dtype=np.float32))
         np.testing.assert_array_equal(result, [0.0, 0.0, 1000.0])
+
+
+class TrainSaapTest(CaptureTestCase):
+    """Queries of 4 kinds, keys of 4 kinds: kind c attends to kind c, but lies closest to another."""
+
+    TOKENS = 1600
+
+    def write_trace(self, first_query: int = 0) -> Path:
+        random = np.random.default_rng(0)
+        info = replace(INFO, num_query_heads=1, num_kv_heads=1, head_dim=16, rope_applied=True)
+        kinds = random.integers(0, 4, self.TOKENS)
+        # Channel c marks kind c, channel 4 + c says which kind of query it answers: weakly, so
+        # that it hardly turns the key, but queries look for it with all their length.
+        keys = 0.1 * random.standard_normal((self.TOKENS, 16))
+        keys[np.arange(self.TOKENS), kinds] += 10
+        keys[np.arange(self.TOKENS), 4 + kinds] += 1
+        queries = 0.1 * random.standard_normal((self.TOKENS, 16))
+        asked = random.integers(0, 4, self.TOKENS)
+        queries[np.arange(self.TOKENS), 4 + asked] += 40
+        k, q = keys[:, None].astype(np.float16), queries[:, None].astype(np.float16)
+        path = self.folder / "train.h5"
+        tokens = np.zeros(self.TOKENS, np.int32)
+        with TraceWriter(path, info, tokens, "fp16") as writer:
+            writer.add_layer(2, LayerTrace(k, k, q[first_query:], first_query))
+        return path
+
+    def train(self, trace: Path, *more: str) -> int:
+        command = ["--trace", str(trace), "--out", str(self.out), "--clusters", "4", "--hidden", "32",
+                   "--distance", "256", "--visited", "1", "--rope", "kept", *more]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            code = train_saap.main(command)
+        self.printed = printed.getvalue()
+        return code
+
+    def test_learns_where_attention_goes(self) -> None:
+        self.assertEqual(self.train(self.write_trace(), "--epochs", "30"), 0)
+        data = self.out.read_bytes()
+        self.assertEqual(data[:8], b"SIKVSAP1")
+        header = np.frombuffer(data, "<u4", 8, 8)
+        self.assertEqual(header.tolist(), [1, 1, 1, 16, 4, 32, 0, 0])
+        floats = np.frombuffer(data, "<f4", offset=40)
+        self.assertEqual(len(floats), 4 * 16 + 16 * 32 + 32 + 32 * 4 + 4)
+        self.assert_close(np.linalg.norm(floats[:64].reshape(4, 16), axis=1), np.ones(4), 1e-5)
+        self.assertGreater(float(self.printed.split(" by networks")[0].split()[-1]), 0.95)
+
+    def test_refuses_a_trace_without_queries_of_all_positions(self) -> None:
+        trace = self.write_trace(first_query=1000)
+        with contextlib.redirect_stderr(io.StringIO()) as error:
+            self.assertEqual(self.train(trace), 2)
+        self.assertIn("layer 2 has queries from position 1000 on; capture the trace with --queries all",
+                      error.getvalue())
+        self.assertFalse(self.out.exists())
+
+    def test_undoing_rope_makes_products_depend_on_content_alone(self) -> None:
+        random = np.random.default_rng(1)
+        x = random.standard_normal(8).astype(np.float32)
+        positions = np.arange(50)
+        for rope in ("half", "interleaved"):
+            turned = train_saap.undo_rope(np.tile(x, (50, 1)), -positions, INFO, rope)
+            self.assertGreater(np.abs(turned - x).max(), 0.1)
+            self.assert_close(train_saap.undo_rope(turned, positions, INFO, rope), np.tile(x, (50, 1)), 1e-5)
 
 
 @skip_without(MISSING_FOR_GGUF)

@@ -85,10 +85,23 @@ Composition::Composition(const PipelineSpec& spec, const Registry& registry, Dev
         "selector full, or kernel gather_attention or sparse_flash",
         spec.kernel.id, spec.selector.id);
   }
+  if (selector_->weighs() && !kernel_->weighs()) {
+    throw Error(
+        "selector {} gives its tokens weights, which attention kernel {} ({}) does not apply: use "
+        "gather_attention on the CPU",
+        spec.selector.id, spec.kernel.id, kernel_->variant().variant);
+  }
   const auto plan = selector_->plan();
   capacity_ = plan.capacity;
   selector_workspace_ = plan.workspace_bytes;
   kernel_workspace_ = kernel_->plan(capacity_);
+}
+
+uint64_t Composition::log_weights_bytes() const {
+  if (!selector_->weighs()) return 0;
+  return static_cast<uint64_t>(shape_.max_sequences) *
+         static_cast<uint64_t>(shape_.num_query_heads) * static_cast<uint64_t>(capacity_) *
+         sizeof(float);
 }
 
 std::optional<int64_t> Composition::budget(int64_t length) const {
@@ -128,6 +141,7 @@ Ledger Composition::planned(int64_t tokens, const CacheOptions& options) const {
   ledger.add("page_tables", KvCache::page_table_bytes(shape_, options));
   const uint64_t layer_rows = rows / static_cast<uint64_t>(shape_.num_layers);
   ledger.add("selection", layer_rows * (static_cast<uint64_t>(capacity_) + 1) * sizeof(int32_t));
+  ledger.add("selection", log_weights_bytes());
   if (selector_->evicts()) {
     ledger.add("selection",
                layer_rows * (static_cast<uint64_t>(shape_.max_tokens) + 1) * sizeof(int32_t));

@@ -55,6 +55,9 @@ Pipeline::Pipeline(const PipelineSpec& spec, const Registry& registry, Device& d
   counts_ = DeviceBuffer(device, rows * sizeof(int32_t));
   selection_.slots = slots_.as<int32_t>();
   selection_.counts = counts_.as<int32_t>();
+  if (composition_.selector().weighs()) {
+    log_weights_ = DeviceBuffer(device, static_cast<size_t>(composition_.log_weights_bytes()));
+  }
   if (composition_.selector().evicts()) {
     keep_slots_ =
         DeviceBuffer(device, rows * static_cast<size_t>(shape.max_tokens) * sizeof(int32_t));
@@ -248,14 +251,16 @@ void Pipeline::apply_evictions(int layer) {
 
 void Pipeline::enqueue_select(int layer, const void* q) {
   const sikv_cache_view view = cache_.view(layer);
-  const sikv_select_args args{sizeof args, shape_.num_query_heads, &view, q, scale_, 0, selection_};
+  const sikv_select_args args{sizeof args, shape_.num_query_heads,  &view, q, scale_, 0,
+                              selection_,  log_weights_.as<float>()};
   composition_.selector().run(args, workspace_.as<>(), device_.stream());
 }
 
 void Pipeline::enqueue_attend(int layer, const void* q, float* out, float* lse) {
   const sikv_cache_view view = cache_.view(layer);
   const sikv_attend_args args{
-      sizeof args, shape_.num_query_heads, &view, q, scale_, 0, selection_, out, lse};
+      sizeof args, shape_.num_query_heads,  &view, q, scale_, 0, selection_, out,
+      lse,         log_weights_.as<float>()};
   composition_.kernel().run(args, workspace_.as<>(), device_.stream());
 }
 
@@ -431,8 +436,8 @@ std::vector<float> Pipeline::decoded(int layer, int row, const CodecInstance& co
 
 Ledger Pipeline::ledger() const {
   Ledger ledger = cache_.ledger();
-  ledger.add("selection",
-             slots_.bytes() + counts_.bytes() + keep_slots_.bytes() + keep_counts_.bytes());
+  ledger.add("selection", slots_.bytes() + counts_.bytes() + log_weights_.bytes() +
+                              keep_slots_.bytes() + keep_counts_.bytes());
   ledger.add("workspace", workspace_.bytes());
   ledger.add("selector_state", composition_.selector().state_bytes());
   return ledger;

@@ -61,6 +61,7 @@ class Composition {
   SelectorInstance& selector() const { return *selector_; }
   KernelInstance& kernel() const { return *kernel_; }
   int32_t capacity() const { return capacity_; }
+  uint64_t log_weights_bytes() const;  // of a step of one layer; 0 if the selector does not weigh
   uint64_t selector_workspace() const { return selector_workspace_; }
   uint64_t kernel_workspace() const { return kernel_workspace_; }
 
@@ -182,7 +183,7 @@ class Pipeline {
   sikv_shape shape_;
   float scale_;
   KvCache cache_;
-  DeviceBuffer workspace_, slots_, counts_, keep_slots_, keep_counts_;
+  DeviceBuffer workspace_, slots_, counts_, log_weights_, keep_slots_, keep_counts_;
   Staging prompt_, token_;
   DeviceBuffer out_, lse_;  // of attend, where the caller's lie on the host
   sikv_selection selection_{};

@@ -180,6 +180,10 @@ SelectorInstance::SelectorInstance(const Variant& variant, const OptionSet& opti
     throw Error("{} cannot wrap {}, which evicts tokens: choose a base that keeps all of them",
                 variant.name(), wrapped()->variant().name());
   }
+  if (wrapped()->weighs()) {
+    throw Error("{} cannot wrap {}, whose tokens carry weights: use the latter by itself",
+                variant.name(), wrapped()->variant().name());
+  }
   table_->flags |= inner.flags & kInherited;
   if (inner.evict == nullptr) table_->evict = nullptr;
   if (inner.score == nullptr) table_->score = nullptr;
@@ -235,6 +239,8 @@ void SelectorInstance::evict(const sikv_evict_args& args, void* workspace, void*
 
 bool SelectorInstance::scores() const { return table().score != nullptr; }
 
+bool SelectorInstance::weighs() const { return (table().flags & SIKV_SELECTOR_WEIGHS) != 0; }
+
 void SelectorInstance::score(const sikv_score_args& args, void* workspace, void* stream) {
   SIKV_ASSERT(scores());
   checked([&](sikv_message* why) { return table().score(self(), &args, workspace, stream, why); });
@@ -260,6 +266,8 @@ std::string KernelInstance::refusal(const sikv_layout& key_layout,
 bool KernelInstance::attends_all() const {
   return (variant().kernel().flags & SIKV_KERNEL_ATTENDS_ALL) != 0;
 }
+
+bool KernelInstance::weighs() const { return (variant().kernel().flags & SIKV_KERNEL_WEIGHS) != 0; }
 
 uint64_t KernelInstance::plan(int32_t capacity) {
   uint64_t workspace_bytes = 0;

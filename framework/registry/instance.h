@@ -87,6 +87,7 @@ class SelectorInstance : public Instance {
   bool evicts() const;
   void evict(const sikv_evict_args& args, void* workspace, void* stream);
   bool scores() const;
+  bool weighs() const;
   void score(const sikv_score_args& args, void* workspace, void* stream);
   uint64_t state_bytes() const;
   std::vector<sikv_counter> counters() const;
@@ -100,6 +101,7 @@ class KernelInstance : public Instance {
   using Instance::Instance;
   std::string refusal(const sikv_layout& key_layout, const sikv_layout& value_layout) const;
   bool attends_all() const;
+  bool weighs() const;
   uint64_t plan(int32_t capacity);
   void run(const sikv_attend_args& args, void* workspace, void* stream);
 };

@@ -75,11 +75,15 @@ class FlashRows {
       std::fill_n(local.shift, group_, 0.0f);
       reader.prepare(row, local.q, local.shift);
       for (int g = 0; g < group_; ++g) state(row, split, g).reset();
-      tokens.for_each_chunk(split, [&](std::span<const int32_t> slots) {
+      tokens.for_each_chunk(split, [&](std::span<const int32_t> slots, int64_t at) {
         reader.load(row, slots, local.k, local.v);
         for (int t = 0; t < static_cast<int>(slots.size()); ++t) {
           for (int g = 0; g < group_; ++g) {
-            const float logit = args.scale * dot(local.q + g * dim_, local.k + t * dim_, dim_);
+            float logit = args.scale * dot(local.q + g * dim_, local.k + t * dim_, dim_);
+            if (args.log_weights != nullptr && tokens.listed()) {
+              const int64_t head = queries.first_head(row) + g;
+              logit += args.log_weights[head * args.selection.capacity + at + t];
+            }
             state(row, split, g).add(logit, local.v + t * dim_);
           }
         }
@@ -166,21 +170,25 @@ class FlashRows {
       return static_cast<int>(std::clamp<int64_t>(wanted, 1, kMaxSplits));
     }
 
+    bool listed() const { return !listed_.empty(); }
+
+    // visit(slots, place of the first of them in the list, if they are listed).
     template <typename Visit>
     void for_each_chunk(int split, Visit&& visit) const {
       int32_t slots[kChunkTokens];
       size_t filled = 0;
+      int64_t at = count_ * split / splits();
       for (int64_t i = count_ * split / splits(); i < count_ * (split + 1) / splits(); ++i) {
-        const bool listed = !listed_.empty();
-        const int32_t slot = listed ? listed_[static_cast<size_t>(i)] : static_cast<int32_t>(i);
-        if (!listed && std::binary_search(skip_.begin(), skip_.end(), slot)) continue;
+        const int32_t slot = listed() ? listed_[static_cast<size_t>(i)] : static_cast<int32_t>(i);
+        if (!listed() && std::binary_search(skip_.begin(), skip_.end(), slot)) continue;
         slots[filled++] = slot;
         if (filled == kChunkTokens) {
-          visit(std::span<const int32_t>(slots, filled));
+          visit(std::span<const int32_t>(slots, filled), at);
+          at += static_cast<int64_t>(filled);
           filled = 0;
         }
       }
-      if (filled > 0) visit(std::span<const int32_t>(slots, filled));
+      if (filled > 0) visit(std::span<const int32_t>(slots, filled), at);
     }
 
    private:

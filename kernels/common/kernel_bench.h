@@ -371,7 +371,7 @@ class Bench {
     const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
     const sikv_attend_args args{
         sizeof args, shape_.num_query_heads, &view(i),    query_.data(), scale,
-        0,           selection(i),           out_.data(), lse_.data()};
+        0,           selection(i),           out_.data(), lse_.data(),   nullptr};
     kernel.run(args, workspace_.as<>(), nullptr);
   }
 

@@ -48,6 +48,7 @@ class Centroids {
   int count() const { return static_cast<int>(count_); }
   int dim() const { return static_cast<int>(dim_); }
   uint64_t bytes() const { return by_channel_.size() * sizeof(float); }
+  const float* data() const { return by_channel_.data(); }  // [dim, count]
   float at(int centroid, int channel) const {
     return by_channel_[static_cast<size_t>(channel) * count_ + static_cast<size_t>(centroid)];
   }

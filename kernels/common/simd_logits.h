@@ -1,9 +1,13 @@
-// q.k of one query group with rows as they are stored, on one core.
+// Logits of one query group over rows as they are stored, on one core.
 //
 // Include from a file that goes through hwy/foreach_target.h.
 
 #ifndef SIKV_KERNELS_COMMON_SIMD_LOGITS_H_
 #define SIKV_KERNELS_COMMON_SIMD_LOGITS_H_
+
+#include <stdint.h>
+
+#include <algorithm>
 
 #include "kernels/common/simd_attention.h"
 
@@ -25,6 +29,9 @@ struct LogitRequest {
   const float* shift;  // [G]
 };
 
+// What MeanSoftmax (simd_softmax.h) may overrun its arrays by, in elements.
+inline constexpr int64_t kSoftmaxSlack = 16;
+
 }  // namespace sikv
 
 #endif  // SIKV_KERNELS_COMMON_SIMD_LOGITS_H_
@@ -38,15 +45,22 @@ struct LogitRequest {
 
 #include "kernels/common/simd_attention.h"
 
-#if HWY_TARGET != HWY_SCALAR
-
 HWY_BEFORE_NAMESPACE();
 namespace sikv {
 namespace HWY_NAMESPACE {
 
-// logits [G, stride] of the request's slots.
-inline void Logits(const LogitRequest& request, LogitScratch& scratch, float* HWY_RESTRICT logits,
-                   int64_t stride) {
+// Runs: whether the target has the vectors that LogitsOf is written for.
+#if HWY_TARGET == HWY_SCALAR
+
+inline bool Runs() { return false; }
+inline void LogitsOf(const LogitRequest&, LogitScratch&, float*, int64_t) {}
+
+#else
+
+inline bool Runs() { return true; }
+
+inline void LogitsOf(const LogitRequest& request, LogitScratch& scratch, float* HWY_RESTRICT logits,
+                     int64_t stride) {
   const DF d;
   const auto dim = static_cast<size_t>(request.head_dim);
   const int heads = PaddedHeads(request.group);
@@ -84,9 +98,10 @@ inline void Logits(const LogitRequest& request, LogitScratch& scratch, float* HW
   }
 }
 
+#endif
+
 }  // namespace HWY_NAMESPACE
 }  // namespace sikv
 HWY_AFTER_NAMESPACE();
 
-#endif  // HWY_TARGET != HWY_SCALAR
 #endif  // SIKV_KERNELS_COMMON_SIMD_LOGITS_TARGET_

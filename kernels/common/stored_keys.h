@@ -1,14 +1,29 @@
-// Keys of one row as they are stored, for kernels/common/simd_logits.h.
+// Keys that are ranked where they lie: what turns q.k of their stored form into q.k is folded into
+// the query (its rotation, alpha) and into one shift per head (the keys' mean).
 #ifndef SIKV_KERNELS_COMMON_STORED_KEYS_H_
 #define SIKV_KERNELS_COMMON_STORED_KEYS_H_
 
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/common/simd_attention.h"
 #include "kernels/common/stored_rows.h"
 #include "plugins/layouts/rotation.h"
 
 namespace sikv {
+
+// `heads` [G, D] times the logits' scale, with zeros for the padding heads.
+inline void load_scaled(const float* heads, int group, int head_dim, float scale, float* q) {
+  const int64_t used = int64_t{group} * head_dim;
+  for (int64_t i = 0; i < used; ++i) q[i] = heads[i] * scale;
+  std::fill(q + used, q + int64_t{PaddedHeads(group)} * head_dim, 0.0f);
+}
+
+inline double dot_rows(const float* a, const float* b, int n) {
+  double sum = 0.0;
+  for (int i = 0; i < n; ++i) sum += double{a[i]} * b[i];
+  return sum;
+}
 
 // Where a row's encoded keys lie and what turns q.k of their stored form into q.k.
 class StoredKeys {
@@ -33,7 +48,7 @@ class StoredKeys {
     const float* mean = view_.key().table(SIKV_KEY_MEAN, row_);
     for (int g = 0; g < group; ++g) {
       float* head = q + int64_t{g} * head_dim;
-      shift[g] = dot(head, mean, head_dim);
+      shift[g] = static_cast<float>(dot_rows(head, mean, head_dim));
       if (rotated_) {
         rotation::forward(head, head_dim);
       } else {
@@ -44,11 +59,6 @@ class StoredKeys {
   }
 
  private:
-  static float dot(const float* a, const float* b, int n) {
-    double sum = 0.0;
-    for (int i = 0; i < n; ++i) sum += double{a[i]} * b[i];
-    return static_cast<float>(sum);
-  }
   static void decode(const void* view, int row, const int32_t* slots, int count, float* out) {
     static_cast<const CacheView*>(view)->key().decode(row, {slots, static_cast<size_t>(count)},
                                                       out);

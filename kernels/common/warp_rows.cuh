@@ -50,7 +50,7 @@ struct RowStore {
     return kind == RowKind::kSignLevels || kind == RowKind::kLevels;
   }
   // Bytes from one token's scale to the next one's, for levels.
-  __host__ __device__ int scale_stride() const { return line > 0 ? line : rlm4::kScaleBytes; }
+  __host__ __device__ int scale_stride() const { return rlm4::scale_stride(line); }
 };
 
 // Host. What a layout says of it, without pointers; false if it is none that is read here.

@@ -69,7 +69,8 @@ Output attend(std::unique_ptr<Kernel> (*make)(const CreateArgs&),
                               0,
                               selection,
                               output.out.data(),
-                              output.lse.data()};
+                              output.lse.data(),
+                              nullptr};
   kernel->run(args, CacheView(view), {workspace.data(), nullptr});
   return output;
 }

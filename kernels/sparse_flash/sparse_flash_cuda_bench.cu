@@ -500,7 +500,8 @@ Errors check(const std::string& library, const Shape& shape, const Family& key, 
                               0,
                               {slots_d.data(), counts_d.data(), capacity, 0},
                               out.data(),
-                              lse.data()};
+                              lse.data(),
+                              nullptr};
   std::vector<float> got, got_lse;
   for (int repeat = 0; repeat < 2; ++repeat) {
     kernel.run(args, nullptr);
@@ -800,7 +801,8 @@ void time_all(const std::string& sparse, const std::string& dense, int pinned, i
                               0,
                               selection,
                               out.data(),
-                              lse.data()};
+                              lse.data(),
+                              nullptr};
     };
     const double exact_bytes = double(shape.rows()) * (pinned + tail) * 512.0;
     double dense_us = 0;

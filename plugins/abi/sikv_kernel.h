@@ -15,6 +15,8 @@ extern "C" {
   1u /* reads every token; only goes with selectors that select all \
       */
 
+#define SIKV_KERNEL_WEIGHS 2u /* since 1.3: adds log_weights to logits */
+
 typedef struct sikv_attend_args {
   uint32_t struct_size;
   int32_t num_query_heads;
@@ -25,6 +27,9 @@ typedef struct sikv_attend_args {
   sikv_selection selection; /* from the selector; read only */
   float* out;               /* device; [B, Hq, D] fp32 */
   float* lse; /* device; [B, Hq] natural log of the sum of exp(logits); -inf if empty */
+  /* since 1.3 */
+  const float* log_weights; /* device; [B, Hq, capacity], by place in the row's list of slots: added
+                               to the logits of listed slots; NULL for none */
 } sikv_attend_args;
 
 typedef struct sikv_kernel_table {
@@ -44,6 +49,7 @@ typedef struct sikv_kernel_table {
 } sikv_kernel_table;
 
 SIKV_FROZEN(sikv_attend_args, lse, 64);
+SIKV_FROZEN(sikv_attend_args, log_weights, 72);
 SIKV_FROZEN(sikv_kernel_table, absorbs, 56);
 
 #ifdef __cplusplus

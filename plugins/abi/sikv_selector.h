@@ -26,6 +26,9 @@ extern "C" {
 /* Since 1.3: evict is asked for all layers in order, after observe (or observe_page) of the last
  * one, so that a budget can be shared over layers. */
 #define SIKV_SELECTOR_EVICTS_TOGETHER 32u
+/* Since 1.3: run fills log_weights; only goes with kernels that add them (SIKV_KERNEL_WEIGHS), and
+ * not into a wrapper, which would change the selection under them. */
+#define SIKV_SELECTOR_WEIGHS 64u
 
 /* The prompt of every sequence, after its full pages were encoded and before the first step. */
 typedef struct sikv_observe_args {
@@ -63,6 +66,10 @@ typedef struct sikv_select_args {
   float scale;   /* of the logits: 1 / sqrt(D) unless the model says otherwise */
   int32_t reserved;
   sikv_selection selection; /* to be filled; capacity as answered by plan */
+  /* since 1.3 */
+  float* log_weights; /* device; [B, Hq, capacity], by place in the row's list of slots: what is
+                         added to the logit of a query head, -inf where the token is not for it.
+                         To be filled by selectors that weigh, where they list slots; else NULL */
 } sikv_select_args;
 
 /* Keep-lists: slots to keep, ascending, pinned ones included by the framework in any case; a count
@@ -121,6 +128,7 @@ SIKV_FROZEN(sikv_observe_args, prompt_len, 120);
 SIKV_FROZEN(sikv_observe_args, hidden, 136);
 SIKV_FROZEN(sikv_observe_page_args, first_slot, 112);
 SIKV_FROZEN(sikv_select_args, selection, 32);
+SIKV_FROZEN(sikv_select_args, log_weights, 56);
 SIKV_FROZEN(sikv_evict_args, keep_counts, 24);
 SIKV_FROZEN(sikv_score_args, scores, 16);
 SIKV_FROZEN(sikv_selector_table, counters, 104);

@@ -85,6 +85,9 @@ SIKV_INLINE constexpr int line_bytes(int head_dim) {
   return (line_value_scale(head_dim) + kScaleBytes + 31) / 32 * 32;
 }
 
+// Bytes from one token's scale to the next; `line` is line_bytes where tokens lie in lines, else 0.
+SIKV_INLINE constexpr int scale_stride(int line) { return line > 0 ? line : kScaleBytes; }
+
 // Whether a layout is one of these, in planes or in lines.
 template <typename View>
 bool is_keys(const View& layout) {
@@ -168,10 +171,10 @@ struct KeyPage {
 };
 
 SIKV_INLINE float token_scale(const uint8_t* scale_plane, int token, int line = 0) {
-  return sikv_load(scale_plane + int64_t{line > 0 ? line : kScaleBytes} * token, SIKV_FP16, 0);
+  return sikv_load(scale_plane + int64_t{scale_stride(line)} * token, SIKV_FP16, 0);
 }
 SIKV_INLINE void store_scale(uint8_t* scale_plane, int token, int line, float scale) {
-  minmax::store_saturated(scale_plane + int64_t{line > 0 ? line : kScaleBytes} * token, SIKV_FP16,
+  minmax::store_saturated(scale_plane + int64_t{scale_stride(line)} * token, SIKV_FP16,
                           0, scale);
 }
 // Levels of a token, and in lines its signs behind them.

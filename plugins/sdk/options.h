@@ -4,6 +4,7 @@
 #define SIKV_PLUGINS_SDK_OPTIONS_H_
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -87,6 +88,16 @@ constexpr sikv_option_spec text_option(const char* name, const char* default_val
 // The selector that a wrapper wraps, CreateArgs::base. Its name is always `base`; it has no default.
 constexpr sikv_option_spec selector_option(const char* help) {
   return {"base", SIKV_OPTION_SELECTOR, 0, 0, 0, nullptr, "", help};
+}
+
+// Two lists in one, for options that several plugins share.
+template <size_t N, size_t M>
+constexpr std::array<sikv_option_spec, N + M> join_options(
+    const std::array<sikv_option_spec, N>& first, const std::array<sikv_option_spec, M>& second) {
+  std::array<sikv_option_spec, N + M> all{};
+  std::copy(first.begin(), first.end(), all.begin());
+  std::copy(second.begin(), second.end(), all.begin() + N);
+  return all;
 }
 
 }  // namespace sikv

@@ -21,7 +21,8 @@ TEST(FullTest, SelectsAllWithoutAList) {
             q.data(),
             0.125f,
             0,
-            {nullptr, counts.data(), 0, 0}},
+            {nullptr, counts.data(), 0, 0},
+            nullptr},
            nullptr, nullptr);
   for (size_t row = 0; row < counts.size(); ++row) EXPECT_EQ(counts[row], SIKV_SELECT_ALL);
   EXPECT_EQ(full.state_bytes(), 0u);

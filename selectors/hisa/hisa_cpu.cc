@@ -17,11 +17,7 @@ namespace sikv::hisa {
 namespace HWY_NAMESPACE {
 
 void OneHead(const LogitRequest& request, LogitScratch& scratch, float* out) {
-#if HWY_TARGET == HWY_SCALAR
-  static_cast<void>(request), static_cast<void>(scratch), static_cast<void>(out);
-#else
-  sikv::HWY_NAMESPACE::Logits(request, scratch, out, 0);
-#endif
+  sikv::HWY_NAMESPACE::LogitsOf(request, scratch, out, 0);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -117,7 +117,8 @@ class Stepper {
                    .q = queries_[number % queries_.size()].data(),
                    .scale = 0.088388f,
                    .reserved = 0,
-                   .selection = {slots_.data(), counts_.data(), plan_.capacity, 0}},
+                   .selection = {slots_.data(), counts_.data(), plan_.capacity, 0},
+                   .log_weights = nullptr},
                   workspace_.as(), nullptr);
   }
 

@@ -42,13 +42,6 @@ struct RerankScratch : LogitsScratch {
   std::byte* select;
 };
 
-// `heads` [G, D] times the logits' scale, with zeros for the padding heads.
-void load_scaled(const float* heads, int group, int head_dim, float scale, float* q) {
-  const int64_t used = int64_t{group} * head_dim;
-  for (int64_t i = 0; i < used; ++i) q[i] = heads[i] * scale;
-  std::fill(q + used, q + int64_t{PaddedHeads(group)} * head_dim, 0.0f);
-}
-
 class CpuEngine final : public Engine {
  public:
   explicit CpuEngine(const Config& config) : config_(config) {}

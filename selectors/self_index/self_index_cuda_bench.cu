@@ -267,7 +267,8 @@ class GpuSelector {
                    q,
                    1.0f / std::sqrt(static_cast<float>(view.head_dim)),
                    0,
-                   {slots_, counts_, plan_.capacity, 0}},
+                   {slots_, counts_, plan_.capacity, 0},
+                   nullptr},
                   workspace_, stream);
   }
   void poison() {
@@ -368,7 +369,8 @@ bool compare(const char* name, const Spec& spec, const Choices& choices, int sla
              q.data(),
              1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
              0,
-             {slots.data(), counts.data(), plan.capacity, 0}},
+             {slots.data(), counts.data(), plan.capacity, 0},
+             nullptr},
             aligned, nullptr);
     uint8_t* device_q = device_copy(q);
     gpu.poison();

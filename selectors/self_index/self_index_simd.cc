@@ -108,28 +108,11 @@ int64_t Scan(const ScanRequest& request, void* scratch, int32_t* slots) {
   return simd::SelectFloat(s.best, tokens, excluded, request.count, s.select, slots);
 }
 
-// ---- logits -------------------------------------------------------------------------------------
+// ---- logits, softmax and selection --------------------------------------------------------------
 
-#if HWY_TARGET == HWY_SCALAR
-
-bool Runs() { return false; }
-void LogitsOf(const LogitRequest&, LogitScratch&, float*, int64_t) {}
-
-#else
-
-bool Runs() { return true; }
-
-void LogitsOf(const LogitRequest& request, LogitScratch& scratch, float* logits, int64_t stride) {
-  simd::Logits(request, scratch, logits, stride);
-}
-
-#endif
-
-// ---- softmax and selection ----------------------------------------------------------------------
-
-void Softmax(float* logits, int64_t stride, int group, int64_t n, float* probability) {
-  simd::MeanSoftmax(logits, stride, group, n, probability);
-}
+using simd::LogitsOf;
+using simd::MeanSoftmax;
+using simd::Runs;
 
 void Select(const float* scores, int64_t n, int64_t budget, void* scratch, int32_t* indices) {
   simd::SelectFloat(scores, n, Excluded{}, budget, scratch, indices);
@@ -145,7 +128,7 @@ namespace sikv::self_index {
 HWY_EXPORT(Runs);
 HWY_EXPORT(Scan);
 HWY_EXPORT(LogitsOf);
-HWY_EXPORT(Softmax);
+HWY_EXPORT(MeanSoftmax);
 HWY_EXPORT(Select);
 
 bool simd_runs() { return HWY_DYNAMIC_DISPATCH(Runs)(); }
@@ -162,7 +145,7 @@ void simd_logits(const LogitRequest& request, LogitScratch& scratch, float* logi
   HWY_DYNAMIC_DISPATCH(LogitsOf)(request, scratch, logits, stride);
 }
 void simd_mean_softmax(float* logits, int64_t stride, int group, int64_t n, float* probability) {
-  HWY_DYNAMIC_DISPATCH(Softmax)(logits, stride, group, n, probability);
+  HWY_DYNAMIC_DISPATCH(MeanSoftmax)(logits, stride, group, n, probability);
 }
 void simd_select(const float* scores, int64_t n, int64_t budget, void* scratch, int32_t* indices) {
   HWY_DYNAMIC_DISPATCH(Select)(scores, n, budget, scratch, indices);

@@ -41,14 +41,11 @@ size_t simd_scan_bytes(int64_t tokens, int64_t count);
 
 // ---- logits -------------------------------------------------------------------------------------
 
-// LogitRequest of kernels/common/simd_logits.h.
 void simd_logits(const LogitRequest& request, LogitScratch& scratch, float* logits, int64_t stride);
 
 // ---- softmax and selection ----------------------------------------------------------------------
 
-// probability [n] = mean of the softmax of logits [G, stride] over their first n. Overwrites the
-// logits; reads and writes up to kSoftmaxSlack elements behind the n-th, of `probability` too.
-inline constexpr int64_t kSoftmaxSlack = 16;
+// MeanSoftmax of simd_softmax.h and LogitsOf of simd_logits.h.
 void simd_mean_softmax(float* logits, int64_t stride, int group, int64_t n, float* probability);
 
 // Indices of the `budget` < n highest of scores [n], ascending, ties to the lower.

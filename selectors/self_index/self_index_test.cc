@@ -114,7 +114,8 @@ class Bench {
                     .q = typed.data(),
                     .scale = scale(),
                     .reserved = 0,
-                    .selection = {slots.data(), counts.data(), plan_.capacity, 0}},
+                    .selection = {slots.data(), counts.data(), plan_.capacity, 0},
+                    .log_weights = nullptr},
                    workspace_.data(), nullptr);
     EXPECT_EQ(slots.back(), -7) << "written behind the selection";
     std::vector<Slots> out;

@@ -303,7 +303,8 @@ class GpuKernel : public VariantTest {
                                 0,
                                 {call.out(slots), call.out(counts), kCapacity, 0},
                                 call.out(out),
-                                call.out(lse)};
+                                call.out(lse),
+                                nullptr};
     void* const work = call.out(workspace);
     if (record) {
       gpu().synchronize();

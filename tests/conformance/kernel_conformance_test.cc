@@ -87,7 +87,8 @@ struct Output {
 
 // The textbook: logits, maximum, weights, sum; everything in T.
 template <typename T>
-void attend(const Tokens& tokens, const float* q, float scale, double* out, double* lse) {
+void attend(const Tokens& tokens, const float* q, float scale, std::span<const float> log_weights,
+            double* out, double* lse) {
   const int dim = tokens.head_dim;
   std::vector<T> weights(tokens.size()), sum_v(static_cast<size_t>(dim), T(0));
   T max = -std::numeric_limits<T>::infinity(), sum = T(0);
@@ -97,6 +98,7 @@ void attend(const Tokens& tokens, const float* q, float scale, double* out, doub
       dot += static_cast<T>(q[d]) * static_cast<T>(tokens.k[t * static_cast<size_t>(dim) + d]);
     }
     weights[t] = static_cast<T>(scale) * dot;
+    if (t < log_weights.size()) weights[t] += static_cast<T>(log_weights[t]);
     max = std::max(max, weights[t]);
   }
   for (size_t t = 0; t < weights.size(); ++t) {
@@ -114,9 +116,20 @@ void attend(const Tokens& tokens, const float* q, float scale, double* out, doub
                          : static_cast<double>(max + std::log(sum));
 }
 
+// What a weighing selector could add to the logits of a list's tokens.
+std::vector<float> weights_of(int64_t head, size_t count) {
+  std::vector<float> log_weights;
+  for (size_t i = 0; i < count; ++i) {
+    log_weights.push_back(i % 5 == 4
+                              ? -std::numeric_limits<float>::infinity()
+                              : 0.5f * static_cast<float>((static_cast<size_t>(head) + i) % 9));
+  }
+  return log_weights;
+}
+
 template <typename T>
 Output attend_all_heads(const FilledCache& filled, const Case& c, const Selection& selection,
-                        const std::vector<uint8_t>& q, float scale) {
+                        const std::vector<uint8_t>& q, float scale, bool weighted = false) {
   const int dim = c.cache.head_dim;
   Output output;
   output.out.resize(q.size() / static_cast<size_t>(sikv_dtype_bytes(c.cache.dtype)));
@@ -130,8 +143,10 @@ Output attend_all_heads(const FilledCache& filled, const Case& c, const Selectio
       for (int d = 0; d < dim; ++d) {
         query[static_cast<size_t>(d)] = sikv_load(q.data(), c.cache.dtype, head * dim + d);
       }
-      attend<T>(tokens, query.data(), scale, output.out.data() + head * dim,
-                output.lse.data() + head);
+      const auto& selected = selection[static_cast<size_t>(row)];
+      attend<T>(tokens, query.data(), scale,
+                weights_of(head, weighted && selected ? selected->size() : 0),
+                output.out.data() + head * dim, output.lse.data() + head);
     }
   }
   return output;
@@ -170,7 +185,8 @@ double largest_magnitude(const std::vector<double>& x) {
 float scale_of(const Case& c) { return 1.0f / std::sqrt(static_cast<float>(c.cache.head_dim)); }
 
 Output run_kernel(KernelInstance& kernel, const FilledCache& filled, const Case& c,
-                  const Selection& selection, const std::vector<uint8_t>& q) {
+                  const Selection& selection, const std::vector<uint8_t>& q,
+                  bool weighted = false) {
   const auto rows = static_cast<size_t>(filled.cache.num_rows());
   size_t capacity = 0;
   for (const auto& row : selection) capacity = std::max(capacity, row ? row->size() : 0);
@@ -183,6 +199,11 @@ Output run_kernel(KernelInstance& kernel, const FilledCache& filled, const Case&
   }
   const size_t heads = rows * static_cast<size_t>(c.group);
   Guarded<float> out(heads * static_cast<size_t>(c.cache.head_dim)), lse(heads);
+  std::vector<float> log_weights(weighted ? heads * capacity : 0);
+  for (size_t head = 0; weighted && head < heads; ++head) {
+    const auto of = weights_of(static_cast<int64_t>(head), capacity);
+    std::copy(of.begin(), of.end(), log_weights.begin() + static_cast<ptrdiff_t>(head * capacity));
+  }
   Workspace workspace(kernel.plan(static_cast<int32_t>(capacity)));
   DeviceCall call(device_of(kernel.variant()));
   const sikv_cache_view& view = call.view(filled.cache);
@@ -194,7 +215,8 @@ Output run_kernel(KernelInstance& kernel, const FilledCache& filled, const Case&
               0,
               {call.out(slots), call.out(counts), static_cast<int32_t>(capacity), 0},
               call.out(out),
-              call.out(lse)},
+              call.out(lse),
+              weighted ? call.in(log_weights) : nullptr},
              call.out(workspace), call.stream());
   call.finish();
   EXPECT_TRUE(out.intact() && lse.intact()) << "written outside of the output";
@@ -205,11 +227,11 @@ Output run_kernel(KernelInstance& kernel, const FilledCache& filled, const Case&
 }
 
 void expect_as_good_as_plain_fp32(KernelInstance& kernel, const FilledCache& filled, const Case& c,
-                                  const Selection& selection) {
+                                  const Selection& selection, bool weighted = false) {
   const std::vector<uint8_t> q = make_queries(c, 3);
-  const Output got = run_kernel(kernel, filled, c, selection, q);
-  const Output exact = attend_all_heads<double>(filled, c, selection, q, scale_of(c));
-  const Output plain = attend_all_heads<float>(filled, c, selection, q, scale_of(c));
+  const Output got = run_kernel(kernel, filled, c, selection, q, weighted);
+  const Output exact = attend_all_heads<double>(filled, c, selection, q, scale_of(c), weighted);
+  const Output plain = attend_all_heads<float>(filled, c, selection, q, scale_of(c), weighted);
   constexpr double kRounding = 0x1p-24;
   EXPECT_LE(distance(got.out, exact.out),
             2.0 * distance(plain.out, exact.out) + 8.0 * kRounding * largest_magnitude(exact.out));
@@ -273,7 +295,9 @@ void check_all_selections(const Variant& variant, KernelInstance& kernel, const 
                           const Case& c) {
   for (const Select select : selects_of(variant)) {
     SCOPED_TRACE("select " + std::to_string(static_cast<int>(select)));
-    expect_as_good_as_plain_fp32(kernel, filled, c, make_selection(filled, select, c.cache.seed));
+    const Selection selection = make_selection(filled, select, c.cache.seed);
+    expect_as_good_as_plain_fp32(kernel, filled, c, selection);
+    if (kernel.weighs()) expect_as_good_as_plain_fp32(kernel, filled, c, selection, true);
   }
 }
 

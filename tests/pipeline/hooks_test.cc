@@ -52,6 +52,23 @@ class Noting : public ScoringSelector {
   uint64_t state_bytes() const override { return 1000; }
 };
 
+// Selects slot 3 and adds to its logits 1 for query head 0 and 2 for query head 1.
+class Weighing : public Selector {
+ public:
+  Plan plan() override { return {5, 0}; }
+  void run(const sikv_select_args& args, const CacheView& view, Launch) override {
+    for (int row = 0; row < view.num_rows(); ++row) {
+      SelectionRow out(args.selection, row);
+      out.clear();
+      out.push(3);
+    }
+    for (int head = 0; head < args.num_query_heads; ++head) {
+      args.log_weights[head * args.selection.capacity] = static_cast<float>(1 + head);
+    }
+  }
+};
+std::unique_ptr<Selector> make_weighing(const CreateArgs&) { return std::make_unique<Weighing>(); }
+
 std::unique_ptr<ScoringSelector> make_noting(const CreateArgs&) {
   return std::make_unique<Noting>();
 }
@@ -77,14 +94,16 @@ const Registry& registry() {
         scoring_selector<make_noting, kNoOptions, probe_ref,
                          SIKV_SELECTOR_NEEDS_ALL_QUERIES | SIKV_SELECTOR_NEEDS_ALL_LAYERS |
                              SIKV_SELECTOR_NEEDS_W_O | SIKV_SELECTOR_EVICTS_TOGETHER>("ref"));
+    add(*made, "weighing",
+        selector<make_weighing, kNoOptions, probe_ref, SIKV_SELECTOR_WEIGHS>("ref"));
     add(*made, "passing", scoring_selector<make_passing, kWrapperOptions>("ref"));
     return made;
   }();
   return *all;
 }
 
-PipelineSpec spec_of(const std::string& selector) {
-  return parse_pipeline("fp16+fp16 > " + selector + " > gather_attention", registry());
+PipelineSpec spec_of(const std::string& selector, const std::string& kernel = "gather_attention") {
+  return parse_pipeline("fp16+fp16 > " + selector + " > " + kernel, registry());
 }
 
 // Three layers of one sequence with a prompt of `tokens`, and `steps` steps behind it.
@@ -261,6 +280,40 @@ TEST(HooksTest, StateOfABaseIsCountedOnce) {
   const sikv_shape shape = {sizeof(sikv_shape), 1, 2, 1, kDim, SIKV_FP16, 1, 512, 10000.0};
   const Pipeline pipeline(spec_of("passing(base=noting)"), registry(), cpu(), shape, 1);
   EXPECT_EQ(pipeline.ledger().bytes("selector_state"), 1000u);
+}
+
+// One encoded token per head is attended to, and no other: its logit, 16 * 0.5 / 8, and its weight.
+TEST(HooksTest, WeightsReachTheKernel) {
+  const sikv_shape shape = {
+      sizeof(sikv_shape), 1, kHeads * kGroup, kHeads, kDim, SIKV_FP32, 1, 2000, 10000.0};
+  Pipeline pipeline(spec_of("weighing(pinned=0)"), registry(), cpu(), shape, 1);
+  EXPECT_EQ(pipeline.ledger().bytes("selection"),
+            sizeof(int32_t) * (5 + 1) + sizeof(float) * kGroup * 5);
+  const std::vector<float> rows(256 * kDim, 0.5f), q(kGroup * kDim, 0.25f);
+  const int32_t first = 0, count = 256;
+  const sikv_rows kv{rows.data(), SIKV_FP32, 256, &first, &count, kDim, kDim};
+  pipeline.prefill(0, kv, kv, q.data(), 1, {});
+  std::vector<float> out(kGroup * kDim), lse(kGroup);
+  pipeline.begin_step();
+  pipeline.attend(0, q.data(), out.data(), lse.data());
+  for (int g = 0; g < kGroup; ++g) {
+    EXPECT_FLOAT_EQ(lse[static_cast<size_t>(g)],
+                    kDim * 0.25f * 0.5f / 8.0f + 1.0f + static_cast<float>(g));
+  }
+  EXPECT_FLOAT_EQ(out[0], 0.5f);
+}
+
+TEST(HooksTest, RefusesWeightsThatNobodyWouldApply) {
+  const sikv_shape shape = {sizeof(sikv_shape), 1, 2, 1, kDim, SIKV_FP16, 1, 512, 10000.0};
+  const auto refusal = [&](const PipelineSpec& spec) {
+    return error_of([&] { const Composition composition(spec, registry(), cpu(), shape); });
+  };
+  EXPECT_EQ(refusal(spec_of("weighing", "sparse_flash[ref]")),
+            "selector weighing gives its tokens weights, which attention kernel sparse_flash (ref) "
+            "does not apply: use gather_attention on the CPU");
+  EXPECT_EQ(refusal(spec_of("passing(base=weighing)")),
+            "selector 'passing' (ref) cannot wrap selector 'weighing' (ref), whose tokens carry "
+            "weights: use the latter by itself");
 }
 
 }  // namespace

@@ -126,7 +126,7 @@ sikv_shape make_shape(int head_dim, int32_t dtype, int num_kv_heads, int group) 
           .dtype = dtype,
           .max_sequences = 8,
           .max_tokens = 1 << 20,
-          .rope_theta = 0};
+          .rope_theta = 10000};
 }
 
 const Variant& find_variant(sikv_kind kind, std::string_view id, std::string_view variant) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <limits>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -66,6 +67,9 @@ class SelectorSession {
     slots_.emplace(rows * static_cast<size_t>(capacity_));
     counts_.emplace(rows);
     workspace_.emplace(plan.workspace_bytes);
+    if (selector_.weighs()) {
+      log_weights_.emplace(rows * static_cast<size_t>(group) * static_cast<size_t>(capacity_));
+    }
   }
 
   bool accepted() const { return refusal_.empty(); }
@@ -131,10 +135,16 @@ class SelectorSession {
     call.finish();
     return collect();
   }
+  // Of the last selection, [B, Hq, capacity], of selectors that weigh.
+  std::span<const float> log_weights() const {
+    return {log_weights_->data(), log_weights_->size()};
+  }
+  int32_t capacity() const { return capacity_; }
   // The parts of a step, for tests that record it: begin_step, place, run, call.finish(), collect.
   void begin_step(int64_t step) {
     slots_->poison();
     counts_->poison();
+    if (log_weights_) log_weights_->poison();
     workspace_->make_dirty();
     selector_.begin_step(step);
   }
@@ -151,7 +161,8 @@ class SelectorSession {
              call.in(q),
              scale,
              0,
-             {call.out(*slots_), call.out(*counts_), capacity_, 0}},
+             {call.out(*slots_), call.out(*counts_), capacity_, 0},
+             log_weights_ ? call.out(*log_weights_) : nullptr},
             call.out(*workspace_)};
   }
   void run(const Placed& placed, const DeviceCall& call) {
@@ -174,6 +185,9 @@ class SelectorSession {
   void check_memory() const {
     EXPECT_TRUE(slots_->intact()) << "written outside of the selection's slots";
     EXPECT_TRUE(counts_->intact()) << "written outside of the selection's counts";
+    if (log_weights_) {
+      EXPECT_TRUE(log_weights_->intact()) << "written outside of the weights";
+    }
     EXPECT_TRUE(workspace_->intact()) << "written outside of the workspace";
     EXPECT_EQ(filled_.cache.damage(), "");
   }
@@ -199,6 +213,13 @@ class SelectorSession {
     for (size_t i = 1; i < slots.size(); ++i) {
       EXPECT_LT(slots[i - 1], slots[i]) << "slots are not ascending and unique";
     }
+    for (int g = 0; log_weights_ && g < group_; ++g) {
+      const float* const weights = log_weights_->data() + (int64_t{row} * group_ + g) * capacity_;
+      for (int32_t i = 0; i < count; ++i) {
+        EXPECT_LT(weights[i], std::numeric_limits<float>::infinity())
+            << "head " << g << " place " << i;
+      }
+    }
     EXPECT_TRUE(std::includes(open.begin(), open.end(), slots.begin(), slots.end()))
         << "a slot is pinned or beyond the encoded length";
     return slots;
@@ -212,6 +233,7 @@ class SelectorSession {
   std::string refusal_;
   int32_t capacity_ = 0;
   std::optional<Guarded<int32_t>> slots_, counts_;
+  std::optional<Guarded<float>> log_weights_;
   std::optional<Workspace> workspace_;
 };
 
