@@ -141,6 +141,7 @@ TEST_F(Cli, EveryCommandHasHelpWithExamples) {
                                        {"dataset", "info"},
                                        {"dataset", "synth"},
                                        {"dataset", "check"},
+                                       {"dataset", "pca"},
                                        {"schema"},
                                        {"new-plugin"}};
   for (Words command : commands) {
@@ -381,22 +382,120 @@ TEST_F(Cli, CompareHasBothBoundsAtEveryBudget) {
   EXPECT_EQ(budgets["> oracle("], budgets["> random("]);
 }
 
-TEST_F(Cli, CompareKeepsFinishedRowsAfterCtrlC) {
+TEST_F(Cli, CompareGoesOnAfterCtrlC) {
   std::string config = "pipelines:\n";
-  for (int seed = 1; seed <= 400; ++seed) {
+  for (int seed = 1; seed <= 60; ++seed) {
     config += fmt::format("  - fp16+fp16 > random(budget=16,seed={}) > gather_attention\n", seed);
   }
-  const Result result =
-      interrupted({"compare", tiny("many.yaml", config, "context: 4096"), "--json", "c.json"},
-                  [&] { return fs::exists(path("c.json")); });
-  EXPECT_EQ(result.code, 130) << result.err;
-  EXPECT_TRUE(contains(result.err, "interrupted")) << result.err;
-  EXPECT_TRUE(contains(result.err, "of 401 rows")) << result.err;
-  ASSERT_TRUE(fs::exists(path("c.json")));
-  const auto rows = read_json(path("c.json"))["rows"];
-  EXPECT_GE(rows.size(), 1u);
-  EXPECT_LT(rows.size(), 401u);
-  EXPECT_TRUE(contains(result.out, "random(budget=16,seed=1")) << result.out;
+  const Words words = {
+      "compare", tiny("many.yaml", config, "context: 2048"), "--json", "c.json", "--csv", "c.csv"};
+  const Result stopped = interrupted(words, [&] { return fs::exists(path("c.json")); });
+  EXPECT_EQ(stopped.code, 130) << stopped.err;
+  EXPECT_TRUE(contains(stopped.err, "interrupted")) << stopped.err;
+  EXPECT_TRUE(contains(stopped.err, "of 61 rows; the same command goes on")) << stopped.err;
+  EXPECT_TRUE(contains(stopped.out, "random(budget=16,seed=1")) << stopped.out;
+  const auto partial = read_json(path("c.json"));
+  const size_t first_rows = partial["rows"].size();
+  EXPECT_GE(first_rows, 1u);
+  ASSERT_LT(first_rows, 61u);
+  EXPECT_EQ(partial["partial"], fmt::format("{} of 61 rows", first_rows));
+  EXPECT_TRUE(fs::exists(path("c.csv.partial")));
+  EXPECT_FALSE(fs::exists(path("c.csv")));
+
+  const Result finished = sikv(words);
+  ASSERT_EQ(finished.code, 0) << finished.err;
+  EXPECT_TRUE(contains(finished.err, fmt::format("{} of 61 rows are those of c.json", first_rows)))
+      << finished.err;
+  const auto whole = read_json(path("c.json"));
+  EXPECT_FALSE(whole.contains("partial"));
+  ASSERT_EQ(whole["rows"].size(), 61u);
+  for (size_t i = 0; i < first_rows; ++i) EXPECT_EQ(whole["rows"][i], partial["rows"][i]);
+  EXPECT_FALSE(fs::exists(path("c.csv.partial")));
+  const std::string csv = read_text(path("c.csv"));
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 62);
+}
+
+// What is there of a fuller comparison stays until the new one is whole.
+TEST_F(Cli, CompareKeepsAFullerResultUntilItIsDone) {
+  const Words full = {"compare", tiny_quest(), "--set", "budgets=[16, 32]", "--json", "c.json"};
+  ASSERT_EQ(sikv(full).code, 0);
+  ASSERT_EQ(read_json(path("c.json"))["rows"].size(), 6u);
+  const Result fewer = sikv({"compare", tiny_quest(), "--json", "c.json"});
+  EXPECT_EQ(fewer.code, 0) << fewer.err;
+  EXPECT_TRUE(contains(fewer.err, "3 of 3 rows are those of c.json")) << fewer.err;
+  EXPECT_EQ(read_json(path("c.json"))["rows"].size(), 3u);
+
+  write_file(path("old.json"), R"({"environment": {}, "rows": [{"pipeline": "a"}]})");
+  refused({"compare", tiny_quest(), "--json", "old.json"}, {"old.json", "holds no comparison"});
+}
+
+TEST_F(Cli, BudgetsSayWhatTheyStandInFor) {
+  const Result result = sikv({"compare", tiny_quest(), "--set", "budgets=[16, 64]"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.err, "quest.yaml: budgets [16, 64] stand in for budget=32 of quest"))
+      << result.err;
+  refused({"compare", tiny("s.yaml", "pipelines: [fp16+fp16 > full > gather_attention]\n"), "--set",
+           "pipeline.device=cpu"},
+          {"--set pipeline.device=cpu", "a list of pipelines", "pipelines.0.device"});
+}
+
+TEST_F(Cli, ABudgetOfNothingHasNoRecall) {
+  const Result result = sikv({"compare", tiny_quest(), "--set", "budgets=[0]"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.out, "budget 0\n")) << result.out;
+  EXPECT_FALSE(contains(result.out, "1.000")) << result.out;
+}
+
+// A table by memory class with a second source, and the same without its trace.
+TEST_F(Cli, CompareByMemoryMarksWhatRowsRestOn) {
+  ASSERT_EQ(sikv({"dataset", "synth", "--out", "full.h5", "--context", "600", "--steps", "3",
+                  "--layers", "3", "--query-heads", "2", "--kv-heads", "1"})
+                .code,
+            0);
+  const std::string config =
+      tiny("league.yaml",
+           "sources:\n"
+           "  full: {trace: full.h5, make: a script, prompt: 600, steps: 3, judge: [0, 2]}\n"
+           "  other: {trace: gone.h5, make: another script}\n"
+           "pipelines:\n"
+           "  - {label: dense, pipeline: fp16+fp16 > full > gather_attention}\n"
+           "  - {label: Quest, source: full, fitted: nothing much,\n"
+           "     pipeline: fp16+fp16 > quest > gather_attention}\n"
+           "  - {label: index, reconstruction: all of it,\n"
+           "     pipeline: rot_lm+rot_lm > self_index > sparse_flash}\n"
+           "  - {label: lost, source: other, pipeline: rot_lm+rot_lm > full > sparse_flash}\n"
+           "budgets: [16, 64]\n"
+           "group_by: memory\n"
+           "measure: {metrics: [recall, dropped_mass, output_error]}\n");
+  const Result result = sikv({"compare", config, "--json", "l.json", "--svg", "l.svg"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.err,
+                       "left out: lost: they need gone.h5, which is not there; another "
+                       "script makes it"))
+      << result.err;
+  for (const char* part :
+       {"as fp16 or larger", "times smaller than fp16", "Quest [full] +\n", "index ~\n",
+        "nothing much", "all of it", "3 layers, 2 of them judged", " PP "}) {
+    EXPECT_TRUE(contains(result.out, part)) << part << "\n" << result.out;
+  }
+  const auto json = read_json(path("l.json"));
+  const Result explained = sikv({"explain", config});
+  EXPECT_EQ(explained.code, 0) << explained.err;
+  EXPECT_TRUE(contains(explained.out, "gone.h5 is not there; another script makes it"))
+      << explained.out;
+  EXPECT_EQ(json["left_out"][0]["labels"], (std::vector<std::string>{"lost"}));
+  ASSERT_EQ(json["rows"].size(), 5u + 4u);  // and both bounds at both budgets
+  for (const auto& row : json["rows"]) {
+    EXPECT_TRUE(row["bytes_read"]["scan"].is_number()) << row;
+    EXPECT_TRUE(row["bytes_read"]["attended"].is_number()) << row;
+    EXPECT_GE(row["metrics"]["memory_per_token"], row["metrics"]["bytes_per_token"]) << row;
+  }
+  EXPECT_EQ(json["rows"][1]["label"], "Quest");
+  EXPECT_EQ(json["rows"][1]["source_name"], "full");
+  // 600 tokens are 512 encoded ones: 32 summaries of 2 x 64 channels in fp16.
+  EXPECT_EQ(json["rows"][1]["bytes_read"]["scan"], 32 * 2 * 64 * 2);
+  EXPECT_TRUE(contains(read_text(path("l.svg")), ">Quest<"));
+  refused({"compare", config, "--svg", config}, {config, "is not a figure"});
 }
 
 // ---- throughput ---------------------------------------------------------------------------------
@@ -647,6 +746,29 @@ TEST_F(Cli, DatasetsAreMadeReadAndChecked) {
              "source: {trace: needle.h5, prompt: 600, steps: 4}\n"
              "pipeline: rot_lm+rot_lm > self_index(budget=32) > sparse_flash\n");
   EXPECT_EQ(sikv({"run", "n.yaml"}).code, 0);
+}
+
+TEST_F(Cli, DatasetPcaWritesWhatLokiReads) {
+  ASSERT_EQ(sikv({"dataset", "synth", "--out", "t.h5", "--context", "600", "--steps", "3",
+                  "--layers", "2", "--query-heads", "2", "--kv-heads", "1"})
+                .code,
+            0);
+  const Result written = sikv({"dataset", "pca", "t.h5", "-o", "t.pca", "--tokens", "500"});
+  ASSERT_EQ(written.code, 0) << written.err;
+  const std::string file = read_text(path("t.pca"));
+  EXPECT_TRUE(file.starts_with("SIKVPCA1"));
+  EXPECT_EQ(file.size(), 8u + 16 + 2 * 4 + 2 * (64 + 64 + 64 * 64) * 4);
+  write_file(path("loki.yaml"),
+             "source: {trace: t.h5, prompt: 600, steps: 3}\n"
+             "pipeline:\n  keys: {codec: fp16}\n  values: {codec: fp16}\n"
+             "  selector: {name: loki, budget: 32, pca: t.pca}\n"
+             "  attention: {kernel: gather_attention}\n");
+  EXPECT_EQ(sikv({"run", "loki.yaml"}).code, 0);
+  ASSERT_EQ(sikv({"dataset", "pca", "t.h5", "-o", "t.pca", "--layers", "1"}).code, 0);
+  refused({"run", "loki.yaml"}, {"t.pca", "1 layers"});
+  refused({"dataset", "pca", "t.h5", "-o", "t.pca", "--layers", "7"}, {"t.h5", "layer 7"});
+  refused({"dataset", "pca", "t.h5", "-o", "t.pca", "--tokens", "1000"}, {"--tokens", "603"});
+  refused({"dataset", "pca", "t.h5", "-o", "t.h5"}, {"t.h5", "is not a PCA file"});
 }
 
 TEST_F(Cli, SchemaIsJson) {

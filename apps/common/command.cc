@@ -69,6 +69,11 @@ void ConfigFlags::add_to(CLI::App& app) {
 
 Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry) const {
   Config config = load_config(file, sets_, registry);
+  if (const auto budgets = overridden_budgets(config, registry); !budgets.empty()) {
+    const std::string given =
+        config.budgets.empty() ? "" : fmt::format(" [{}]", join(config.budgets));
+    note(fmt::format("{}: budgets{} stand in for {}", file.string(), given, join(budgets)));
+  }
   if (threads_) config.threads = *threads_;
   if (!device_.empty()) {
     check_device_name(device_);

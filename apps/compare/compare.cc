@@ -3,12 +3,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
+#include <optional>
 #include <set>
+#include <tuple>
 
+#include "apps/common/row_file.h"
 #include "apps/common/show.h"
+#include "apps/compare/league.h"
+#include "apps/compare/plan.h"
 #include "framework/base/error.h"
 #include "framework/base/text.h"
-#include "framework/config/pipeline_parts.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/experiment/measure.h"
 #include "framework/pipeline/pipeline.h"
@@ -19,19 +24,21 @@
 namespace sikv {
 namespace {
 
-// Selectors that bound what any other can reach. They stand beside every comparison and compete
-// with nobody.
-constexpr const char* kUpperBound = "oracle";
-constexpr const char* kLowerBound = "random";
+using Json = nlohmann::ordered_json;
 
 struct CompareFlags {
   ConfigFlags config;
   std::vector<std::filesystem::path> files;
-  std::filesystem::path json, csv;
+  std::filesystem::path json, csv, svg;
 };
 
-bool is_bound(const PipelineSpec& spec) {
-  return spec.selector.id == kUpperBound || spec.selector.id == kLowerBound;
+bool same_trace(const SourceSpec& a, const SourceSpec& b) {
+  std::error_code missing;
+  return a.trace == b.trace || std::filesystem::equivalent(a.trace, b.trace, missing);
+}
+
+bool same_lengths(const SourceSpec& a, const SourceSpec& b) {
+  return a.layers == b.layers && a.judge == b.judge && a.prompt == b.prompt && a.steps == b.steps;
 }
 
 bool same_source(const Config& a, const Config& b) {
@@ -44,85 +51,25 @@ bool same_source(const Config& a, const Config& b) {
     const ModelSpec spec = config.model.value_or(ModelSpec());
     return std::tuple(spec.layers, spec.query_heads, spec.kv_heads, spec.head_dim, spec.rope_theta);
   };
-  std::error_code missing;
-  const bool same_trace = a.source.trace == b.source.trace ||
-                          std::filesystem::equivalent(a.source.trace, b.source.trace, missing);
-  return same_trace && synthetic(a) == synthetic(b) &&
-         (!a.source.synthetic || model(a) == model(b)) && a.source.layers == b.source.layers &&
-         a.source.prompt == b.source.prompt && a.source.steps == b.source.steps &&
+  const auto same_named = [&](const auto& named) {
+    const auto other = a.sources.find(named.first);
+    return other == a.sources.end() ||
+           (same_trace(other->second, named.second) && same_lengths(other->second, named.second));
+  };
+  return same_trace(a.source, b.source) && synthetic(a) == synthetic(b) &&
+         (!a.source.synthetic || model(a) == model(b)) && same_lengths(a.source, b.source) &&
+         std::all_of(b.sources.begin(), b.sources.end(), same_named) &&
          a.measure.steps == b.measure.steps && a.measure.warmup == b.measure.warmup;
 }
-
-// Rows of several configs, in order, each printed form once.
-class Plan {
- public:
-  explicit Plan(const Registry& registry) : registry_(registry) {}
-
-  void add(const PipelineSpec& spec) {
-    if (seen_.insert(pipeline_text(spec, registry_)).second) specs_.push_back(spec);
-  }
-
-  // The oracle with the codecs of the first pipeline and random with exact K and V, at every budget
-  // that occurs, unless a pipeline uses that selector at that budget already.
-  void add_bounds() {
-    const PipelineSpec first = specs_.front();
-    std::vector<std::string> budgets;
-    std::set<std::pair<std::string, std::string>> there;  // selector, budget
-    for (const PipelineSpec& spec : specs_) {
-      const std::string budget = budget_of(spec.selector);
-      if (budget.empty()) continue;
-      there.insert({spec.selector.id, budget});
-      if (std::find(budgets.begin(), budgets.end(), budget) == budgets.end()) {
-        budgets.push_back(budget);
-      }
-    }
-    if (budgets.empty()) budgets.push_back(budget_of({kUpperBound, {}, {}}));
-    for (const char* bound : {kUpperBound, kLowerBound}) {
-      for (const std::string& budget : budgets) {
-        if (there.contains({bound, budget})) continue;
-        PipelineSpec spec = first;
-        spec.force.clear();
-        spec.device = "auto";
-        spec.selector = {bound, {{"budget", budget}}, {}};
-        spec.kernel = {"gather_attention", {}, {}};
-        if (bound == kLowerBound) spec.keys = spec.values = {"fp16", {}, {}};
-        add(spec);
-      }
-    }
-  }
-
-  const std::vector<PipelineSpec>& specs() const { return specs_; }
-
- private:
-  // As written, or the default; empty for a selector without a budget.
-  std::string budget_of(const PluginSpec& selector) const {
-    const PluginSpec* const holder = budget_holder(selector, registry_);
-    if (holder == nullptr) return {};
-    for (const auto& [name, value] : holder->options) {
-      if (name == "budget") return value;
-    }
-    return find_option(registry_.options(SIKV_SELECTOR, holder->id), "budget", holder->id)
-        .default_value;
-  }
-
-  const Registry& registry_;
-  std::vector<PipelineSpec> specs_;
-  std::set<std::string> seen_;
-};
-
-struct Row {
-  Measured measured;
-  bool competes;
-};
 
 Table::Better better_of(const Summary& summary) {
   return summary.bad == BadSide::kLow ? Table::Better::kHigher : Table::Better::kLower;
 }
 
-std::string comparison_table(const std::vector<Row>& rows, const TableStyle& style) {
+std::string budget_table(const std::vector<ComparedRow>& rows, const TableStyle& style) {
   std::map<std::string, Table::Better> metrics;
   std::set<std::optional<int64_t>> budgets;
-  for (const Row& row : rows) {
+  for (const ComparedRow& row : rows) {
     for (const auto& [name, summary] : row.measured.metrics) metrics[name] = better_of(summary);
     budgets.insert(row.measured.budget);
   }
@@ -137,108 +84,278 @@ std::string comparison_table(const std::vector<Row>& rows, const TableStyle& sty
   Table table(std::move(columns), "pipeline");
   for (const auto& budget : budgets) {
     table.group(budget ? fmt::format("budget {}", *budget) : "no budget");
-    for (const auto& [measured, competes] : rows) {
+    for (const ComparedRow& row : rows) {
+      const Measured& measured = row.measured;
       if (measured.budget != budget) continue;
       std::vector<Table::Cell> cells;
       for (const auto& [name, better] : metrics) {
         const auto found = measured.metrics.find(name);
         const bool has = found != measured.metrics.end();
-        cells.push_back(has ? share_cell(found->second.mean) : Table::Cell{"-"});
-        cells.push_back(has ? share_cell(found->second.p99) : Table::Cell{"-"});
+        cells.push_back(has ? share_cell(found->second.mean) : Table::Cell{"n/a"});
+        cells.push_back(has ? share_cell(found->second.p99) : Table::Cell{"n/a"});
       }
       cells.push_back(number_cell(measured.bytes_per_token));
       cells.push_back(number_cell(measured.compression_total));
       cells.push_back(micros_cell(step_seconds(measured.step_s)));
-      table.row(std::move(cells), measured.pipeline, competes);
+      const std::string source =
+          row.entry.source.empty() ? "" : fmt::format(" [{}]", row.entry.source);
+      table.row(std::move(cells), measured.pipeline + source, row.competes);
     }
   }
-  return table.text(style);
+  return table.text(style) +
+         "* best of its group, oracle and random aside; p99: 1 % of (layer, KV head, "
+         "step) are worse;\n"
+         "  us/step: append, select and attend of all layers, mean over the steps\n";
 }
 
-void report(const Source& source, const std::vector<Row>& rows) {
-  print(
-      fmt::format("{}\n\n{}\n"
-                  "* best of its group, oracle and random aside; p99: 1 % of (layer, KV head, "
-                  "step) are worse;\n"
-                  "  us/step: append, select and attend of all layers, mean over the steps\n",
-                  source.text, comparison_table(rows, TableStyle::of(stdout))));
-}
+// A comparison that is being made.
+class Comparison {
+ public:
+  Comparison(const CompareFlags& flags, const std::vector<std::string>& command_line)
+      : flags_(flags), registry_(flags.config.open_registry()), plan_(registry_) {
+    check_outputs();
+    read_configs();
+    plan_.add_bounds();
+    devices_.emplace(config().threads);
+    drop_missing();
+    load_sources();
+    file_.emplace(flags.json, environment(command_line, devices_->open(specs_.front(), registry_)),
+                  "comparison that can go on", "source");
+    rows_.resize(specs_.size());
+  }
 
-void write_files(const CompareFlags& flags, const Source& source, const std::vector<Row>& rows,
-                 const nlohmann::ordered_json& environment) {
-  std::vector<Measured> measured;
-  nlohmann::ordered_json json_rows = nlohmann::ordered_json::array();
-  for (const Row& row : rows) {
-    measured.push_back(row.measured);
-    json_rows.push_back(row_json(row.measured));
-  }
-  if (!flags.json.empty()) {
-    write_json(
-        flags.json,
-        {{"environment", environment}, {"source", source.text}, {"rows", std::move(json_rows)}});
-  }
-  if (!flags.csv.empty()) write_text(flags.csv, rows_csv(measured));
-}
-
-void compare(const CompareFlags& flags, const std::vector<std::string>& command_line) {
-  if (!flags.json.empty() && flags.json == flags.csv) {
-    throw Error("--json and --csv both name {}: give each its own file", flags.json.string());
-  }
-  for (const auto& output : {flags.json, flags.csv}) {
-    if (!output.empty()) check_result_path(output);
-  }
-  Registry registry = flags.config.open_registry();
-  Plan plan(registry);
-  std::vector<Config> configs;
-  for (const auto& file : flags.files) {
-    configs.push_back(flags.config.load(file, registry));
-    Config& first = configs.front();
-    const Config& config = configs.back();
-    if (!same_source(first, config)) {
-      throw Error(
-          "{} and {} differ in source or measured steps, so their rows cannot stand side by side: "
-          "give both the same source, or set it with --set",
-          first.file.string(), config.file.string());
+  void run() {
+    try {
+      take_known_rows();
+      for (const auto& [name, source] : sources_) measure_all(name, source);
+    } catch (...) {
+      const std::vector<ComparedRow> rows = done();
+      if (!rows.empty()) report(rows);
+      note(fmt::format("stopped after {} of {} rows{}", rows.size(), specs_.size(),
+                       flags_.json.empty() ? "" : "; the same command goes on from there"));
+      throw;
     }
-    for (const PipelineSpec& spec : expand_budgets(config, registry)) plan.add(spec);
-    for (const std::string& metric : config.measure.metrics) {
-      auto& metrics = first.measure.metrics;
-      if (std::find(metrics.begin(), metrics.end(), metric) == metrics.end()) {
-        metrics.push_back(metric);
+    const std::vector<ComparedRow> rows = done();
+    report(rows);
+    write_whole(rows);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      note_surprises(config(), sources_.at(rows[i].entry.source), rows[i].measured);
+    }
+  }
+
+ private:
+  const Config& config() const { return configs_.front(); }
+
+  void check_outputs() const {
+    std::set<std::filesystem::path> named;
+    for (const auto& output : {flags_.json, flags_.csv, flags_.svg}) {
+      if (!output.empty() && !named.insert(output).second) {
+        throw Error("{} both name {}: give each its own file",
+                    output == flags_.svg ? "--svg and another option" : "--json and --csv",
+                    output.string());
+      }
+    }
+    if (!flags_.csv.empty()) check_result_path(flags_.csv);
+    if (!flags_.svg.empty()) check_replaceable(flags_.svg, "<svg", "a figure");
+  }
+
+  void read_configs() {
+    for (const auto& file : flags_.files) {
+      configs_.push_back(flags_.config.load(file, registry_));
+      Config& first = configs_.front();
+      const Config& config = configs_.back();
+      if (!same_source(first, config)) {
+        throw Error(
+            "{} and {} differ in source or measured steps, so their rows cannot stand side by "
+            "side: give both the same source, or set it with --set",
+            first.file.string(), config.file.string());
+      }
+      first.sources.insert(config.sources.begin(), config.sources.end());
+      for (const PipelineSpec& spec : expand_budgets(config, registry_)) plan_.add(spec);
+      for (const std::string& metric : config.measure.metrics) {
+        auto& metrics = first.measure.metrics;
+        if (std::find(metrics.begin(), metrics.end(), metric) == metrics.end()) {
+          metrics.push_back(metric);
+        }
       }
     }
   }
-  plan.add_bounds();
 
-  const Config& config = configs.front();
-  Devices devices(config.threads);
-  Device& host = devices.open("cpu");
-  const Source source = load_source(config);
-  ExactReference exact(source, host);
-  // Parts that do not go together are found before the first row is measured.
-  for (const PipelineSpec& spec : plan.specs()) {
-    check_needs(
-        Composition(spec, registry, devices.open(spec, registry), source.shape()).selector(),
-        source.offer);
-  }
-  const auto block = environment(command_line, devices.open(plan.specs().front(), registry));
-  std::vector<Row> rows;
-  try {
-    for (const PipelineSpec& spec : plan.specs()) {
-      rows.push_back({measure_pipeline(spec, registry, devices.open(spec, registry), source, exact,
-                                       config.measure),
-                      !is_bound(spec)});
-      // After every row: whatever stops it, minutes of work are not thrown away.
-      write_files(flags, source, rows, block);
+  // Pipelines whose trace is still to be made are left out, and named.
+  void drop_missing() {
+    std::map<std::string, std::vector<std::string>> skipped;
+    for (const PipelineSpec& spec : plan_.specs()) {
+      if (!source_of(config(), spec).missing) {
+        specs_.push_back(spec);
+        continue;
+      }
+      const std::string name =
+          spec.entry.label.empty() ? pipeline_text(spec, registry_) : spec.entry.label;
+      auto& names = skipped[spec.entry.source];
+      if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
     }
-  } catch (...) {
-    if (!rows.empty()) report(source, rows);
-    note(fmt::format("stopped after {} of {} rows", rows.size(), plan.specs().size()));
-    throw;
+    for (const auto& [source, names] : skipped) {
+      const SourceSpec& spec = config().sources.at(source);
+      note(fmt::format("left out: {}: they need {}, which is not there; {} makes it", join(names),
+                       spec.trace.string(), spec.make));
+      skipped_.push_back({{"source", source}, {"make", spec.make}, {"labels", names}});
+    }
+    if (specs_.empty()) {
+      throw Error("no pipeline is left: make the trace that they need");
+    }
   }
-  report(source, rows);
-  for (const Row& row : rows) note_surprises(config, source, row.measured);
-}
+
+  void load_sources() {
+    for (const PipelineSpec& spec : specs_) {
+      const std::string& name = spec.entry.source;
+      if (!sources_.contains(name)) {
+        sources_[name] = load_source(on_source_of(config(), spec));
+      }
+      // Parts that do not go together are found before the first row is measured.
+      const Source& source = sources_.at(name);
+      const Composition composition(spec, registry_, devices_->open(spec, registry_),
+                                    source.shape());
+      check_needs(composition.selector(), source.offer);
+    }
+  }
+
+  Json setup(const Source& source) const {
+    return {{"source", source.text},
+            {"warmup", config().measure.warmup},
+            {"steps", config().measure.steps},
+            {"metrics", config().measure.metrics}};
+  }
+
+  ComparedRow row_of(const PipelineSpec& spec, Measured measured) const {
+    const Source& source = sources_.at(spec.entry.source);
+    return {std::move(measured), spec.entry, !is_bound(spec),
+            static_cast<int>(source.layers.size()), source.head_dim};
+  }
+
+  void take_known_rows() {
+    size_t known = 0;
+    for (size_t i = 0; i < specs_.size(); ++i) {
+      const Source& source = sources_.at(specs_[i].entry.source);
+      const Json* row = file_->find(pipeline_text(specs_[i], registry_), setup(source));
+      if (row == nullptr) continue;
+      rows_[i] = row_of(specs_[i], read_row(*row));
+      ++known;
+    }
+    if (known > 0) {
+      note(
+          fmt::format("{} of {} rows are those of {}", known, specs_.size(), flags_.json.string()));
+    }
+  }
+
+  Measured read_row(const Json& row) const {
+    try {
+      return measured_of(row);
+    } catch (const Json::exception& error) {
+      throw Error("{}: a row is damaged ({}); remove the file", flags_.json.string(), error.what());
+    }
+  }
+
+  // Rows of one source at a time: its exact attention is kept meanwhile.
+  void measure_all(const std::string& name, const Source& source) {
+    std::optional<ExactReference> exact;
+    for (size_t i = 0; i < specs_.size(); ++i) {
+      const PipelineSpec& spec = specs_[i];
+      if (spec.entry.source != name || rows_[i]) continue;
+      if (!exact) exact.emplace(source, devices_->open("cpu"));
+      rows_[i] = row_of(spec, measure_pipeline(spec, registry_, devices_->open(spec, registry_),
+                                               source, *exact, config().measure));
+      // After every row: whatever stops it, minutes of work are not thrown away.
+      write_partial(*rows_[i], source);
+    }
+  }
+
+  std::vector<ComparedRow> done() const {
+    std::vector<ComparedRow> rows;
+    for (const auto& row : rows_) {
+      if (row) rows.push_back(*row);
+    }
+    return rows;
+  }
+
+  static std::vector<Measured> measured(const std::vector<ComparedRow>& rows) {
+    std::vector<Measured> measured;
+    for (const ComparedRow& row : rows) measured.push_back(row.measured);
+    return measured;
+  }
+
+  std::filesystem::path partial_csv() const { return flags_.csv.string() + ".partial"; }
+
+  Json row_with_setup(const ComparedRow& row) const {
+    Json json = row_json(row.measured);
+    json["setup"] = setup(sources_.at(row.entry.source));
+    return json;
+  }
+
+  void write_partial(const ComparedRow& row, const Source&) {
+    const std::vector<ComparedRow> rows = done();
+    file_->head() = {{"source", sources_.begin()->second.text},
+                     {"partial", fmt::format("{} of {} rows", rows.size(), specs_.size())}};
+    file_->add(row_with_setup(row));
+    if (!flags_.csv.empty()) write_text(partial_csv(), rows_csv(measured(rows)));
+  }
+
+  void write_whole(const std::vector<ComparedRow>& rows) {
+    file_->head() = {{"source", sources_.begin()->second.text}};
+    if (!skipped_.empty()) file_->head()["left_out"] = skipped_;
+    std::vector<Json> json;
+    const std::vector<bool> front = on_front(rows, false), class_front = on_front(rows, true);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      json.push_back(row_with_setup(rows[i]));
+      if (config().group_by == GroupBy::kMemory) {
+        json.back().update(league_json(rows[i], front[i], class_front[i]));
+      }
+    }
+    file_->finish(std::move(json));
+    if (!flags_.csv.empty()) {
+      write_text(flags_.csv, rows_csv(measured(rows)));
+      std::error_code not_there;
+      std::filesystem::remove(partial_csv(), not_there);
+    }
+    if (!flags_.svg.empty()) {
+      write_text(flags_.svg, league_svg(rows, sources_.begin()->second.text));
+      note_undrawn(rows);
+    }
+  }
+
+  static void note_undrawn(const std::vector<ComparedRow>& rows) {
+    std::vector<std::string> undrawn;
+    for (const ComparedRow& row : rows) {
+      if (bytes_read(row) || (!undrawn.empty() && undrawn.back() == row_name(row))) continue;
+      undrawn.push_back(row_name(row));
+    }
+    if (!undrawn.empty()) {
+      note(fmt::format("not in the figure, because their selectors do not count scan_bytes: {}",
+                       join(undrawn)));
+    }
+  }
+
+  void report(const std::vector<ComparedRow>& rows) const {
+    const TableStyle style = TableStyle::of(stdout);
+    std::string text;
+    for (const auto& [name, source] : sources_) {
+      text += name.empty() ? source.text + "\n" : fmt::format("[{}] {}\n", name, source.text);
+    }
+    print(text + "\n" +
+          (config().group_by == GroupBy::kMemory ? league_table(rows, style)
+                                                 : budget_table(rows, style)));
+  }
+
+  const CompareFlags& flags_;
+  Registry registry_;
+  Plan plan_;
+  std::vector<Config> configs_;
+  std::optional<Devices> devices_;
+  std::vector<PipelineSpec> specs_;        // of those whose source is there
+  std::map<std::string, Source> sources_;  // by name; "" comes first
+  std::optional<RowFile> file_;
+  std::vector<std::optional<ComparedRow>> rows_;  // as specs_
+  Json skipped_ = Json::array();
+};
 
 }  // namespace
 
@@ -247,15 +364,18 @@ Command add_compare(CLI::App& app, const std::vector<std::string>& command_line)
       "compare", "Several pipelines and budgets on the same input, one table, with the bounds");
   auto flags = std::make_shared<CompareFlags>();
   command->add_option("CONFIG", flags->files, "YAML configs with the same source")->required();
-  add_output_option(*command, "--json", flags->json, "writes all rows there, too");
+  add_output_option(*command, "--json", flags->json,
+                    "writes all rows there, too, and takes those it has from there");
   add_output_option(*command, "--csv", flags->csv, "the same as a spreadsheet");
+  add_output_option(*command, "--svg", flags->svg, "draws output error against bytes read");
   flags->config.add_to(*command);
   command->footer(examples({
       "sikv compare configs/reference.yaml --json reference.json",
       "sikv compare configs/self_index.yaml configs/quest.yaml --set 'budgets=[96, 384]'",
-      "sikv compare configs/reference.yaml --set source.layers=[8] --csv layer8.csv",
+      "sikv compare configs/reference.yaml --set source.layers=[11] --csv layer11.csv",
+      "sikv compare configs/league.yaml --json league.json --svg league.svg",
   }));
-  return {command, [flags, &command_line] { compare(*flags, command_line); }};
+  return {command, [flags, &command_line] { Comparison(*flags, command_line).run(); }};
 }
 
 }  // namespace sikv

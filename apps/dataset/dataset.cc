@@ -2,14 +2,19 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "apps/common/show.h"
 #include "framework/base/error.h"
+#include "framework/base/file.h"
+#include "framework/base/progress.h"
 #include "framework/base/text.h"
 #include "framework/experiment/source.h"
 #include "framework/report/rows.h"
 #include "framework/report/table.h"
 #include "framework/trace/synth.h"
 #include "framework/trace/trace.h"
+#include "kernels/common/pca_file.h"
 
 namespace sikv {
 namespace {
@@ -83,6 +88,47 @@ void check_trace(const std::filesystem::path& file) {
               faults.size() == 1 ? "1 fault was" : fmt::format("{} faults were", faults.size()));
 }
 
+struct PcaFlags {
+  std::filesystem::path trace, out;
+  std::vector<int> layers;
+  int64_t tokens = 0;
+};
+
+// Of the first `tokens` keys of every layer and KV head.
+void pca_of_trace(const PcaFlags& flags) {
+  const TraceReader reader(flags.trace);
+  check_replaceable(flags.out, std::string_view(kPcaMagic, sizeof kPcaMagic), "a PCA file");
+  const int64_t tokens = flags.tokens == 0 ? reader.num_tokens() : flags.tokens;
+  if (tokens < 2 || tokens > reader.num_tokens()) {
+    throw Error("--tokens is {}, but {} holds {} tokens: choose 2 to {}", tokens,
+                flags.trace.string(), reader.num_tokens(), reader.num_tokens());
+  }
+  const std::vector<int> layers = flags.layers.empty() ? reader.layers() : flags.layers;
+  const auto heads = static_cast<size_t>(reader.meta().num_kv_heads);
+  const int dim = reader.meta().head_dim;
+  std::vector<Pca> fits;
+  std::vector<float> rows(static_cast<size_t>(tokens * dim));
+  Progress progress("principal axes", std::ssize(layers));
+  for (const int layer : layers) {
+    const TraceLayer read = reader.read_layer(layer);
+    for (size_t head = 0; head < heads; ++head) {
+      for (size_t i = 0; i < rows.size(); ++i) {
+        const size_t t = i / static_cast<size_t>(dim), d = i % static_cast<size_t>(dim);
+        rows[i] =
+            sikv_load(read.k.data(), read.dtype,
+                      static_cast<int64_t>((t * heads + head) * static_cast<size_t>(dim) + d));
+      }
+      fits.push_back(pca(rows, static_cast<int>(tokens), dim));
+    }
+    progress.add();
+  }
+  write_atomically(flags.out, [&](std::ostream& stream) {
+    write_pca_file(stream, layers, reader.meta().num_kv_heads, fits);
+  });
+  print(fmt::format("{}: {} layers, {} KV heads, {} channels, of {} tokens\n", flags.out.string(),
+                    layers.size(), heads, dim, tokens));
+}
+
 void add_synth_options(CLI::App& app, SynthFlags& flags) {
   app.option_defaults()->always_capture_default();
   add_output_option(app, "--out", flags.out, "the trace to write");
@@ -106,12 +152,13 @@ void add_synth_options(CLI::App& app, SynthFlags& flags) {
 
 Command add_dataset(CLI::App& app) {
   CLI::App* command =
-      app.add_subcommand("dataset", "Traces of keys, values and queries: info, synth, check");
+      app.add_subcommand("dataset", "Traces of keys, values and queries: info, synth, check, pca");
   command->require_subcommand(1);
   command->footer(examples({
       "sikv dataset info datasets/smollm2-135m-4k.h5",
       "sikv dataset synth --kind needle --context 8192 --out needle.h5",
       "sikv dataset check needle.h5",
+      "sikv dataset pca datasets/smollm2-135m-4k.h5 -o keys.pca",
   }));
 
   auto file = std::make_shared<std::filesystem::path>();
@@ -132,7 +179,24 @@ Command add_dataset(CLI::App& app) {
       "sikv dataset synth --model smollm2-135m --dtype bf16 --seed 7 --out clustered.h5",
   }));
 
+  auto pca_flags = std::make_shared<PcaFlags>();
+  CLI::App* pca_command = command->add_subcommand(
+      "pca", "Fits the principal axes of a trace's keys, for the selector loki(pca=FILE)");
+  pca_command->add_option("TRACE", pca_flags->trace, "an HDF5 trace")->required();
+  add_output_option(*pca_command, "-o,--out", pca_flags->out, "the file to write");
+  pca_command->get_option("--out")->required();
+  pca_command->add_option("--layers", pca_flags->layers, "layers of it; without: all it holds")
+      ->delimiter(',')
+      ->type_name("N,...");
+  pca_command->add_option("--tokens", pca_flags->tokens, "first tokens of it; 0 = all")
+      ->type_name("N");
+  pca_command->footer(examples({
+      "sikv dataset pca datasets/smollm2-135m-4k.h5 -o keys.pca",
+      "sikv dataset pca models/smollm2-135m-4k-full.h5 --layers 0,5,11 --tokens 2048 -o keys.pca",
+  }));
+
   return {command, [=] {
+            if (pca_command->parsed()) return pca_of_trace(*pca_flags);
             if (info_command->parsed()) return info(*file);
             if (check_command->parsed()) return check_trace(*file);
             synth(*flags);

@@ -21,7 +21,7 @@ EvalSession::EvalSession(const EvalFlags& flags, const std::vector<std::string>&
       pipelines_(read_configs()),
       devices_(threads_),
       host_(devices_.open("cpu")),
-      file_(flags.json, environment(command_line, host_)),
+      file_(flags.json, environment(command_line, host_), "evaluation"),
       model_(read_model(flags.model), host_),
       tokenizer_(made_tokenizer()),
       inputs_(read_inputs()) {

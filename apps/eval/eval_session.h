@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "apps/common/command.h"
-#include "apps/eval/eval_file.h"
+#include "apps/common/row_file.h"
 #include "framework/model/tasks.h"
 #include "framework/model/tokenizer.h"
 #include "framework/model/transformer.h"
@@ -46,7 +46,7 @@ class EvalSession {
   const PipelineSpec& dense() const { return dense_; }
   Device& host() { return host_; }
   Device& device_of(const PipelineSpec& spec) { return devices_.open(spec, registry_); }
-  EvalFile& file() { return file_; }
+  RowFile& file() { return file_; }
   Transformer& model() { return model_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   const std::vector<EvalInput>& inputs() const { return inputs_; }
@@ -68,7 +68,7 @@ class EvalSession {
   std::vector<PipelineSpec> pipelines_;
   Devices devices_;
   Device& host_;
-  EvalFile file_;
+  RowFile file_;
   Transformer model_;
   std::optional<Tokenizer> tokenizer_;
   std::vector<EvalInput> inputs_;

@@ -112,14 +112,20 @@ void explain(const ExplainFlags& flags) {
   Registry registry = flags.config.open_registry();
   const Config config = flags.config.load(flags.file, registry);
   Devices devices(config.threads);
-  const std::vector<Sizes> all_sizes = sizes_of(config);
-  const Offer offer = source_offer(config);
   const TableStyle style = TableStyle::of(stdout);
   std::string text;
   for (const PipelineSpec& spec : expand_budgets(config, registry)) {
+    if (const SourceSpec& source = source_of(config, spec); source.missing) {
+      text += fmt::format("{}{}\n  not explained: its trace {} is not there; {} makes it\n",
+                          text.empty() ? "" : "\n", pipeline_text(spec, registry),
+                          source.trace.string(), source.make);
+      continue;
+    }
+    const Config own = on_source_of(config, spec);
+    const std::vector<Sizes> all_sizes = sizes_of(own);
     Device& device = devices.open(spec, registry);
     const Composition composition(spec, registry, device, all_sizes.front().shape);
-    check_needs(composition.selector(), offer);
+    check_needs(composition.selector(), source_offer(own));
     text += fmt::format("{}{}\n", text.empty() ? "" : "\n", pipeline_text(spec, registry));
     text += fmt::format("  keys in {}, values in {}\n\n", layout_text(composition.key_layout()),
                         layout_text(composition.value_layout()));

@@ -1,6 +1,7 @@
-# Sourced by reproduce_smollm2 and scripts/fetch_model: where SmolLM2-135M-Instruct and the text of
-# the shipped trace come from. The caller defines `fail MESSAGE`; all functions work in the current
-# folder and leave there what they fetched, so that a second run downloads nothing.
+# Sourced by reproduce_smollm2, scripts/fetch_model and scripts/fetch_full_trace: where
+# SmolLM2-135M-Instruct and the text of the shipped trace come from. The caller defines
+# `fail MESSAGE`; all functions work in the current folder and leave there what they fetched, so that
+# a second run downloads nothing.
 #
 # Both inputs are pinned by content: another version would give other tokens or weights, and a
 # comparison that fails for that reason says nothing about the code.
@@ -52,4 +53,14 @@ fetch_text() { # TEXT
 fetch_policy() { # TEXT
   fetch_manual "$1" debian-policy 4.6.2.0 usr/share/doc/debian-policy/policy.txt.gz \
     89dba06600463ed858b4ccd3bdf4e72452c512589f1029548346e5284eb71374
+}
+
+# A trace of the model reading the part of TEXT that the shipped one is of, behind the title page and
+# half of the table of contents. What it holds of it, ARGUMENTS of capture_gguf.py say. Needs
+# make_venv and fetch_smollm2.
+capture_smollm2() { # TEXT OUT ARGUMENTS...
+  venv/bin/python "$smollm2_capture/capture_gguf.py" --model "$smollm2_gguf" --text "$1" \
+    --first-token 2000 --tokens 4096 --dtype fp16 --model-name "$smollm2_name" \
+    --text-name "Debian Developers Reference" --license "weights Apache-2.0; text GPL-2+" \
+    --out "$2" "${@:3}" || fail "the capture failed; $2 was not written"
 }

@@ -106,12 +106,12 @@ class Reader {
           "a synthetic source takes its shape from model, which config lacks; add a preset "
           "such as model: llama-3.1-8b");
     }
+    if (const ConfigNode* node = root.find("sources")) sources(*node, config);
     pipelines(root, config);
-    if (const ConfigNode* node = root.find("budgets")) {
-      for_each_item(*node, fields::kBudget, "config",
-                    [&](const ConfigNode& item, const sikv_option_value&) {
-                      config.budgets.push_back(item.text);
-                    });
+    if (const ConfigNode* node = root.find("budgets")) config.budgets = budgets(*node, "config");
+    if (const ConfigNode* node = root.find("group_by")) {
+      const bool memory = read(*node, fields::kGroupBy, "config").text == std::string("memory");
+      config.group_by = memory ? GroupBy::kMemory : GroupBy::kBudget;
     }
     if (const ConfigNode* node = root.find("measure")) config.measure = measure(*node);
     read_if(root, fields::kThreads, "config", config.threads);
@@ -121,7 +121,7 @@ class Reader {
  private:
   // Beside the config if it is there, else as seen from the working folder.
   fs::path resolved(const std::string& path) const {
-    const fs::path beside = folder_ / path;
+    const fs::path beside = (folder_ / path).lexically_normal();
     std::error_code failed;
     return fs::exists(beside, failed) ? beside : fs::path(path);
   }
@@ -171,6 +171,78 @@ class Reader {
     return model;
   }
 
+  static std::vector<std::string> budgets(const ConfigNode& node, std::string_view owner) {
+    std::vector<std::string> budgets;
+    for_each_item(
+        node, fields::kBudget, owner,
+        [&](const ConfigNode& item, const sikv_option_value&) { budgets.push_back(item.text); });
+    return budgets;
+  }
+
+  void sources(const ConfigNode& node, Config& config) const {
+    if (!node.is_map()) {
+      node.fail("sources is {}, expected a map such as {{full: {{trace: FILE}}}}", node.shown());
+    }
+    for (size_t i = 0; i < node.names.size(); ++i) {
+      config.sources[node.names[i]] = named_source(node.items[i], node.names[i]);
+    }
+  }
+
+  SourceSpec named_source(const ConfigNode& node, const std::string& name) const {
+    const std::string owner = fmt::format("source '{}'", name);
+    check_keys(node, owner, fields::kNamedSourceKeys);
+    SourceSpec source;
+    if (const ConfigNode* make = node.find("make"))
+      source.make = read_text(*make, owner + ": make");
+    trace(need(node, owner, "trace", "trace: FILE"), source);
+    lengths(node, source);
+    if (const ConfigNode* judge = node.find("judge")) {
+      source.judge = layers(*judge, fields::kJudge);
+      for (int layer : source.judge) {
+        if (source.layers.empty() ||
+            std::find(source.layers.begin(), source.layers.end(), layer) != source.layers.end()) {
+          continue;
+        }
+        judge->fail("{}: judge has layer {}, which layers lacks; add it there", owner, layer);
+      }
+    }
+    return source;
+  }
+
+  void trace(const ConfigNode& node, SourceSpec& source) const {
+    const std::string path = read_text(node, "source: trace");
+    source.trace = resolved(path);
+    std::error_code failed;
+    if (fs::is_regular_file(source.trace, failed)) return;
+    source.missing = !source.make.empty();
+    if (source.missing) return;
+    node.fail(
+        "source: trace is '{}', and there is no such file in {}the working folder; "
+        "correct the path",
+        path, folder_.empty() ? "" : fmt::format("'{}' or ", folder_.string()));
+  }
+
+  static std::vector<int> layers(const ConfigNode& node, const sikv_option_spec& field) {
+    std::vector<int> layers;
+    for_each_item(node, field, "source",
+                  [&](const ConfigNode& item, const sikv_option_value& value) {
+                    const int layer = static_cast<int>(value.i);
+                    if (std::find(layers.begin(), layers.end(), layer) != layers.end()) {
+                      item.fail("source: layer {} is given twice; remove one", layer);
+                    }
+                    layers.push_back(layer);
+                  });
+    return layers;
+  }
+
+  static void lengths(const ConfigNode& node, SourceSpec& source) {
+    if (const ConfigNode* given = node.find("layers")) {
+      source.layers = layers(*given, fields::kLayer);
+    }
+    read_if(node, fields::kPrompt, "source", source.prompt);
+    read_if(node, fields::kSourceSteps, "source", source.steps);
+  }
+
   SourceSpec source(const ConfigNode& node) const {
     check_keys(node, "source", fields::kSourceKeys);
     SourceSpec source;
@@ -181,15 +253,7 @@ class Reader {
                 trace == nullptr ? "neither" : "both", trace == nullptr ? "nor" : "and");
     }
     if (trace != nullptr) {
-      const std::string path = read_text(*trace, "source: trace");
-      source.trace = resolved(path);
-      std::error_code failed;
-      if (!fs::is_regular_file(source.trace, failed)) {
-        trace->fail(
-            "source: trace is '{}', and there is no such file in {}the working folder; "
-            "correct the path",
-            path, folder_.empty() ? "" : fmt::format("'{}' or ", folder_.string()));
-      }
+      this->trace(*trace, source);
     } else {
       for (const char* key : {"layers", "prompt"}) {
         if (const ConfigNode* extra = node.find(key)) {
@@ -202,19 +266,7 @@ class Reader {
         source.synthetic = this->synthetic(*synthetic);
       }
     }
-    if (const ConfigNode* layers = node.find("layers")) {
-      for_each_item(*layers, fields::kLayer, "source",
-                    [&](const ConfigNode& item, const sikv_option_value& value) {
-                      const int layer = static_cast<int>(value.i);
-                      if (std::find(source.layers.begin(), source.layers.end(), layer) !=
-                          source.layers.end()) {
-                        item.fail("source: layer {} is given twice; remove one", layer);
-                      }
-                      source.layers.push_back(layer);
-                    });
-    }
-    read_if(node, fields::kPrompt, "source", source.prompt);
-    read_if(node, fields::kSourceSteps, "source", source.steps);
+    lengths(node, source);
     return source;
   }
 
@@ -250,6 +302,7 @@ class Reader {
   void pipelines(const ConfigNode& root, Config& config) const {
     const ConfigNode* one = root.find("pipeline");
     const ConfigNode* several = root.find("pipelines");
+    if (one != nullptr && several != nullptr) refuse_both(*one, *several);
     if ((one == nullptr) == (several == nullptr)) {
       root.fail("config has {} pipeline {} pipelines, expected one of them",
                 one == nullptr ? "neither" : "both", one == nullptr ? "nor" : "and");
@@ -262,7 +315,72 @@ class Reader {
       several->fail("pipelines is {}, expected a list of pipelines",
                     several->is_list() ? "empty" : several->shown());
     }
-    for (const ConfigNode& item : several->items) config.pipelines.push_back(pipeline(item));
+    for (const ConfigNode& item : several->items) config.pipelines.push_back(entry(item, config));
+  }
+
+  // Where one of both came from the command line, what to write there.
+  static void refuse_both(const ConfigNode& one, const ConfigNode& several) {
+    const auto set = [](const ConfigNode& node) { return node.name_where.starts_with("--set "); };
+    if (set(one) && several.is_list() && !several.items.empty()) {
+      throw Error(
+          "{}: the config has a list of pipelines: name one of them, as in pipelines.0{}, up to "
+          "pipelines.{}, or set budgets for all",
+          one.name_where, one.is_map() && !one.names.empty() ? "." + one.names[0] : "",
+          several.items.size() - 1);
+    }
+    if (set(several)) {
+      throw Error("{}: the config has one pipeline: set pipeline in place of pipelines.0",
+                  several.name_where);
+    }
+  }
+
+  // One of `pipelines`: a pipeline, and what else is said of it.
+  PipelineSpec entry(const ConfigNode& node, const Config& config) const {
+    if (!node.is_map()) return pipeline(node);
+    ConfigNode parts = node;
+    parts.names.clear();
+    parts.items.clear();
+    const auto is_entry_key = [](const std::string& name) {
+      const auto& keys = fields::kEntryKeys;
+      return std::find(keys.begin(), keys.end(), name) != keys.end();
+    };
+    for (size_t i = 0; i < node.names.size(); ++i) {
+      if (is_entry_key(node.names[i])) continue;
+      parts.names.push_back(node.names[i]);
+      parts.items.push_back(node.items[i]);
+    }
+    const ConfigNode* line = node.find("pipeline");
+    if (line != nullptr && !parts.names.empty()) {
+      throw Error(
+          "{}: '{}' stands beside pipeline, which holds the whole one-line form; remove one",
+          parts.items[0].name_where, parts.names[0]);
+    }
+    if (line != nullptr && !line->is_scalar()) {
+      line->fail("pipeline is {}, expected the one-line form: keys + values > selector > kernel",
+                 line->shown());
+    }
+    PipelineSpec spec = pipeline(line != nullptr ? *line : parts);
+    const auto text = [&](const char* key) {
+      const ConfigNode* given = node.find(key);
+      return given == nullptr ? std::string() : read_text(*given, key);
+    };
+    spec.entry.label = text("label");
+    spec.entry.fitted = text("fitted");
+    spec.entry.reconstruction = text("reconstruction");
+    spec.entry.source = text("source");
+    if (!spec.entry.source.empty() && !config.sources.contains(spec.entry.source)) {
+      std::vector<std::string> names;
+      for (const auto& [name, source] : config.sources) names.push_back(name);
+      const std::string near = did_you_mean(spec.entry.source, names);
+      node.find("source")->fail("there is no source '{}'{}", spec.entry.source,
+                                !near.empty()   ? near
+                                : names.empty() ? "; add it under sources"
+                                                : "; sources has " + join(names));
+    }
+    if (const ConfigNode* own = node.find("budgets")) {
+      spec.entry.budgets = budgets(*own, "pipeline");
+    }
+    return spec;
   }
 
   PipelineSpec pipeline(const ConfigNode& node) const {
@@ -393,14 +511,23 @@ Config load_config(const fs::path& file, const std::vector<std::string>& sets, R
   return parse_config(text, file.string(), sets, registry);
 }
 
+namespace {
+
+const std::vector<std::string>& budgets_of(const Config& config, const PipelineSpec& pipeline) {
+  return pipeline.entry.budgets.empty() ? config.budgets : pipeline.entry.budgets;
+}
+
+}  // namespace
+
 std::vector<PipelineSpec> expand_budgets(const Config& config, const Registry& registry) {
   std::vector<PipelineSpec> specs;
   for (const PipelineSpec& pipeline : config.pipelines) {
-    if (config.budgets.empty() || budget_holder(pipeline.selector, registry) == nullptr) {
+    const auto& budgets = budgets_of(config, pipeline);
+    if (budgets.empty() || budget_holder(pipeline.selector, registry) == nullptr) {
       specs.push_back(pipeline);
       continue;
     }
-    for (const std::string& budget : config.budgets) {
+    for (const std::string& budget : budgets) {
       PipelineSpec spec = pipeline;
       PluginSpec& holder = *budget_holder(spec.selector, registry);
       std::erase_if(holder.options, [](const auto& option) { return option.first == "budget"; });
@@ -412,6 +539,32 @@ std::vector<PipelineSpec> expand_budgets(const Config& config, const Registry& r
     }
   }
   return specs;
+}
+
+std::vector<std::string> overridden_budgets(const Config& config, const Registry& registry) {
+  std::vector<std::string> overridden;
+  for (const PipelineSpec& pipeline : config.pipelines) {
+    const PluginSpec* const holder = budget_holder(pipeline.selector, registry);
+    if (holder == nullptr || budgets_of(config, pipeline).empty()) continue;
+    for (const auto& [name, value] : holder->options) {
+      if (name == "budget") overridden.push_back(fmt::format("budget={} of {}", value, holder->id));
+    }
+  }
+  return overridden;
+}
+
+const SourceSpec& source_of(const Config& config, const PipelineSpec& pipeline) {
+  return pipeline.entry.source.empty() ? config.source : config.sources.at(pipeline.entry.source);
+}
+
+Config on_source_of(const Config& config, const PipelineSpec& pipeline) {
+  Config own = config;
+  own.source = source_of(config, pipeline);
+  if (own.source.missing) {
+    throw Error("the trace '{}' is not there: {} makes it", own.source.trace.string(),
+                own.source.make);
+  }
+  return own;
 }
 
 ModelSpec model_preset(std::string_view name) {

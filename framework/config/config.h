@@ -28,6 +28,16 @@ struct PluginSpec {
 // Which tokens stay exact beside the selection, served by the framework for every selector.
 enum class PinRule { kLastQuery, kSnapKv, kFirst };
 
+// What a table of several pipelines says of one and takes it from: the keys of an entry of
+// `pipelines:` beside those of the pipeline itself.
+struct EntrySpec {
+  std::string label;                 // short name; empty: the printed form
+  std::string source;                // one of `sources:`; empty: `source:`
+  std::vector<std::string> budgets;  // in place of the config's
+  std::string fitted;                // on what it was trained or calibrated; empty: on nothing
+  std::string reconstruction;        // what its paper leaves open; empty: nothing
+};
+
 // codec + codec > selector > kernel, and where it runs. Printed form and back: pipeline_text.h.
 struct PipelineSpec {
   PluginSpec keys, values, selector, kernel;
@@ -37,6 +47,7 @@ struct PipelineSpec {
   std::string device = "auto";  // cpu | cuda | auto
   // "<family>.<id>" -> variant, family one of keys, values, selector, attention.
   std::map<std::string, std::string> force;
+  EntrySpec entry;
 };
 
 struct ModelSpec {
@@ -61,6 +72,10 @@ struct SourceSpec {
   std::vector<int> layers;  // of the trace; empty = all it holds
   int64_t prompt = 0;       // tokens prefilled; 0 = all but `steps`
   int64_t steps = 0;        // decode steps; 0 = what is left after the prompt
+  // Of named sources only.
+  std::vector<int> judge;  // layers whose metrics count; empty = all
+  std::string make;        // the command that makes the trace; without one it must be there
+  bool missing = false;    // the trace is not there, and `make` says how to make it
 };
 
 struct MeasureSpec {
@@ -70,12 +85,17 @@ struct MeasureSpec {
                                       "output_error"};
 };
 
+// How a table of several pipelines is divided.
+enum class GroupBy { kBudget, kMemory };
+
 struct Config {
   std::filesystem::path file;
   std::optional<ModelSpec> model;  // absent: taken from the trace
   SourceSpec source;
-  std::vector<PipelineSpec> pipelines;  // `pipeline:` gives one, `pipelines:` several
-  std::vector<std::string> budgets;     // `budgets:`; empty = each pipeline's own
+  std::map<std::string, SourceSpec> sources;  // by name, for pipelines that need another
+  std::vector<PipelineSpec> pipelines;        // `pipeline:` gives one, `pipelines:` several
+  std::vector<std::string> budgets;           // `budgets:`; empty = each pipeline's own
+  GroupBy group_by = GroupBy::kBudget;
   MeasureSpec measure;
   int threads = 0;  // 0 = all cores
   std::vector<std::filesystem::path> plugin_path;
@@ -92,8 +112,16 @@ Config parse_config(const std::string& text, const std::string& name,
                     const std::vector<std::string>& sets, Registry& registry);
 
 // One spec per (pipeline, budget): `budgets` override the selector option `budget` where a
-// selector has one, or else what it wraps.
+// selector has one, or else what it wraps. An entry's own `budgets` come before the config's.
 std::vector<PipelineSpec> expand_budgets(const Config& config, const Registry& registry);
+
+// The options `budget` that `budgets` override, as in "budget=192 of quest".
+std::vector<std::string> overridden_budgets(const Config& config, const Registry& registry);
+
+// The source of one of its pipelines.
+const SourceSpec& source_of(const Config& config, const PipelineSpec& pipeline);
+// The config with that source as its own; Error if its trace is still to be made.
+Config on_source_of(const Config& config, const PipelineSpec& pipeline);
 
 // Known model shapes by name (llama-3.1-8b ...); Error with the nearest name otherwise.
 ModelSpec model_preset(std::string_view name);

@@ -62,6 +62,12 @@ inline constexpr sikv_option_spec kMetric = choice(
     "metrics", "memory", "memory|latency|recall|dropped_mass|selection_error|output_error|kv_error",
     "what to measure");
 
+inline constexpr sikv_option_spec kGroupBy =
+    choice("group_by", "budget", "budget|memory",
+           "how tables of several pipelines are divided: by budget, or by bytes per token");
+inline constexpr sikv_option_spec kJudge =
+    integer("judge", "0", 0, 4095, "a layer whose metrics count; without it: all that run");
+
 inline constexpr sikv_option_spec kThreads =
     integer("threads", "0", 0, 4096, "CPU workers; 0 = one per core");
 inline constexpr sikv_option_spec kBudget = {
@@ -71,14 +77,21 @@ inline constexpr sikv_option_spec kBudget = {
     "256",     "each pipeline runs once per budget, where its selector has one"};
 
 // Keys of each map.
-inline constexpr std::array kTopKeys = {"model",   "source",  "pipeline", "pipelines",
-                                        "budgets", "measure", "threads",  "plugin_path"};
+inline constexpr std::array kTopKeys = {"model",     "source",     "sources",  "pipeline",
+                                        "pipelines", "budgets",    "group_by", "measure",
+                                        "threads",   "plugin_path"};
 inline constexpr std::array kModelKeys = {"preset",   "layers",     "query_heads", "kv_heads",
                                           "head_dim", "rope_theta", "weight_bytes"};
 inline constexpr std::array kSourceKeys = {"trace", "layers", "prompt", "steps", "synthetic"};
+// Of an entry of `sources`, which is a trace.
+inline constexpr std::array kNamedSourceKeys = {"trace", "layers", "prompt",
+                                                "steps", "judge",  "make"};
 inline constexpr std::array kSyntheticKeys = {"kind", "context", "batch", "dtype", "seed"};
 inline constexpr std::array kPipelineKeys = {"keys",      "values", "selector",
                                              "attention", "device", "force"};
+// Of an entry of `pipelines`: `pipeline` holds the one-line form, in place of the keys above.
+inline constexpr std::array kEntryKeys = {"label",  "pipeline",       "source",
+                                          "fitted", "reconstruction", "budgets"};
 inline constexpr std::array kMeasureKeys = {"steps", "warmup", "metrics"};
 
 }  // namespace fields

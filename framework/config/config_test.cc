@@ -228,8 +228,8 @@ TEST_F(ConfigTest, RefusesUnknownAndMissingKeys) {
   EXPECT_EQ(error_with("sorce: {}"),
             "c.yaml:1:1: config has no key 'sorce'; did you mean 'source'?");
   EXPECT_EQ(error_with("zzzz: 1"),
-            "c.yaml:1:1: config has no key 'zzzz'; it takes model, source, pipeline, "
-            "pipelines, budgets, measure, threads, plugin_path");
+            "c.yaml:1:1: config has no key 'zzzz'; it takes model, source, sources, "
+            "pipeline, pipelines, budgets, group_by, measure, threads, plugin_path");
   EXPECT_EQ(error_of(""), "c.yaml: config is empty, expected a map with keys such as model");
   EXPECT_EQ(error_of(std::string(kModel) + kPipeline),
             "c.yaml:1:1: config lacks 'source'; add a trace or synthetic:");
@@ -394,6 +394,90 @@ TEST_F(ConfigTest, ExpandsBudgetsWhereASelectorHasOne) {
                        "sign_vq+intq > self_index(budget=64,rerank=2,pinned=64) > sparse_flash",
                        "sign_vq+intq > self_index(budget=0.1,rerank=2,pinned=64) > sparse_flash",
                        "sign_vq+intq > full(pinned=64) > sparse_flash"}));
+}
+
+constexpr const char* kSeveral =
+    "sources:\n"
+    "  full: {trace: no/such.h5, prompt: 64, layers: [0, 1, 2], judge: [0, 2], make: capture}\n"
+    "pipelines:\n"
+    "  - {label: all, source: full, pipeline: sign_vq+intq > full > sparse_flash}\n"
+    "  - label: index\n"
+    "    fitted: this prompt\n"
+    "    reconstruction: its weights\n"
+    "    budgets: [32]\n"
+    "    keys: {codec: sign_vq}\n"
+    "    values: {codec: intq}\n"
+    "    selector: {name: self_index, budget: 8}\n"
+    "    attention: {kernel: sparse_flash}\n"
+    "budgets: [64, 128]\n"
+    "group_by: memory\n";
+
+TEST_F(ConfigTest, EntriesNameTheirSourceAndSayWhatTheyRestOn) {
+  const std::string head = std::string(kModel) + kSource;
+  const Config config = parse(head + kSeveral);
+  EXPECT_EQ(config.group_by, GroupBy::kMemory);
+  const auto& [all, index] = std::pair(config.pipelines[0], config.pipelines[1]);
+  EXPECT_EQ(all.entry.label, "all");
+  const SourceSpec& full = source_of(config, all);
+  EXPECT_TRUE(full.missing);
+  EXPECT_EQ(full.make, "capture");
+  EXPECT_EQ(full.prompt, 64);
+  EXPECT_EQ(full.judge, (std::vector<int>{0, 2}));
+  EXPECT_EQ(&source_of(config, index), &config.source);
+  EXPECT_THROW(on_source_of(config, all), Error);
+  EXPECT_TRUE(on_source_of(config, index).source.synthetic);
+  EXPECT_EQ(index.entry.fitted, "this prompt");
+  EXPECT_EQ(index.entry.reconstruction, "its weights");
+  const auto specs = expand_budgets(config, registry_);
+  ASSERT_EQ(specs.size(), 2u);
+  EXPECT_EQ(pipeline_text(specs[1], registry_),
+            "sign_vq+intq > self_index(budget=32,pinned=64) > sparse_flash");
+  EXPECT_EQ(overridden_budgets(config, registry_),
+            (std::vector<std::string>{"budget=8 of self_index"}));
+}
+
+TEST_F(ConfigTest, RefusesEntriesAndSourcesThatDoNotFit) {
+  const std::string head = std::string(kModel) + kSource;
+  const auto error_of_source = [&](const std::string& source) {
+    return error_of(head + kPipeline + "sources: " + source);
+  };
+  EXPECT_NE(error_of_source("{full: {trace: no/such.h5}}").find("there is no such file"),
+            std::string::npos);
+  EXPECT_NE(error_of_source("{full: {make: capture}}").find("source 'full' lacks 'trace'"),
+            std::string::npos);
+  EXPECT_NE(error_of_source("{full: {trace: t.h5, make: capture, layers: [0], judge: [1]}}")
+                .find("judge has layer 1, which layers lacks"),
+            std::string::npos);
+  EXPECT_NE(error_of_source("[t.h5]").find("sources is a list, expected a map"), std::string::npos);
+  const auto error_of_entry = [&](const std::string& entry) {
+    return error_of(head + "sources: {full: {trace: t.h5, make: capture}}\npipelines: [" + entry +
+                    "]");
+  };
+  const std::string line = "pipeline: sign_vq+intq > full > sparse_flash";
+  EXPECT_NE(error_of_entry("{" + line + ", source: ful}")
+                .find("there is no source 'ful'; did you mean 'full'?"),
+            std::string::npos);
+  EXPECT_NE(
+      error_of_entry("{" + line + ", keys: {codec: fp16}}").find("'keys' stands beside pipeline"),
+      std::string::npos);
+  EXPECT_NE(error_of_entry("{pipeline: {}}").find("expected the one-line form"), std::string::npos);
+  EXPECT_NE(error_of(head + kPipeline + "group_by: size").find("expected one of budget, memory"),
+            std::string::npos);
+}
+
+TEST_F(ConfigTest, SaysWhatToSetWhereThereAreSeveralPipelines) {
+  const std::string head = std::string(kModel) + kSource;
+  const std::string several = head +
+                              "pipelines: [sign_vq+intq > full > sparse_flash, sign_vq+intq "
+                              "> full > sparse_flash]\n";
+  EXPECT_EQ(error_of(several, {"pipeline.selector.budget=5"}),
+            "--set pipeline.selector.budget=5: the config has a list of pipelines: name one of "
+            "them, as in pipelines.0.selector, up to pipelines.1, or set budgets for all");
+  EXPECT_EQ(error_of(head + kPipeline, {"pipelines.0.selector.budget=5"}),
+            "--set pipelines.0.selector.budget=5: the config has one pipeline: set pipeline in "
+            "place of pipelines.0");
+  EXPECT_EQ(error_of(several + kPipeline),
+            "c.yaml:1:1: config has both pipeline and pipelines, expected one of them");
 }
 
 }  // namespace

@@ -135,6 +135,16 @@ json source_schema() {
             object({{"synthetic", synthetic_schema()}, {"steps", steps}}, {"synthetic"})}}};
 }
 
+json named_source_schema() {
+  return object({{"trace", text("an HDF5 trace of a real model")},
+                 {"layers", one_or_list(fields::kLayer)},
+                 {"prompt", option_schema(fields::kPrompt)},
+                 {"steps", option_schema(fields::kSourceSteps)},
+                 {"judge", one_or_list(fields::kJudge)},
+                 {"make", text("the command that makes the trace, which may then be missing")}},
+                {"trace"});
+}
+
 // One part of a pipeline: a branch per plugin, told apart by its id. A base lacks the options that
 // the outermost selector takes for the framework.
 json part_schema(const PipelinePart& part, const Registry& registry, bool is_base = false) {
@@ -162,7 +172,18 @@ json part_schema(const PipelinePart& part, const Registry& registry, bool is_bas
   return schema;
 }
 
-json pipeline_schema(const Registry& registry) {
+constexpr const char* kLinePattern = "^[^+>]+\\+[^+>]+>[^>]+>[^>]+$";
+
+// What an entry of `pipelines` has beside a pipeline.
+json entry_properties() {
+  return {{"label", text("short name in tables and figures")},
+          {"source", text("one of sources, in place of source")},
+          {"fitted", text("on what it was trained or calibrated")},
+          {"reconstruction", text("what its paper leaves open")},
+          {"budgets", one_or_list(fields::kBudget)}};
+}
+
+json pipeline_schema(const Registry& registry, bool entry) {
   json properties, force, required = json::array();
   for (const PipelinePart& part : kPipelineParts) {
     properties[part.family] = part_schema(part, registry);
@@ -182,9 +203,15 @@ json pipeline_schema(const Registry& registry) {
   properties["force"]["description"] = "variant of a part that must run";
   const json line = {
       {"type", "string"},
-      {"pattern", "^[^+>]+\\+[^>]+>[^>]+>[^>]+$"},
+      {"pattern", kLinePattern},
       {"description", "the one-line form: keys + values > selector(options) > kernel @device"}};
-  return {{"anyOf", {line, object(std::move(properties), std::move(required))}}};
+  if (!entry) return {{"anyOf", {line, object(std::move(properties), std::move(required))}}};
+  json beside = entry_properties();
+  properties.update(beside);
+  beside["pipeline"] = line;
+  return {{"anyOf",
+           {line, object(std::move(properties), std::move(required)),
+            object(std::move(beside), {"pipeline"})}}};
 }
 
 json measure_schema() {
@@ -202,13 +229,18 @@ json config_schema(const Registry& registry) {
   json schema =
       object({{"model", model_schema()},
               {"source", source_schema()},
+              {"sources",
+               {{"type", "object"},
+                {"additionalProperties", {{"$ref", "#/$defs/named_source"}}},
+                {"description", "further traces, for pipelines that name one"}}},
               {"pipeline", pipeline},
               {"pipelines",
                {{"type", "array"},
-                {"items", pipeline},
+                {"items", {{"$ref", "#/$defs/entry"}}},
                 {"minItems", 1},
                 {"description", "several pipelines, to be compared"}}},
               {"budgets", one_or_list(fields::kBudget)},
+              {"group_by", option_schema(fields::kGroupBy)},
               {"measure", measure_schema()},
               {"threads", option_schema(fields::kThreads)},
               {"plugin_path",
@@ -216,7 +248,9 @@ json config_schema(const Registry& registry) {
                 {"anyOf", {text("a folder"), {{"type", "array"}, {"items", text("a folder")}}}}}}},
              {"source"});
   schema["oneOf"] = {{{"required", {"pipeline"}}}, {{"required", {"pipelines"}}}};
-  schema["$defs"] = {{"pipeline", pipeline_schema(registry)}};
+  schema["$defs"] = {{"pipeline", pipeline_schema(registry, false)},
+                     {"entry", pipeline_schema(registry, true)},
+                     {"named_source", named_source_schema()}};
   for (const PipelinePart& part : kPipelineParts) {
     if (part.kind == SIKV_SELECTOR) schema["$defs"]["base"] = part_schema(part, registry, true);
   }

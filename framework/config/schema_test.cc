@@ -100,8 +100,9 @@ bool valid(const json& root, const json& schema, const json& value) {
       }
     } else if (key == "additionalProperties") {
       if (!value.is_object()) continue;
-      EXPECT_EQ(rule, false);
-      for (const auto& [name, item] : value.items()) ok &= schema["properties"].contains(name);
+      for (const auto& [name, item] : value.items()) {
+        ok &= rule.is_object() ? valid(root, rule, item) : schema["properties"].contains(name);
+      }
     } else if (key == "anyOf") {
       ok &= count(rule) >= 1;
     } else if (key == "oneOf") {
@@ -226,6 +227,13 @@ TEST_F(SchemaTest, ListsEveryKeyTheParserTakes) {
   EXPECT_EQ(names(schema_["properties"]["measure"]["properties"]), key_set(fields::kMeasureKeys));
   EXPECT_EQ(names(schema_["$defs"]["pipeline"]["anyOf"][1]["properties"]),
             key_set(fields::kPipelineKeys));
+  EXPECT_EQ(names(schema_["$defs"]["named_source"]["properties"]),
+            key_set(fields::kNamedSourceKeys));
+  std::set<std::string> entry = names(schema_["$defs"]["entry"]["anyOf"][2]["properties"]);
+  EXPECT_EQ(entry, key_set(fields::kEntryKeys));
+  entry.merge(key_set(fields::kPipelineKeys));
+  entry.erase("pipeline");
+  EXPECT_EQ(names(schema_["$defs"]["entry"]["anyOf"][1]["properties"]), entry);
   const json& sources = schema_["properties"]["source"]["oneOf"];
   std::set<std::string> source = names(sources[0]["properties"]);
   source.merge(names(sources[1]["properties"]));

@@ -49,6 +49,8 @@ class Judge {
   // out [B, Hq, D] is what the kernel gave for this layer and step.
   void judge(int layer, int64_t step, const void* q, const float* out) {
     if (samples_.empty()) return;
+    const auto& judged = source_.judged;
+    if (std::find(judged.begin(), judged.end(), layer) == judged.end()) return;
     const auto& exact = exact_.at(layer, step);
     const sikv_cache_view view = pipeline_.cache().host_view(layer);
     // What lies on the device is fetched first, row by row.
@@ -62,6 +64,7 @@ class Judge {
     struct RowResult {
       SelectionQuality quality;
       double output_error, kv_error;
+      double selected, exact;  // tokens attended to
     };
     std::vector<RowResult> results(static_cast<size_t>(rows()));
     parallel_for(device_, rows(), [&](int64_t i, int32_t) {
@@ -71,6 +74,8 @@ class Judge {
       const int32_t* pinned = view.pinned_slots + int64_t{row} * view.pinned_capacity;
       const auto pins = to_positions(view, row, {pinned, pinned + view.pinned_len[row]});
       RowResult& result = results[static_cast<size_t>(row)];
+      result.selected = static_cast<double>(selected.size());
+      result.exact = static_cast<double>(pins.size()) + view.tail_len[b];
       result.quality = judge_selection(e, exact_.values(layer, row),
                                        {selected, pins, length - view.tail_len[b]}, budget);
       const size_t size = e.out.size();
@@ -87,7 +92,22 @@ class Judge {
       push("selection_error", r.quality.selection_error);
       push("output_error", r.output_error);
       push("kv_error", r.kv_error);
+      selected_ += r.selected;
+      exact_tokens_ += r.exact;
+      ++attended_rows_;
     }
+  }
+
+  // Bytes of K and V that a row's step attends to, on average.
+  std::optional<double> attended_bytes() const {
+    if (attended_rows_ == 0) return std::nullopt;
+    const double exact_token = 2.0 * source_.head_dim * sikv_dtype_bytes(source_.dtype);
+    const sikv_layout& key = pipeline_.composition().key_layout();
+    const sikv_layout& value = pipeline_.composition().value_layout();
+    const auto page =
+        static_cast<double>(layout_page_bytes(key) + layout_page_bytes(value) +
+                            line_padding_page_bytes(key, value));
+    return (selected_ * page / SIKV_PAGE_TOKENS + exact_tokens_ * exact_token) / attended_rows_;
   }
 
   std::map<std::string, Summary> summaries() const {
@@ -171,7 +191,15 @@ class Judge {
   bool wants_kv_error_;
   std::vector<StoredRows> stored_;
   std::map<std::string, std::vector<double>> samples_;
+  double selected_ = 0, exact_tokens_ = 0, attended_rows_ = 0;
 };
+
+// Of Measured::memory_per_token.
+bool grows_with_context(std::string_view role) {
+  constexpr std::string_view kOthers[] = {"tail", "pinned", "page_tables", "selection",
+                                          "workspace"};
+  return std::find(std::begin(kOthers), std::end(kOthers), role) == std::end(kOthers);
+}
 
 // Prompts of every sequence as the rows a prefill takes.
 class PromptRows {
@@ -367,6 +395,16 @@ Measured measure_pipeline(const PipelineSpec& spec, const Registry& registry, De
                         source.num_kv_heads *
                         static_cast<double>(source.prompt + measure.warmup + steps);
   measured.compression_total = dense_row * tokens / static_cast<double>(measured.ledger.total());
+  // By length and not by what is left, so that evicting shows.
+  const int64_t length = source.prompt + measure.warmup + steps;
+  const double heads = static_cast<double>(num_layers) * source.num_sequences * source.num_kv_heads;
+  const int64_t encoded = length - pipeline.cache().tail_len(0, 0);
+  double growing = 0;
+  for (const LedgerLine& line : measured.ledger.lines()) {
+    if (grows_with_context(line.role)) growing += static_cast<double>(line.bytes);
+  }
+  if (encoded > 0) measured.memory_per_token = growing / heads / static_cast<double>(encoded);
+  measured.attended_bytes = judge.attended_bytes();
   const StageTimes& times = pipeline.times();
   measured.prefill_s = {{"fit", times.fit}, {"encode", times.encode}, {"observe", times.observe}};
   for (const auto& [stage, samples] : times.steps) {
@@ -374,6 +412,13 @@ Measured measure_pipeline(const PipelineSpec& spec, const Registry& registry, De
   }
   for (const sikv_counter& c : pipeline.counters()) {
     measured.counters[c.name] = c.value - counters_before[c.name];
+  }
+  const auto& counters = measured.counters;
+  if (const auto bytes = counters.find("scan_bytes"); bytes != counters.end()) {
+    const auto runs = counters.find("runs");
+    if (runs != counters.end() && runs->second > 0) {
+      measured.scan_bytes = bytes->second / runs->second;
+    }
   }
   return measured;
 }

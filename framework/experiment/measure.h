@@ -48,8 +48,14 @@ struct Measured {
   std::vector<ChosenVariant> variants;
   // dropped_mass, recall, selection_error, output_error, kv_error: those asked for.
   std::map<std::string, Summary> metrics;
-  double bytes_per_token = 0;    // encoded pages, per token and KV head
-  double compression = 0;        // 4 D / bytes_per_token
+  double bytes_per_token = 0;  // encoded pages, per token and KV head
+  double compression = 0;      // 4 D / bytes_per_token
+  // Pages in use, side tables and the selector's state, per encoded token and KV head: what a long
+  // context costs. Tail, pinned tokens and working memory are the same for all, or do not grow.
+  double memory_per_token = 0;
+  // Bytes read per step for one KV head of one layer, on average: by the selector to decide, where
+  // it counts them, and of the tokens attended to, where a metric that looks at them is asked for.
+  std::optional<double> scan_bytes, attended_bytes;
   double compression_total = 0;  // dense fp16 bytes of the whole cache / ledger total
   Ledger ledger;
   // Seconds: fit, encode, observe for the whole prompt of all layers; append, select, attend of all

@@ -1,6 +1,7 @@
 #include "framework/experiment/source.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "framework/base/error.h"
 #include "framework/base/text.h"
@@ -55,6 +56,11 @@ Offer trace_offer(const SourceSpec& spec, const TraceReader& reader) {
   return offer;
 }
 
+void judge_all(Source& source) {
+  source.judged.resize(source.layers.size());
+  std::iota(source.judged.begin(), source.judged.end(), 0);
+}
+
 Source load_trace(const SourceSpec& spec) {
   const std::string name = spec.trace.string();
   const TraceReader reader(spec.trace);
@@ -83,13 +89,23 @@ Source load_trace(const SourceSpec& spec) {
     source.layers.push_back(
         {layer, std::move(read.k), std::move(read.v), std::move(read.q), std::move(read.w_o)});
   }
+  for (int layer : spec.judge) {
+    const auto found = std::find(wanted.begin(), wanted.end(), layer);
+    if (found == wanted.end()) {
+      throw Error("{} holds no layer {}, which judge names: choose among its layers", name, layer);
+    }
+    source.judged.push_back(static_cast<int>(found - wanted.begin()));
+  }
+  if (spec.judge.empty()) judge_all(source);
   settle_lengths(spec, name, source);
   if (source.prompt + source.steps > source.first_query + source.num_queries) {
     throw Error("{} holds queries up to position {}, but the last decode step is at {}", name,
                 source.first_query + source.num_queries - 1, source.prompt + source.steps - 1);
   }
-  source.text = fmt::format("{}, {} layers, prompt {}, {} steps", name, source.layers.size(),
-                            source.prompt, source.steps);
+  const std::string judged =
+      spec.judge.empty() ? "" : fmt::format(", {} of them judged", spec.judge.size());
+  source.text = fmt::format("{}, {} layers{}, prompt {}, {} steps", name, source.layers.size(),
+                            judged, source.prompt, source.steps);
   return source;
 }
 
@@ -131,6 +147,7 @@ Source synthesize(const Config& config) {
   source.num_queries = drawn.num_queries;
   source.first_query = drawn.first_query_position;
   source.offer = source_offer(config);
+  judge_all(source);
   SourceSpec lengths = config.source;
   lengths.steps = spec.steps;
   settle_lengths(lengths, "the synthetic source", source);

@@ -32,7 +32,8 @@ struct Source {
   int64_t first_query = 0;
   int64_t prompt = 0, steps = 0;
   std::vector<SourceLayer> layers;
-  Offer offer;  // what selectors may need of it
+  Offer offer;              // what selectors may need of it
+  std::vector<int> judged;  // indices of the layers whose metrics count
 
   // Queries per sequence that lie in the prompt.
   int64_t prompt_queries() const { return prompt > first_query ? prompt - first_query : 0; }

@@ -100,7 +100,7 @@ SelectionQuality judge_selection(const ExactAttention& exact, const float* value
     const auto hits =
         std::count_if(rivals.begin(), rivals.begin() + static_cast<int64_t>(k),
                       [&](int32_t t) { return state[static_cast<size_t>(t)] == kSelected; });
-    quality.recall = k == 0 ? 1.0 : static_cast<double>(hits) / static_cast<double>(k);
+    if (k > 0) quality.recall = static_cast<double>(hits) / static_cast<double>(k);
   }
   return quality;
 }

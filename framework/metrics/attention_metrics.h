@@ -37,12 +37,11 @@ struct AttendedSet {
 
 struct SelectionQuality {
   double dropped_mass;           // mean over heads of 1 - sum of p over the attended set
-  std::optional<double> recall;  // |selected and top-k| / k; nothing without a budget
+  std::optional<double> recall;  // |selected and top-k| / k; nothing where k is 0 or no budget
   double selection_error;        // ||o_S - o|| / ||o|| with o_S over the set from exact K, V
 };
 
-// `budget`: k of the recall, cut to the unpinned encoded tokens there are; a k of 0 gives recall 1.
-// Top-k: by the group mean of p, ties to the lower position.
+// `budget`: k of the recall, cut to the unpinned encoded tokens there are. Top-k: by the group mean of p, ties to the lower position.
 SelectionQuality judge_selection(const ExactAttention& exact, const float* values,
                                  const AttendedSet& attended, std::optional<int64_t> budget);
 

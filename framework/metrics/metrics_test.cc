@@ -106,7 +106,7 @@ TEST(JudgeSelection, BudgetBeyondTheContextAndBudgetZero) {
   std::vector<int32_t> all(40);
   std::iota(all.begin(), all.end(), 0);
   EXPECT_DOUBLE_EQ(*judge_selection(exact, problem.v.data(), {all, {}, 40}, 1000).recall, 1.0);
-  EXPECT_DOUBLE_EQ(*judge_selection(exact, problem.v.data(), {{}, {}, 40}, 0).recall, 1.0);
+  EXPECT_FALSE(judge_selection(exact, problem.v.data(), {{}, {}, 40}, 0).recall.has_value());
   EXPECT_DOUBLE_EQ(*judge_selection(exact, problem.v.data(), {{}, {}, 40}, 5).recall, 0.0);
 }
 

@@ -6,34 +6,13 @@
 #include <cmath>
 
 #include "framework/base/error.h"
+#include "framework/report/svg.h"
 
 namespace sikv {
 namespace {
 
 // Pixels.
 constexpr int kCellWidth = 56, kCellHeight = 24, kLeft = 96, kTitle = 40, kAxis = 40, kGap = 16;
-// Of a title, at 12 pixels.
-constexpr double kCharacterWidth = 6.6;
-
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
-}
 
 // From near white to a dark blue.
 std::string colour(double share) {
@@ -49,14 +28,13 @@ int height_of(const HeatMap& map) {
 
 int width_of(const HeatMap& map) {
   const int cells = kLeft + static_cast<int>(map.columns.size()) * kCellWidth + kGap;
-  const auto title =
-      static_cast<int>(kCharacterWidth * static_cast<double>(map.title.size())) + 2 * kGap;
+  const auto title = static_cast<int>(svg_text_width(map.title)) + 2 * kGap;
   return std::max(cells, title);
 }
 
 std::string label(int x, int y, const char* anchor, const char* fill, const std::string& text) {
   return fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"{}\" fill=\"{}\">{}</text>\n", x, y,
-                     anchor, fill, escaped(text));
+                     anchor, fill, svg_escaped(text));
 }
 
 std::string panel(const HeatMap& map, int top) {
@@ -95,17 +73,13 @@ std::string heat_map_svg(std::span<const HeatMap> panels) {
     width = std::max(width, width_of(map));
     height += height_of(map);
   }
-  std::string svg = fmt::format(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" "
-      "viewBox=\"0 0 {0} {1}\" font-family=\"sans-serif\" font-size=\"12\">\n"
-      "<rect width=\"{0}\" height=\"{1}\" fill=\"white\"/>\n",
-      width, height);
+  std::string body;
   int top = kGap;
   for (const HeatMap& map : panels) {
-    svg += panel(map, top);
+    body += panel(map, top);
     top += height_of(map);
   }
-  return svg + "</svg>\n";
+  return svg_document(width, height, body);
 }
 
 }  // namespace sikv

@@ -118,6 +118,9 @@ Measured example() {
   measured.bytes_per_token = 256;
   measured.compression = 1;
   measured.compression_total = 0.75;
+  measured.memory_per_token = 272;
+  measured.scan_bytes = 30720;
+  measured.attended_bytes = 90000;
   measured.ledger.add("value_code", 1000);
   measured.ledger.add("tail", 24);
   measured.prefill_s = {{"fit", 0.5}};
@@ -131,12 +134,31 @@ TEST(Rows, JsonHasThePublishedShape) {
   EXPECT_EQ(row_json(example()), nlohmann::ordered_json::parse(R"({
     "pipeline": "fp16+fp16 > quest(budget=96,page=16) > gather_attention", "budget": 96,
     "metrics": {"recall": {"mean": 0.5, "p95": 0.25, "p99": 0.125}, "bytes_per_token": 256.0,
-                "compression": 1.0, "compression_total": 0.75},
+                "compression": 1.0, "compression_total": 0.75, "memory_per_token": 272.0},
     "memory": {"value_code": 1000, "tail": 24, "total": 1024},
     "latency_us": {"prefill": {"fit": 500000.0},
                    "attend": {"mean": 2.5, "median": 2.0, "p95": 3.0},
                    "select": {"mean": 2.0, "median": 1.0, "p95": 3.0}},
-    "variants": {"keys": "ref", "selector": "cpu"}, "counters": {"scans": 31.0}})"));
+    "variants": {"keys": "ref", "selector": "cpu"}, "counters": {"scans": 31.0},
+    "bytes_read": {"scan": 30720.0, "attended": 90000.0}})"));
+}
+
+TEST(Rows, JsonIsReadBackAsWritten) {
+  Measured measured = example();
+  for (const bool bare : {false, true}) {
+    if (bare) {
+      measured.budget.reset();
+      measured.scan_bytes.reset();
+      measured.attended_bytes.reset();
+      measured.metrics["kv_error"] = summarize({}, BadSide::kHigh);
+    }
+    const std::string text = row_json(measured).dump();
+    const Measured read = measured_of(nlohmann::ordered_json::parse(text));
+    EXPECT_EQ(row_json(read).dump(), text);
+    EXPECT_EQ(rows_csv(std::vector{read}), rows_csv(std::vector{measured}));
+    EXPECT_EQ(read.metrics.at("recall").bad, BadSide::kLow);
+  }
+  EXPECT_THROW(measured_of({{"pipeline", "a"}}), nlohmann::json::exception);
 }
 
 TEST(Rows, SumsCountWhatIsNotDoneAtEveryStep) {

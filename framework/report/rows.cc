@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <limits>
 #include <ostream>
 #include <set>
 #include <string_view>
@@ -82,6 +83,7 @@ Json row_json(const Measured& measured) {
   metrics["bytes_per_token"] = measured.bytes_per_token;
   metrics["compression"] = measured.compression;
   metrics["compression_total"] = measured.compression_total;
+  metrics["memory_per_token"] = measured.memory_per_token;
   Json row = {{"pipeline", measured.pipeline}, {"budget", nullptr}};
   if (measured.budget) row["budget"] = *measured.budget;
   row["metrics"] = std::move(metrics);
@@ -89,7 +91,54 @@ Json row_json(const Measured& measured) {
   row["latency_us"] = latency_json(measured.prefill_s, measured.step_s);
   row["variants"] = variants_json(measured.variants);
   row["counters"] = measured.counters;
+  const auto or_null = [](const std::optional<double>& bytes) {
+    return bytes ? Json(*bytes) : Json();
+  };
+  row["bytes_read"] = {{"scan", or_null(measured.scan_bytes)},
+                       {"attended", or_null(measured.attended_bytes)}};
   return row;
+}
+
+Measured measured_of(const Json& row) {
+  const auto number = [](const Json& value) {
+    return value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>();
+  };
+  Measured measured;
+  measured.pipeline = row.at("pipeline");
+  if (!row.at("budget").is_null()) measured.budget = row["budget"].get<int64_t>();
+  for (const auto& [name, value] : row.at("metrics").items()) {
+    if (!value.is_object()) continue;
+    Summary summary{number(value.at("mean")), 0, number(value.at("p95")), number(value.at("p99"))};
+    summary.bad = name == "recall" ? BadSide::kLow : BadSide::kHigh;
+    measured.metrics[name] = summary;
+  }
+  const Json& metrics = row["metrics"];
+  measured.bytes_per_token = number(metrics.at("bytes_per_token"));
+  measured.compression = number(metrics.at("compression"));
+  measured.compression_total = number(metrics.at("compression_total"));
+  measured.memory_per_token = number(metrics.at("memory_per_token"));
+  for (const auto& [role, bytes] : row.at("memory").items()) {
+    if (role != "total") measured.ledger.add(role, bytes.get<uint64_t>());
+  }
+  for (const auto& [stage, value] : row.at("latency_us").items()) {
+    if (stage == "prefill") {
+      for (const auto& [part, us] : value.items()) measured.prefill_s[part] = number(us) / kMicros;
+      continue;
+    }
+    measured.step_s[stage] = {number(value.at("mean")) / kMicros,
+                              number(value.at("median")) / kMicros,
+                              number(value.at("p95")) / kMicros, 0, BadSide::kHigh};
+  }
+  for (const auto& [role, variant] : row.at("variants").items()) {
+    measured.variants.push_back({role, "", variant});
+  }
+  for (const auto& [name, value] : row.at("counters").items()) {
+    measured.counters[name] = number(value);
+  }
+  const Json& read = row.at("bytes_read");
+  if (!read.at("scan").is_null()) measured.scan_bytes = number(read["scan"]);
+  if (!read.at("attended").is_null()) measured.attended_bytes = number(read["attended"]);
+  return measured;
 }
 
 double step_seconds(const std::map<std::string, Summary>& step_s) {

@@ -3,14 +3,16 @@
 //   {"environment": {...}, "source": "...", "rows": [
 //     {"pipeline": "<printed form>", "budget": 96,
 //      "metrics": {"recall": {"mean": 0.708, "p95": ..., "p99": ...}, ..., "bytes_per_token": 44,
-//                  "compression": 5.8, "compression_total": 4.1},
+//                  "compression": 5.8, "compression_total": 4.1, "memory_per_token": 46.1},
 //      "memory": {"index_code": 983040, ..., "total": ...},
 //      "latency_us": {"prefill": {"fit": ..., "encode": ..., "observe": ...},
 //                     "append": {"mean": ..., "median": ..., "p95": ...}, "select": ...,
 //                     "attend": ...},
-//      "variants": {"keys": "cpu", ...}, "counters": {...}}]}
+//      "variants": {"keys": "cpu", ...}, "counters": {...},
+//      "bytes_read": {"scan": 30720, "attended": 90000}}]}
 //
-// Tails are the bad side of each metric. Latencies are sums over all layers.
+// Tails are the bad side of each metric. Latencies are sums over all layers; bytes read are of one
+// KV head in one layer and step, null where nothing counted them.
 #ifndef SIKV_FRAMEWORK_REPORT_ROWS_H_
 #define SIKV_FRAMEWORK_REPORT_ROWS_H_
 
@@ -28,6 +30,9 @@
 namespace sikv {
 
 nlohmann::ordered_json row_json(const Measured& measured);
+// What row_json made of it, as far as it says: medians of metrics and ids of variants are lost.
+// Throws nlohmann::json::exception if fields are missing or of another type.
+Measured measured_of(const nlohmann::ordered_json& row);
 
 // Parts of a row that other results have too.
 nlohmann::ordered_json memory_json(const Ledger& ledger);

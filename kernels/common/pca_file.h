@@ -79,6 +79,25 @@ inline PcaFile read_pca_file(const std::string& path, const sikv_shape& shape) {
   return file;
 }
 
+// The same from fits of [L, H], `layers` of which are their numbers in the model.
+inline void write_pca_file(std::ostream& out, const std::vector<int>& layers, int heads,
+                           const std::vector<Pca>& fits) {
+  const auto write = [&](const auto* data, size_t n) {
+    out.write(reinterpret_cast<const char*>(data), static_cast<std::streamsize>(n * sizeof *data));
+  };
+  const uint32_t header[4] = {static_cast<uint32_t>(layers.size()), static_cast<uint32_t>(heads),
+                              static_cast<uint32_t>(fits.front().dim), 0};
+  write(kPcaMagic, sizeof kPcaMagic);
+  write(header, std::size(header));
+  for (int layer : layers) {
+    const auto number = static_cast<uint32_t>(layer);
+    write(&number, 1);
+  }
+  for (const auto field : {&Pca::mean, &Pca::eigenvalues, &Pca::axes}) {
+    for (const Pca& fit : fits) write((fit.*field).data(), (fit.*field).size());
+  }
+}
+
 }  // namespace sikv
 
 #endif  // SIKV_KERNELS_COMMON_PCA_FILE_H_

@@ -1,3 +1,4 @@
+#include "plugins/sdk/scan_cost.h"
 #include "selectors/full/full.h"
 
 namespace sikv::full {
@@ -9,8 +10,17 @@ class Full : public Selector {
   Plan plan() override { return {}; }
 
   void run(const sikv_select_args& args, const CacheView& view, Launch) override {
-    for (int row = 0; row < view.num_rows(); ++row) SelectionRow(args.selection, row).select_all();
+    for (int row = 0; row < view.num_rows(); ++row) {
+      SelectionRow(args.selection, row).select_all();
+      cost_.add(0);
+    }
   }
+  void counters(const std::function<void(std::string_view, double)>& push) const override {
+    cost_.push(push);
+  }
+
+ private:
+  ScanCost cost_;
 };
 
 }  // namespace

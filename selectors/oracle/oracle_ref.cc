@@ -3,6 +3,7 @@
 #include <limits>
 #include <vector>
 
+#include "plugins/sdk/scan_cost.h"
 #include "plugins/sdk/select.h"
 #include "plugins/sdk/state.h"
 #include "selectors/oracle/oracle.h"
@@ -42,6 +43,7 @@ class Oracle : public Selector {
       const std::vector<double> mean = mean_probability(view, queries, row, args.scale);
       SelectionRow out(args.selection, row);
       select_top(mean, view.pinned_slots(row), budget_.tokens(view.length(row)), out);
+      cost_.add(view.length(row) * static_cast<int64_t>(key_bytes_));
     });
   }
 
@@ -49,6 +51,9 @@ class Oracle : public Selector {
     uint64_t bytes = 0;
     for (const std::vector<uint8_t>& keys : keys_) bytes += keys.size();
     return bytes;
+  }
+  void counters(const std::function<void(std::string_view, double)>& push) const override {
+    cost_.push(push);
   }
 
  private:
@@ -112,6 +117,7 @@ class Oracle : public Selector {
   const sikv_host& host_;
   size_t key_bytes_;
   RowState<std::vector<uint8_t>> keys_;  // [positions, D] in the input type
+  ScanCost cost_;
 };
 
 }  // namespace

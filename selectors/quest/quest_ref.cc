@@ -1,5 +1,6 @@
 #include <vector>
 
+#include "plugins/sdk/scan_cost.h"
 #include "plugins/sdk/select.h"
 #include "plugins/sdk/state.h"
 #include "selectors/quest/quest.h"
@@ -47,6 +48,7 @@ class Quest : public Selector {
       }
       SelectionRow out(args.selection, row);
       select_top(scores, view.pinned_slots(row), budget_.tokens(view.length(row)), out);
+      cost_.add(std::ssize(summaries_.at(view.layer(), row)));
     });
   }
 
@@ -54,6 +56,9 @@ class Quest : public Selector {
     uint64_t bytes = 0;
     for (const Summaries& summaries : summaries_) bytes += summaries.size();
     return bytes;
+  }
+  void counters(const std::function<void(std::string_view, double)>& push) const override {
+    cost_.push(push);
   }
 
  private:
@@ -115,6 +120,7 @@ class Quest : public Selector {
   sikv_shape shape_;
   const sikv_host& host_;
   RowState<Summaries> summaries_;
+  ScanCost cost_;
 };
 
 }  // namespace

@@ -100,5 +100,17 @@ TEST(QuestTest, CountsItsSummaries) {
   EXPECT_EQ(session.selector().state_bytes(), 2u * 5 * 2 * 64 * 2);
 }
 
+// All of a row's summaries, at every step.
+TEST(QuestTest, CountsWhatItReads) {
+  const FilledCache filled = make_cache({.num_kv_heads = 2, .encoded = {300, 70}, .tail = {9, 40}});
+  SelectorSession session(quest(), {{"budget", "40"}}, filled, 1);
+  session.observe_everything();
+  for (int step = 0; step < 3; ++step) session.select(step);
+  std::map<std::string, double> counters;
+  for (const sikv_counter& c : session.selector().counters()) counters[c.name] = c.value;
+  EXPECT_EQ(counters, (std::map<std::string, double>{
+                          {"runs", 3 * 4}, {"scan_bytes", 3 * 2 * (19 + 5) * 2 * 64 * 2}}));
+}
+
 }  // namespace
 }  // namespace sikv::testing

@@ -1,5 +1,6 @@
 #include <random>
 
+#include "plugins/sdk/scan_cost.h"
 #include "plugins/sdk/select.h"
 #include "selectors/random/random.h"
 
@@ -35,7 +36,11 @@ class Random : public Selector {
           --wanted;
         }
       });
+      cost_.add(0);
     });
+  }
+  void counters(const std::function<void(std::string_view, double)>& push) const override {
+    cost_.push(push);
   }
 
  private:
@@ -44,6 +49,7 @@ class Random : public Selector {
   sikv_shape shape_;
   const sikv_host& host_;
   int64_t step_ = 0;
+  ScanCost cost_;
 };
 
 }  // namespace

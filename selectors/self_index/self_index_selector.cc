@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "plugins/sdk/finite.h"
+#include "plugins/sdk/scan_cost.h"
 #include "plugins/sdk/select.h"
 #include "plugins/sdk/state.h"
 #include "selectors/self_index/self_index_engine.h"
@@ -35,6 +36,7 @@ double seconds_since(Clock::time_point start) {
 // What a worker counted, on a cache line of its own.
 struct alignas(64) Counts {
   double rows = 0, scans = 0, table_s = 0, scan_s = 0, pack_s = 0, rerank_s = 0;
+  int64_t read = 0;  // bytes, in the step that is being counted
 };
 
 struct alignas(64) CacheLine {
@@ -160,7 +162,9 @@ class SelfIndex final : public Selector {
     });
     parallel_for(host_, view.num_rows(), [&](int64_t i, int worker) {
       std::byte* scratch = static_cast<std::byte*>(launch.workspace) + worker * worker_bytes_;
+      counts_[worker].read = 0;
       select_row(args, view, queries, order_[static_cast<size_t>(i)], scratch, counts_[worker]);
+      cost_.add(counts_[worker].read);
     });
   }
 
@@ -188,6 +192,7 @@ class SelfIndex final : public Selector {
     push("scan_s", sum.scan_s);
     push("pack_s", sum.pack_s);
     push("rerank_s", sum.rerank_s);
+    cost_.push(push);
   }
 
  private:
@@ -251,6 +256,29 @@ class SelfIndex final : public Selector {
     return end - candidates;
   }
 
+  // What a scan reads of a row.
+  int64_t index_bytes(const CacheView& view, int row) const {
+    const LayoutView& layout = view.key().layout();
+    const auto bytes = [&](sikv_role role) {
+      return plane_bytes(layout.raw().planes[layout.plane(role)], view.encoded_len(row));
+    };
+    return bytes(SIKV_INDEX_CODE) + (config_.norm_weighting ? bytes(SIKV_SCALE) : 0);
+  }
+
+  // What ranking `count` candidates reads: copies where there are some, else the stored keys, and
+  // the exact ones of pinned tokens and tail.
+  int64_t rerank_bytes(const CacheView& view, int row, int64_t count,
+                       const PackedKeys& packed) const {
+    const int64_t exact =
+        std::ssize(view.pinned_slots(row)) + view.tail_len(row / view.num_kv_heads());
+    const int64_t copies =
+        packed.count == 0
+            ? 0
+            : static_cast<int64_t>((packed.words.size() + packed.scales.size()) * sizeof(float));
+    return copies + stored_bytes(view.key().layout().raw(), count - packed.count) +
+           exact * shape_.head_dim * sikv_dtype_bytes(shape_.dtype);
+  }
+
   void select_row(const sikv_select_args& args, const CacheView& view, const QueryView& queries,
                   int row, std::byte* scratch, Counts& counts) {
     Arena arena(scratch);
@@ -271,11 +299,13 @@ class SelfIndex final : public Selector {
                             step.candidates);
       counts.scan_s += seconds_since(start);
       counts.scans += 1;
+      counts.read += index_bytes(view, row);
       if (state != nullptr) {
         state->pool.assign(step.candidates, step.candidates + found);
         start = Clock::now();
         if (found > budget && period(*state) > 1) {
           engine_->pack(view, row, state->pool, state->packed);
+          counts.read += stored_bytes(view.key().layout().raw(), state->packed.count);
         } else {
           state->packed.count = 0;
         }
@@ -302,11 +332,12 @@ class SelfIndex final : public Selector {
     const Clock::time_point start = Clock::now();
     const RowQuery query{view, row, queries.group(), args.scale, step.heads, step.mean};
     const PackedKeys none;
+    const PackedKeys& packed = state != nullptr ? state->packed : none;
     engine_->rerank(query,
-                    {.slots = {step.candidates, static_cast<size_t>(found)},
-                     .packed = state != nullptr ? state->packed : none},
+                    {.slots = {step.candidates, static_cast<size_t>(found)}, .packed = packed},
                     budget, engine_scratch, selection.storage().data());
     selection.set_count(static_cast<int32_t>(budget));
+    counts.read += rerank_bytes(view, row, found, packed);
     counts.rerank_s += seconds_since(start);
   }
 
@@ -321,6 +352,7 @@ class SelfIndex final : public Selector {
   int64_t step_ = 0;
   std::optional<RowState<HeadState>> states_;  // where pooled
   std::vector<Counts> counts_;
+  ScanCost cost_;
   std::vector<int> order_;  // rows of one run
 };
 

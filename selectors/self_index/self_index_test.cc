@@ -14,6 +14,7 @@
 
 #include "framework/base/error.h"
 #include "framework/base/random.h"
+#include "framework/cache/ledger.h"
 #include "plugins/layouts/nibble_tile.h"
 #include "plugins/layouts/rlm4_v1.h"
 #include "plugins/layouts/rotation.h"
@@ -633,6 +634,25 @@ TEST_P(SelfIndexTest, WithoutAPoolNothingIsKept) {
   for (int step = 0; step < 3; ++step) bench.step(step, bench.random_queries(step));
   EXPECT_EQ(bench.counter("scans"), 3.0);
   EXPECT_EQ(bench.selector().state_bytes(), 0u);
+}
+
+// A bit per channel and token for a scan, and the stored keys of what is ranked after it; between
+// scans only the ranking.
+TEST_P(SelfIndexTest, CountsTheBytesOfScanAndRanking) {
+  CacheSpec spec{.num_kv_heads = 1, .head_dim = 64, .encoded = {512}, .tail = {3}, .pinned = 5};
+  Bench bench(spec, kRotLm, 1);
+  const double scan = 512 * 64 / 8, exact = (5 + 3) * 64 * sikv_dtype_bytes(spec.dtype);
+  const double key = static_cast<double>(layout_page_bytes(*bench.view().key.layout)) / 256;
+  bench.select_with(GetParam(), {{"budget", "16"}});
+  bench.step(0, bench.random_queries(0));
+  EXPECT_EQ(bench.counter("scan_bytes"), scan);
+  bench.select_with(GetParam(), {{"budget", "16"}, {"rerank", "4"}});
+  for (int step = 0; step < 3; ++step) bench.step(step, bench.random_queries(step));
+  EXPECT_EQ(bench.counter("runs"), 3.0);
+  EXPECT_EQ(bench.counter("scan_bytes"), 3 * (scan + 64 * key + exact));
+  bench.select_with(GetParam(), {{"budget", "64"}, {"scan_every", "4"}});
+  for (int step = 0; step < 3; ++step) bench.step(step, bench.random_queries(step));
+  EXPECT_EQ(bench.counter("scan_bytes"), scan);
 }
 
 TEST_P(SelfIndexTest, ATurnedQueryIsScannedEarlyAndRestartsThePeriod) {

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "plugins/sdk/scan_cost.h"
 #include "plugins/sdk/select.h"
 #include "selectors/streaming/streaming.h"
 
@@ -46,6 +47,7 @@ class Streaming : public EvictingSelector {
       SelectionRow out(args.selection, row);
       out.clear();
       for (int32_t slot : sinks_and_window(view, row)) out.push(slot);
+      cost_.add(0);
     }
   }
 
@@ -70,6 +72,10 @@ class Streaming : public EvictingSelector {
     }
   }
 
+  void counters(const std::function<void(std::string_view, double)>& push) const override {
+    cost_.push(push);
+  }
+
  private:
   // Ascending: unpinned slots below `sinks`, then the newest, `budget` together.
   std::vector<int32_t> sinks_and_window(const CacheView& view, int row) const {
@@ -87,6 +93,7 @@ class Streaming : public EvictingSelector {
   int32_t sinks_;
   bool evict_;
   sikv_shape shape_;
+  ScanCost cost_;
 };
 
 }  // namespace

@@ -33,7 +33,7 @@ def allowed(path):
         below = FRAMEWORK[:FRAMEWORK.index(parts[1])] if parts[1] in FRAMEWORK else []
         return ["plugins/abi"] + [f"framework/{part}" for part in below]
     if top == "apps":
-        return ["framework", "plugins/abi", "apps"]
+        return ["framework", "plugins/abi", "kernels/common", "apps"]
     return None
 
 

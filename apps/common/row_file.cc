@@ -1,4 +1,4 @@
-#include "apps/eval/eval_file.h"
+#include "apps/common/row_file.h"
 
 #include <algorithm>
 #include <fstream>
@@ -10,22 +10,22 @@
 
 namespace sikv {
 
-using Json = nlohmann::ordered_json;
-
-EvalFile::EvalFile(std::filesystem::path path, Json environment)
+RowFile::RowFile(std::filesystem::path path, Json environment, const std::string& what,
+                 const std::string& setup_key)
     : path_(std::move(path)), environment_(std::move(environment)) {
   if (path_.empty()) return;
   check_writable(path_);
   if (!std::filesystem::exists(path_)) return;
   std::ifstream stream(path_);
   const Json file = Json::parse(stream, nullptr, false);
-  const auto is_row = [](const Json& row) {
-    return row.is_object() && row.contains("setup") && row.contains("pipeline");
+  const auto is_row = [&](const Json& row) {
+    return row.is_object() && row.contains("setup") && row.contains("pipeline") &&
+           (setup_key.empty() || row["setup"].contains(setup_key));
   };
   if (!file.is_object() || !file.contains("rows") || !file["rows"].is_array() ||
       !std::all_of(file["rows"].begin(), file["rows"].end(), is_row)) {
-    throw Error("{} is there and holds no evaluation: name another file, or remove it",
-                path_.string());
+    throw Error("{} is there and holds no {}: name another file, or remove it", path_.string(),
+                what);
   }
   const Json of_file = file.value("environment", Json::object());
   for (Json row : file["rows"]) {
@@ -36,20 +36,33 @@ EvalFile::EvalFile(std::filesystem::path path, Json environment)
   }
 }
 
-const Json* EvalFile::find(const std::string& pipeline, const Json& setup) const {
+const RowFile::Json* RowFile::find(const std::string& pipeline, const Json& setup) const {
   const auto found = std::find_if(rows_.begin(), rows_.end(), [&](const Json& row) {
     return row["pipeline"] == pipeline && row["setup"] == setup && !row.contains("environment");
   });
   return found == rows_.end() ? nullptr : &*found;
 }
 
-const Json& EvalFile::add(Json row) {
+const RowFile::Json& RowFile::add(Json row) {
   std::erase_if(rows_, [&](const Json& old) {
     return old["pipeline"] == row["pipeline"] && old["setup"] == row["setup"];
   });
   rows_.push_back(std::move(row));
-  if (!path_.empty()) write_json(path_, {{"environment", environment_}, {"rows", rows_}});
+  write();
   return rows_.back();
+}
+
+void RowFile::finish(std::vector<Json> rows) {
+  rows_ = std::move(rows);
+  write();
+}
+
+void RowFile::write() const {
+  if (path_.empty()) return;
+  Json file = {{"environment", environment_}};
+  file.update(head_);
+  file["rows"] = rows_;
+  write_json(path_, file);
 }
 
 }  // namespace sikv
