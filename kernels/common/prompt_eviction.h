@@ -15,6 +15,7 @@
 
 #include "plugins/sdk/keep_list.h"
 #include "plugins/sdk/plugin.h"
+#include "plugins/sdk/scan_cost.h"
 #include "plugins/sdk/state.h"
 
 namespace sikv {
@@ -62,7 +63,14 @@ class PromptEviction : public ScoringSelector {
   }
 
   void run(const sikv_select_args& args, const CacheView& view, Launch) override {
-    for (int row = 0; row < view.num_rows(); ++row) SelectionRow(args.selection, row).select_all();
+    for (int row = 0; row < view.num_rows(); ++row) {
+      SelectionRow(args.selection, row).select_all();
+      cost_.add(0);
+    }
+  }
+
+  void counters(const std::function<void(std::string_view, double)>& push) const override {
+    cost_.push(push);
   }
 
   uint64_t state_bytes() const override {
@@ -104,6 +112,7 @@ class PromptEviction : public ScoringSelector {
   sikv_shape shape_;
   int window_;
   const sikv_host& host_;
+  ScanCost cost_;
   RowState<std::vector<float>> scores_;  // by position; empty once they were used
 };
 
