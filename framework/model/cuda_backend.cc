@@ -511,6 +511,7 @@ void CudaBackend::after_cache(Decoding& d, int layer) {
 void CudaBackend::step(Pipeline* pipeline, std::span<const int32_t> tokens,
                        std::span<const int64_t> positions, Pipeline::StepMode mode, float* logits,
                        int32_t* next) {
+  SIKV_ASSERT(pipeline == nullptr || &pipeline->device() == &device_);
   const int64_t n = std::ssize(tokens);
   Decoding& d =
       decoding(n, pipeline == nullptr ? decoding_.dtype : pipeline->cache().view(0).dtype);

@@ -148,6 +148,7 @@ class Pipeline {
   // All encoded tokens of a row as the codec gives them back, fp32 [encoded_len, D].
   std::vector<float> decoded(int layer, int row, const CodecInstance& codec) const;
 
+  const Device& device() const { return device_; }
   const Composition& composition() const { return composition_; }
   const KvCache& cache() const { return cache_; }
   const StageTimes& times() const { return times_; }

@@ -11,7 +11,6 @@
 #include "framework/base/random.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/model/dense_pipeline.h"
-#include "framework/model/evaluate.h"
 #include "framework/model/random_model.h"
 #include "framework/model/transformer.h"
 #include "tests/support/plugins.h"
@@ -101,7 +100,7 @@ ModelFile made(const Feature& feature, WeightType type) {
     layer.wk = matrix(kv, hidden);
     layer.wv = matrix(kv, hidden);
     layer.wo = matrix(hidden, q);
-    layer.w_gate = layer.w_up = matrix(config.intermediate_size, hidden);
+    layer.w_gate = matrix(config.intermediate_size, hidden);
     layer.w_up = matrix(config.intermediate_size, hidden);
     layer.w_down = matrix(hidden, config.intermediate_size);
     if (feature.bias) {
