@@ -20,9 +20,9 @@ EvalSession::EvalSession(const EvalFlags& flags, const std::vector<std::string>&
       dense_(parse_pipeline(kDensePipeline, registry_)),
       pipelines_(read_configs()),
       devices_(threads_),
-      host_(devices_.open("cpu")),
-      file_(flags.json, environment(command_line, host_), "evaluation"),
-      model_(read_model(flags.model), host_),
+      device_(model_device()),
+      file_(flags.json, environment(command_line, device_), "evaluation"),
+      model_(read_model(flags.model), device_),
       tokenizer_(made_tokenizer()),
       inputs_(read_inputs()) {
   if (!flags.svg.empty()) check_writable(flags.svg);
@@ -39,6 +39,16 @@ std::vector<PipelineSpec> EvalSession::read_configs() {
     }
   }
   return specs;
+}
+
+Device& EvalSession::model_device() {
+  Device* common = nullptr;
+  for (const PipelineSpec& spec : pipelines_) {
+    Device& device = devices_.open(spec, registry_);
+    if (common != nullptr && common != &device) return devices_.open("cpu");
+    common = &device;
+  }
+  return common == nullptr ? devices_.open("cpu") : *common;
 }
 
 std::optional<Tokenizer> EvalSession::made_tokenizer() const {

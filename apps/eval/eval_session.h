@@ -44,8 +44,11 @@ class EvalSession {
   // Of all configs and budgets, each once; dense is not among them.
   const std::vector<PipelineSpec>& pipelines() const { return pipelines_; }
   const PipelineSpec& dense() const { return dense_; }
-  Device& host() { return host_; }
-  Device& device_of(const PipelineSpec& spec) { return devices_.open(spec, registry_); }
+  // Where the model and dense attention run: the GPU if every pipeline runs there, else the CPU.
+  Device& device() { return device_; }
+  Device& device_of(const PipelineSpec& spec) {
+    return device_.is_cuda() ? device_ : devices_.open(spec, registry_);
+  }
   RowFile& file() { return file_; }
   Transformer& model() { return model_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
@@ -57,6 +60,7 @@ class EvalSession {
 
  private:
   std::vector<PipelineSpec> read_configs();
+  Device& model_device();
   std::optional<Tokenizer> made_tokenizer() const;
   std::vector<EvalInput> read_inputs() const;
   std::vector<int32_t> tokens_of(const std::filesystem::path& text) const;
@@ -67,7 +71,7 @@ class EvalSession {
   int threads_ = 0;
   std::vector<PipelineSpec> pipelines_;
   Devices devices_;
-  Device& host_;
+  Device& device_;
   RowFile file_;
   Transformer model_;
   std::optional<Tokenizer> tokenizer_;

@@ -90,9 +90,9 @@ std::string eval_table(const std::vector<Line>& lines, const TableStyle& style) 
     const Json& metrics = row["metrics"];
     const Json& latency = row["latency_us"];
     const Json kl = metrics.value("kl", Json::object());
-    double pipeline_us = 0;
+    double pipeline_us = 0;  // stages are not told apart in a graph
     for (const char* stage : {"append", "select", "attend"}) {
-      pipeline_us += latency[stage]["median"].get<double>();
+      if (latency.contains(stage)) pipeline_us += latency[stage]["median"].get<double>();
     }
     const auto millis = [](double us) { return Table::Cell{fmt::format("{:.2f}", us * 1e-3), us}; };
     table.row({metric_cell(metrics, "nll", "{:.4f}"), metric_cell(metrics, "nll_added", "{:+.4f}"),
@@ -100,7 +100,8 @@ std::string eval_table(const std::vector<Line>& lines, const TableStyle& style) 
                metric_cell(kl, "p99", "{:.4f}"), metric_cell(metrics, "top1_same", "{:.3f}"),
                metric_cell(metrics, "scans_per_step", "{:.2f}"),
                number_cell(metrics["bytes_per_token"].get<double>()),
-               number_cell(metrics["compression_total"].get<double>()), millis(pipeline_us),
+               number_cell(metrics["compression_total"].get<double>()),
+               pipeline_us == 0 ? Table::Cell{"-"} : millis(pipeline_us),
                millis(latency["token"]["median"].get<double>())},
               row["pipeline"].get<std::string>(), competes);
   }
@@ -136,7 +137,7 @@ class TextRows {
             {"steps", text.steps},
             {"queries", flags_.queries},
             {"dtype", flags_.dtype},
-            {"threads", session_.host().info().num_threads}};
+            {"threads", session_.device().info().num_threads}};
   }
 
   void run(const EvalText& text) {
@@ -145,7 +146,7 @@ class TextRows {
     const auto ready = [&]() -> Evaluation& {
       if (!evaluation) {
         evaluation.emplace(session_.model(), text, session_.dtype(), flags_.queries,
-                           session_.registry(), session_.host());
+                           session_.registry(), session_.device());
       }
       return *evaluation;
     };

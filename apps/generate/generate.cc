@@ -85,8 +85,8 @@ void generate(const GenerateFlags& flags) {
   PipelineSpec spec = parse_pipeline(flags.pipeline, registry);
   if (flags.device != "auto") spec.device = flags.device;
   Devices devices(flags.threads);
-  Device& host = devices.open("cpu");
-  Transformer model(read_model(flags.model), host);
+  Device& device = devices.open(spec, registry);
+  Transformer model(read_model(flags.model), device);
   const Vocabulary& vocabulary = model.vocabulary();
   const Tokenizer tokenizer(vocabulary);
   std::vector<int32_t> tokens = tokenizer.encode(read_prompt(flags), SpecialTokens::kParsed);
@@ -97,19 +97,19 @@ void generate(const GenerateFlags& flags) {
   if (!flags.ignore_stop) options.stop_token = vocabulary.eos_token;
   // Parts that do not go together are found before the prefill.
   const sikv_shape shape = model.shape(options.dtype, std::ssize(tokens) + options.max_tokens);
-  const Composition composition(spec, registry, devices.open(spec, registry), shape);
+  const Composition composition(spec, registry, device, shape);
   check_needs(composition.selector(), model.offer(std::ssize(tokens), kPromptQueries));
   const size_t prompt_tokens = tokens.size();
   Generator generator(model, std::move(tokens), options);
   std::vector<Generated> results;
-  results.push_back(generator.run(spec, registry, devices.open(spec, registry), [&](int32_t token) {
+  results.push_back(generator.run(spec, registry, device, [&](int32_t token) {
     print(tokenizer.decode({&token, 1}));
     std::fflush(stdout);
   }));
   print("\n");
   if (flags.compare) {
     results.push_back(
-        generator.run(parse_pipeline(kDensePipeline, registry), registry, host, [](int32_t) {}));
+        generator.run(parse_pipeline(kDensePipeline, registry), registry, device, [](int32_t) {}));
     print("\n" + parting(tokenizer, results[0], results[1]));
   }
   print(fmt::format(

@@ -19,10 +19,10 @@ struct ModelSweepFlags {
   uint64_t memory = 0;
 };
 
-// The model runs on `host`, the caches on `device`. Prints a table; after Ctrl-C what is finished,
+// The model and the caches are on `device`. Prints a table; after Ctrl-C what is finished,
 // and throws Interrupted.
 void run_model_sweep(const ModelSweepFlags& flags, const Config& config, const Registry& registry,
-                     Device& host, Device& device, const std::vector<std::string>& command_line);
+                     Device& device, const std::vector<std::string>& command_line);
 
 }  // namespace sikv
 

@@ -296,7 +296,7 @@ void throughput(const ThroughputFlags& flags, const std::vector<std::string>& co
 #ifdef SIKV_HAS_MODEL
   if (!flags.model.empty()) {
     const ModelSweepFlags model{flags.model, flags.weights, flags.json, flags.memory};
-    return run_model_sweep(model, config, registry, devices.open("cpu"), device, command_line);
+    return run_model_sweep(model, config, registry, device, command_line);
   }
 #endif
   Sweep sweep(flags, config, registry, device, environment(command_line, device));

@@ -60,7 +60,10 @@ uint64_t planned_bytes(const PipelineSpec& spec, const Registry& registry, Devic
                        const sikv_shape& shape, int max_new_tokens) {
   const auto planned = [&](const sikv_shape& shape) {
     const Composition composition(spec, registry, device, shape);
-    return composition.planned(shape.max_tokens, composition.cache_options(max_new_tokens));
+    Ledger ledger =
+        composition.planned(shape.max_tokens, composition.cache_options(max_new_tokens));
+    ledger.add("selector_state", composition.selector().state_bytes());
+    return ledger;
   };
   if (device.is_cuda()) {
     // Plugins allocate their state when they are made: none is made for what could never fit.

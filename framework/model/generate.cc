@@ -52,7 +52,6 @@ Generated Generator::run(const PipelineSpec& spec, const Registry& registry, Dev
                     model_.shape(options_.dtype, prompt_tokens_ + options_.max_tokens),
                     options_.max_tokens);
   model_.fill(pipeline, prompt_);
-  std::vector<float> logits(static_cast<size_t>(model_.config().vocab_size));
   std::vector<double> steps;
   int32_t token = first_token_;
   int64_t position = prompt_tokens_;
@@ -62,8 +61,9 @@ Generated Generator::run(const PipelineSpec& spec, const Registry& registry, Dev
     if (std::ssize(result.tokens) == options_.max_tokens) break;
     check_interrupt();
     const auto step_start = Clock::now();
-    model_.step(pipeline, {&token, 1}, {&position, 1}, logits.data());
-    token = most_likely(logits);
+    int32_t next = 0;
+    model_.step_greedy(pipeline, {&token, 1}, {&position, 1}, &next);
+    token = next;
     ++position;
     if (position == prompt_tokens_ + 1) {
       result.second_s = first_s_ + seconds_since(start);

@@ -21,8 +21,10 @@
 #ifndef SIKV_FRAMEWORK_MODEL_MODEL_FILE_H_
 #define SIKV_FRAMEWORK_MODEL_MODEL_FILE_H_
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,6 +51,13 @@ struct ModelLayer {
   std::vector<float> q_norm, k_norm;  // [D], or empty
 };
 
+// The matrices of a layer, in the order of their use.
+template <typename Layer>
+auto matrices(Layer& layer) {
+  return std::array{&layer.wq,     &layer.wk,   &layer.wv,    &layer.wo,
+                    &layer.w_gate, &layer.w_up, &layer.w_down};
+}
+
 enum class TokenType : int8_t { kNormal = 1, kUnknown, kControl, kUserDefined, kUnused, kByte };
 
 struct Vocabulary {
@@ -62,6 +71,8 @@ struct Vocabulary {
 };
 
 struct ModelFile {
+  // Set where matrices have a shape and no data: a device draws them from it.
+  std::optional<uint64_t> random_seed;
   ModelConfig config;
   WeightMatrix embedding;
   WeightMatrix output;  // without rows: the embedding serves

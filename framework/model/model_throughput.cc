@@ -42,14 +42,19 @@ sikv_shape ModelThroughputBench::shape(int64_t context, int batch) const {
   return model_.shape(options_.dtype, context + options_.warmup + options_.steps, batch);
 }
 
-// For the cache, beside the prompt that is kept.
+// For the cache. On a CPU the prompt that is kept stands beside it, on a GPU the prefill that fills
+// it.
 uint64_t ModelThroughputBench::room(int64_t context) const {
   const ModelConfig& config = model_.config();
-  const uint64_t kept =
-      static_cast<uint64_t>(2 * context * config.num_layers * config.num_kv_heads *
-                            config.head_dim * sikv_dtype_bytes(options_.dtype));
-  const uint64_t usable = usable_bytes(device_) + (prompt_tokens_ == context ? kept : 0);
-  const uint64_t free = usable > kept ? usable - kept : 0;
+  uint64_t usable = usable_bytes(device_), beside = 0;
+  if (device_.is_cuda()) {
+    beside = model_.prefill_bytes(context, options_.dtype);
+  } else {
+    beside = static_cast<uint64_t>(2 * context * config.num_layers * config.num_kv_heads *
+                                   config.head_dim * sikv_dtype_bytes(options_.dtype));
+    if (prompt_tokens_ == context) usable += beside;
+  }
+  const uint64_t free = usable > beside ? usable - beside : 0;
   return options_.memory_limit > 0 ? std::min(options_.memory_limit, free) : free;
 }
 
@@ -76,32 +81,52 @@ void ModelThroughputBench::check_fits(const PipelineSpec& spec, int64_t context,
                           : "not one sequence does, lower the context");
 }
 
-const Prompt& ModelThroughputBench::prompt(int64_t context) {
-  if (prompt_tokens_ == context) return prompt_;
-  prompt_ = {};
-  prompt_tokens_ = 0;
+double ModelThroughputBench::fill(Pipeline& pipeline, int64_t context, int batch) {
   const auto tokens = random_tokens(context, model_.config().vocab_size, options_.seed);
-  const auto start = Clock::now();
-  prompt_ = model_.prefill(tokens, options_.dtype, kPromptQueries);
   std::vector<float> logits(static_cast<size_t>(model_.config().vocab_size));
-  model_.logits(prompt_.hidden.data(), 1, logits.data());
-  prompt_s_ = seconds_since(start);
-  prompt_tokens_ = context;
-  return prompt_;
+  if (device_.is_cuda()) {
+    // Layer by layer: nothing that a cache has is kept twice.
+    Progress progress(fmt::format("{} x {}: prefill", batch, context), model_.config().num_layers);
+    double filling = 0;
+    const auto start = Clock::now();
+    const auto hidden = model_.prefill(tokens, options_.dtype, kPromptQueries,
+                                       [&](int layer, const PromptRows& rows) {
+                                         const auto fill_start = Clock::now();
+                                         model_.fill(pipeline, layer, rows);
+                                         filling += seconds_since(fill_start);
+                                         progress.add();
+                                       });
+    model_.logits(hidden.data(), 1, logits.data());
+    prompt_s_ = seconds_since(start) - filling;
+    return filling / batch;
+  }
+  if (prompt_tokens_ != context) {
+    prompt_ = {};
+    prompt_tokens_ = 0;
+    const auto start = Clock::now();
+    prompt_ = model_.prefill(tokens, options_.dtype, kPromptQueries);
+    model_.logits(prompt_.hidden.data(), 1, logits.data());
+    prompt_s_ = seconds_since(start);
+    prompt_tokens_ = context;
+  }
+  const auto start = Clock::now();
+  model_.fill(pipeline, prompt_);
+  return seconds_since(start) / batch;
 }
 
 template <typename Step>
 std::vector<double> ModelThroughputBench::timed_steps(int64_t context, int batch, Step&& step) {
-  const int64_t vocab = model_.config().vocab_size, count = options_.warmup + options_.steps;
-  const auto tokens = random_tokens(batch * count, vocab, derive_seed(options_.seed, 1));
-  std::vector<float> logits(static_cast<size_t>(batch * vocab));
+  const int64_t count = options_.warmup + options_.steps;
+  const auto tokens =
+      random_tokens(batch * count, model_.config().vocab_size, derive_seed(options_.seed, 1));
+  std::vector<int32_t> next(static_cast<size_t>(batch));
   std::vector<double> seconds;
   Progress progress(fmt::format("{} x {}: decode steps", batch, context), count);
   for (int64_t i = 0; i < count; ++i) {
     const std::vector<int64_t> positions(static_cast<size_t>(batch), context + i);
     const auto start = Clock::now();
     step(std::span(tokens).subspan(static_cast<size_t>(i * batch), static_cast<size_t>(batch)),
-         positions, logits.data(), i);
+         positions, next.data(), i);
     seconds.push_back(seconds_since(start));
     progress.add();
   }
@@ -110,8 +135,8 @@ std::vector<double> ModelThroughputBench::timed_steps(int64_t context, int batch
 
 Summary ModelThroughputBench::weights_only(int batch) {
   auto seconds =
-      timed_steps(0, batch, [&](auto tokens, const auto& positions, float* logits, int64_t) {
-        model_.step_without_cache(tokens, positions, logits);
+      timed_steps(0, batch, [&](auto tokens, const auto& positions, int32_t* next, int64_t) {
+        model_.step_without_cache(tokens, positions, next);
       });
   seconds.erase(seconds.begin(), seconds.begin() + options_.warmup);
   return summarize(seconds, BadSide::kHigh);
@@ -119,21 +144,18 @@ Summary ModelThroughputBench::weights_only(int batch) {
 
 ModelThroughput ModelThroughputBench::measure(const PipelineSpec& spec, int64_t context,
                                               int batch) {
-  const Prompt& prompt = this->prompt(context);
   ModelThroughput row;
   row.pipeline = pipeline_text(spec, registry_);
   row.context = context;
   row.batch = batch;
-  row.first_s = prompt_s_;
-  const auto start = Clock::now();
   Pipeline pipeline(spec, registry_, device_, shape(context, batch),
                     static_cast<int>(options_.warmup + options_.steps));
-  model_.fill(pipeline, prompt);
-  const double filled_s = seconds_since(start) / batch;
+  const double filled_s = fill(pipeline, context, batch);
+  row.first_s = prompt_s_;
   auto seconds = timed_steps(context, batch,
-                             [&](auto tokens, const auto& positions, float* logits, int64_t i) {
+                             [&](auto tokens, const auto& positions, int32_t* next, int64_t i) {
                                if (i == options_.warmup) pipeline.reset_step_times();
-                               model_.step(pipeline, tokens, positions, logits);
+                               model_.step_greedy(pipeline, tokens, positions, next);
                              });
   row.second_s = row.first_s + filled_s + seconds.front();
   seconds.erase(seconds.begin(), seconds.begin() + options_.warmup);

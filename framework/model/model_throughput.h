@@ -1,8 +1,10 @@
 // How fast a whole model writes with a pipeline as its KV cache: the prompt is really prefilled,
 // the cache filled, and decode steps of all sequences timed.
 //
-// Every sequence of a batch begins with the same random prompt, which is prefilled once per context
-// and serves all pipelines; every sequence still has pages of its own.
+// Every sequence of a batch begins with the same random prompt; every sequence still has pages of
+// its own. On a CPU it is prefilled once per context and serves all pipelines; on a GPU, where that
+// is faster than to keep it, once per pipeline, straight into its cache. Steps are greedy: the
+// logits stay where they are.
 #ifndef SIKV_FRAMEWORK_MODEL_MODEL_THROUGHPUT_H_
 #define SIKV_FRAMEWORK_MODEL_MODEL_THROUGHPUT_H_
 
@@ -18,6 +20,7 @@
 #include "framework/experiment/measure.h"
 #include "framework/metrics/summary.h"
 #include "framework/model/transformer.h"
+#include "framework/pipeline/pipeline.h"
 #include "framework/registry/registry.h"
 
 namespace sikv {
@@ -40,7 +43,7 @@ struct ModelThroughput {
   double first_s = 0;   // prefill of one sequence, to its first token
   double second_s = 0;  // to its second: filling the cache (one sequence's share of it) is in it
   Summary token_s;      // a step of the whole model, all sequences
-  std::map<std::string, Summary> step_s;  // append, select, attend, all layers
+  std::map<std::string, Summary> step_s;  // append, select, attend, all layers; not in one graph
   double tokens_per_s = 0;                // batch / mean step
 };
 
@@ -62,8 +65,10 @@ class ModelThroughputBench {
  private:
   sikv_shape shape(int64_t context, int batch) const;
   uint64_t room(int64_t context) const;
-  const Prompt& prompt(int64_t context);
-  // Calls step(tokens, positions, logits) warmup + steps times; the seconds of each.
+  // Every sequence of the pipeline with the prompt. Seconds of one sequence's share of filling;
+  // those of the prefill become prompt_s_.
+  double fill(Pipeline& pipeline, int64_t context, int batch);
+  // Calls step(tokens, positions, next) warmup + steps times; the seconds of each.
   template <typename Step>
   std::vector<double> timed_steps(int64_t context, int batch, Step&& step);
 

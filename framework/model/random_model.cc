@@ -45,7 +45,9 @@ constexpr int64_t kTile = (1 << 16) + 1;
 
 class Weights {
  public:
-  Weights(WeightType type, uint64_t seed) : type_(type), normal_(kTile) {
+  // Matrices get no data where `shapes_only`.
+  Weights(WeightType type, uint64_t seed, bool shapes_only)
+      : type_(type), shapes_only_(shapes_only), normal_(kTile) {
     Random(seed).fill_normal(normal_);
   }
 
@@ -53,6 +55,7 @@ class Weights {
   WeightMatrix matrix(int64_t rows, int64_t columns) {
     check_interrupt();
     WeightMatrix matrix{type_, rows, columns, {}, {}};
+    if (shapes_only_) return matrix;
     matrix.data.resize(static_cast<size_t>(rows * columns * weight_bytes(type_)));
     const float scale = 1 / std::sqrt(static_cast<float>(columns));
     if (type_ == WeightType::kInt8) {
@@ -100,6 +103,7 @@ class Weights {
   }
 
   WeightType type_;
+  bool shapes_only_;
   std::vector<float> normal_;
 };
 
@@ -132,6 +136,7 @@ ModelFile random_model(const ModelSpec& shape, WeightType type, uint64_t seed,
   config.vocab_size = preset.vocab;
   config.max_positions = int64_t{1} << 31;
   config.rope_theta = shape.rope_theta;
+  if (device.is_cuda() && type == WeightType::kInt8) type = WeightType::kFp16;
   const double bytes = bytes_of(config, preset.tied, type);
   if (const uint64_t free = device.free_bytes(); bytes > static_cast<double>(free)) {
     throw Error(
@@ -139,7 +144,8 @@ ModelFile random_model(const ModelSpec& shape, WeightType type, uint64_t seed,
         "--set model.layers=N",
         config.name, bytes_text(static_cast<uint64_t>(bytes)), bytes_text(free));
   }
-  Weights weights(type, seed);
+  if (device.is_cuda()) model.random_seed = seed;
+  Weights weights(type, seed, device.is_cuda());
   const int64_t q_rows = int64_t{shape.query_heads} * shape.head_dim;
   const int64_t kv_rows = int64_t{shape.kv_heads} * shape.head_dim;
   const std::vector<float> ones(static_cast<size_t>(config.hidden_size), 1.0f);

@@ -36,7 +36,9 @@ TEST(RandomModel, RunsWithEveryWeightType) {
     EXPECT_TRUE(std::isfinite(*low));
     EXPECT_GT(*high - *low, 1);
     const int64_t position = 3;
-    model.step_without_cache({tokens.data(), 1}, {&position, 1}, logits.data());
+    int32_t next = -1;
+    model.step_without_cache({tokens.data(), 1}, {&position, 1}, &next);
+    EXPECT_GE(next, 0);
   }
 }
 

@@ -1,4 +1,5 @@
-// A Llama-type model on the CPU: dense prefill, then decode steps whose attention is a pipeline's.
+// A Llama-type model on a device: dense prefill, then decode steps whose attention is a pipeline's
+// on the same kind of device.
 //
 //   h       = rms_norm(x) * attention_norm
 //   q, k, v = h . wq^T + bq, ...           q and k normed per head where the model does that, then
@@ -8,20 +9,23 @@
 //   x       = x + (silu(h . w_gate^T) * (h . w_up^T)) . w_down^T
 //   logits  = rms_norm(x) * norm . unembedding^T
 //
-// Arithmetic is fp32, rotation angles are fp64.
+// On the CPU arithmetic is fp32. On a GPU products take weights and activations in the model's type
+// (fp32, fp16 or bf16; int8 becomes fp16) and add in fp32; the residual x, norms and rotation are
+// fp32. Rotation angles are fp64.
 #ifndef SIKV_FRAMEWORK_MODEL_TRANSFORMER_H_
 #define SIKV_FRAMEWORK_MODEL_TRANSFORMER_H_
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "framework/device/device.h"
+#include "framework/model/backend.h"
 #include "framework/model/model_file.h"
-#include "framework/model/rope.h"
 #include "framework/pipeline/offer.h"
 #include "framework/pipeline/pipeline.h"
 #include "plugins/abi/sikv_abi.h"
@@ -44,10 +48,15 @@ class Transformer {
  public:
   Transformer(ModelFile model, Device& device);
 
-  const ModelConfig& config() const { return model_.config; }
-  const Vocabulary& vocabulary() const { return model_.vocabulary; }
+  const ModelConfig& config() const { return model_->config; }
+  const Vocabulary& vocabulary() const { return model_->vocabulary; }
+  Device& device() const { return device_; }
   // Bytes of weights that one decode step reads.
-  uint64_t step_bytes() const;
+  uint64_t step_bytes() const { return backend_->step_bytes(); }
+  // Device memory that a prefill takes beside caches; 0 on the CPU.
+  uint64_t prefill_bytes(int64_t tokens, int32_t dtype) const {
+    return backend_->prefill_bytes(tokens, dtype);
+  }
   // What a pipeline for this model is made with.
   sikv_shape shape(int32_t dtype, int64_t max_tokens, int batch = 1) const;
 
@@ -55,27 +64,32 @@ class Transformer {
   Offer offer(int64_t tokens, int num_queries) const;
 
   // Dense causal attention over `tokens` at positions from 0; K, V and the last `num_queries`
-  // queries of each layer go to `take`. Returns the hidden state of the last token behind the last
-  // layer. `dtype` fp16 or fp32. Errors name a token that is none, a prompt longer than the model's
-  // context, and the first layer that gives a NaN.
-  using Take = std::function<void(int layer, PromptLayer&&)>;
+  // queries of each layer go to `take`, which must be done with them when it returns. Returns the
+  // hidden state of the last token behind the last layer. `dtype` fp16 or fp32. Errors name a token
+  // that is none, a prompt longer than the model's context, and the first layer that gives a NaN.
+  using Take = std::function<void(int layer, const PromptRows&)>;
   std::vector<float> prefill(std::span<const int32_t> tokens, int32_t dtype, int num_queries,
                              const Take& take);
-  // The same, all kept. Shows progress.
+  // The same, all kept on the host. Shows progress.
   Prompt prefill(std::span<const int32_t> tokens, int32_t dtype, int num_queries);
 
   // Hands one layer of a prompt to a pipeline: each of its sequences begins with it.
-  void fill(Pipeline& pipeline, int layer, const PromptLayer& prompt) const;
-  void fill(Pipeline& pipeline, const Prompt& prompt) const;
+  void fill(Pipeline& pipeline, int layer, const PromptRows& prompt);
+  void fill(Pipeline& pipeline, int layer, const PromptLayer& prompt);
+  void fill(Pipeline& pipeline, const Prompt& prompt);
 
   // One token per sequence of the pipeline, at its position, through all layers: `logits`
-  // [B, vocab] are those of the next tokens.
+  // [B, vocab] are those of the next tokens. On a GPU the whole model's step is one CUDA graph, and
+  // kEager launches it kernel by kernel.
   void step(Pipeline& pipeline, std::span<const int32_t> tokens, std::span<const int64_t> positions,
-            float* logits);
+            float* logits, Pipeline::StepMode mode = Pipeline::StepMode::kRecorded);
+  // The most likely next tokens [B] instead: on a GPU the logits stay there.
+  void step_greedy(Pipeline& pipeline, std::span<const int32_t> tokens,
+                   std::span<const int64_t> positions, int32_t* next);
 
   // The same without attention and cache: the time that no pipeline can go below.
   void step_without_cache(std::span<const int32_t> tokens, std::span<const int64_t> positions,
-                          float* logits);
+                          int32_t* next);
 
   // logits [n, vocab] from hidden states [n, hidden] behind the last layer.
   void logits(const float* hidden, int64_t n, float* logits);
@@ -83,27 +97,12 @@ class Transformer {
  private:
   int64_t q_width() const { return int64_t{config().num_query_heads} * config().head_dim; }
   int64_t kv_width() const { return int64_t{config().num_kv_heads} * config().head_dim; }
-
-  // q [n, Hq, D], k and v [n, Hkv, D] -> out [n, Hq, D]
-  using Attend =
-      std::function<void(int layer, const std::vector<float>& q, const std::vector<float>& k,
-                         const std::vector<float>& v, std::vector<float>& out)>;
-  void decode(std::span<const int32_t> tokens, std::span<const int64_t> positions,
-              const Attend& attend, float* logits);
-
   void check_token(int32_t token) const;
-  void check_hidden(int layer, const float* x, std::span<const int64_t> positions) const;
-  void embed(std::span<const int32_t> tokens, float* x);
-  void project(const ModelLayer& layer, const float* x, std::span<const int64_t> positions,
-               float* q, float* k, float* v);
-  void finish_layer(const ModelLayer& layer, const float* attention, int64_t n, float* x);
-  void dense_attention(const float* q, const float* k, const float* v, int64_t first, int64_t n,
-                       float* out);
+  void check_step(std::span<const int32_t> tokens, std::span<const int64_t> positions) const;
 
-  ModelFile model_;
+  std::unique_ptr<ModelFile> model_;  // stays where it is: the backend refers to it
   Device& device_;
-  Rope rope_;
-  std::vector<float> normed_, gate_, up_, delta_;  // scratch of one call
+  std::unique_ptr<ModelBackend> backend_;
 };
 
 }  // namespace sikv

@@ -25,7 +25,10 @@ struct WeightMatrix {
   std::vector<float> scale;  // [rows] of int8: weight = scale[row] * element; else empty
 
   const std::byte* row(int64_t i) const { return data.data() + i * columns * weight_bytes(type); }
-  uint64_t bytes() const { return data.size() + scale.size() * sizeof(float); }
+  uint64_t bytes() const {
+    return static_cast<uint64_t>(rows * columns * weight_bytes(type)) +
+           scale.size() * sizeof(float);
+  }
 };
 
 // out [n, rows] = x [n, columns] . matrix^T + bias

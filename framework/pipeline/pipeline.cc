@@ -301,24 +301,26 @@ void Pipeline::attend(int layer, const void* q, float* out, float* lse) {
   times_.steps["attend"].back() += device_.seconds(2, 3);
 }
 
-void Pipeline::step(std::span<const LayerStep> layers, StepMode mode) {
+void Pipeline::step(std::span<const LayerStep> layers, StepMode mode, const Around& around) {
   SIKV_ASSERT(static_cast<int>(layers.size()) == shape_.num_layers);
   const bool evicts_now = composition_.selector().evicts() && flush_due(0);
   if (mode == StepMode::kEager || !device_.is_cuda() || evicts_now) {
     begin_step();
     for (int l = 0; l < shape_.num_layers; ++l) {
       const LayerStep& layer = layers[static_cast<size_t>(l)];
+      if (around.before) around.before(l);
       append(l, layer.k, layer.v);
       attend(l, layer.q, layer.out, layer.lse);
+      if (around.after) around.after(l);
     }
     return;
   }
   if (++step_ == 0) prompt_.clear();
   composition_.selector().begin_step(step_);
-  replay(layers);
+  replay(layers, around);
 }
 
-void Pipeline::replay(std::span<const LayerStep> layers) {
+void Pipeline::replay(std::span<const LayerStep> layers, const Around& around) {
   check_room(0);
   const bool flush = flush_due(0);
   std::vector<int> bounds;
@@ -337,9 +339,11 @@ void Pipeline::replay(std::span<const LayerStep> layers) {
         for (int l = 0; l < shape_.num_layers; ++l) {
           const LayerStep& layer = layers[static_cast<size_t>(l)];
           if (flush) flush_full_tails(l);
+          if (around.before) around.before(l);
           cache_.append(l, layer.k, layer.v);
           enqueue_select(l, layer.q);
           enqueue_attend(l, layer.q, layer.out, layer.lse);
+          if (around.after) around.after(l);
         }
       });
     } catch (...) {

@@ -8,6 +8,7 @@
 #define SIKV_FRAMEWORK_PIPELINE_PIPELINE_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -132,7 +133,13 @@ class Pipeline {
     bool operator==(const LayerStep&) const = default;
   };
   enum class StepMode { kRecorded, kEager };
-  void step(std::span<const LayerStep> layers, StepMode mode = StepMode::kRecorded);
+  // What a model enqueues around each layer's cache, recorded with it: before(l) makes k, v and q,
+  // after(l) takes out. The same for the same addresses.
+  struct Around {
+    std::function<void(int layer)> before, after;
+  };
+  void step(std::span<const LayerStep> layers, StepMode mode = StepMode::kRecorded,
+            const Around& around = {});
   // Waits for all work. Error naming layer, head and position if a kernel met a number that no
   // cache takes.
   void synchronize();
@@ -142,6 +149,7 @@ class Pipeline {
   // All encoded tokens of a row as the codec gives them back, fp32 [encoded_len, D].
   std::vector<float> decoded(int layer, int row, const CodecInstance& codec) const;
 
+  const Device& device() const { return device_; }
   const Composition& composition() const { return composition_; }
   const KvCache& cache() const { return cache_; }
   const StageTimes& times() const { return times_; }
@@ -171,7 +179,7 @@ class Pipeline {
   // Error if one more token is more than was planned for. A full tail that is about to be flushed
   // has room.
   void check_room(int layer) const;
-  void replay(std::span<const LayerStep> layers);
+  void replay(std::span<const LayerStep> layers, const Around& around);
   // InternalError naming the selector if slots are out of range, out of order or repeated.
   void check_slots(const char* what, const sikv_cache_view& view, int row, const int32_t* slots,
                    int32_t count, int32_t capacity, bool ordered) const;
