@@ -222,9 +222,7 @@ HWY_INLINE bool QuantiseBlock(const TokenRows& rows, size_t head_dim, const floa
 }
 
 // Bytes from one token's scale to the next one's.
-HWY_INLINE size_t ScaleStride(int line) {
-  return static_cast<size_t>(rlm4::scale_stride(line));
-}
+HWY_INLINE size_t ScaleStride(int line) { return static_cast<size_t>(rlm4::scale_stride(line)); }
 
 template <int kBits>
 bool PackKeysOf(const TokenRows& rows, size_t head_dim, const float* mean,

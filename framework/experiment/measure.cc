@@ -104,9 +104,8 @@ class Judge {
     const double exact_token = 2.0 * source_.head_dim * sikv_dtype_bytes(source_.dtype);
     const sikv_layout& key = pipeline_.composition().key_layout();
     const sikv_layout& value = pipeline_.composition().value_layout();
-    const auto page =
-        static_cast<double>(layout_page_bytes(key) + layout_page_bytes(value) +
-                            line_padding_page_bytes(key, value));
+    const auto page = static_cast<double>(layout_page_bytes(key) + layout_page_bytes(value) +
+                                          line_padding_page_bytes(key, value));
     return (selected_ * page / SIKV_PAGE_TOKENS + exact_tokens_ * exact_token) / attended_rows_;
   }
 

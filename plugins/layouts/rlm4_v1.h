@@ -174,8 +174,7 @@ SIKV_INLINE float token_scale(const uint8_t* scale_plane, int token, int line = 
   return sikv_load(scale_plane + int64_t{scale_stride(line)} * token, SIKV_FP16, 0);
 }
 SIKV_INLINE void store_scale(uint8_t* scale_plane, int token, int line, float scale) {
-  minmax::store_saturated(scale_plane + int64_t{scale_stride(line)} * token, SIKV_FP16,
-                          0, scale);
+  minmax::store_saturated(scale_plane + int64_t{scale_stride(line)} * token, SIKV_FP16, 0, scale);
 }
 // Levels of a token, and in lines its signs behind them.
 SIKV_INLINE uint8_t* key_row(const Params& p, const KeyPage& page, int token) {

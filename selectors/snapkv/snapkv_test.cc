@@ -126,9 +126,9 @@ TEST(SnapKvTest, RefusesKernelsWithoutAMiddle) {
                   tight_shape(kSpec, kGroup), cpu());
     FAIL();
   } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what())
-                  .find("kernel_size is 6, which has no middle: give an odd number"),
-              std::string::npos)
+    EXPECT_NE(
+        std::string(error.what()).find("kernel_size is 6, which has no middle: give an odd number"),
+        std::string::npos)
         << error.what();
   }
 }
