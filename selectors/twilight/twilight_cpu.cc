@@ -11,9 +11,9 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
 
-#include "hwy/contrib/math/math-inl.h"
 #include "kernels/common/prefetch.h"
 #include "kernels/common/simd_rows.h"
+#include "kernels/common/simd_softmax.h"
 #include "selectors/twilight/twilight.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -26,7 +26,6 @@ bool Runs() { return false; }
 void CopyLogits(const uint8_t*, std::span<const int32_t>, const float*, int, int, float*, int64_t) {
 }
 void ExactLogits(const ExactKeys&, const float*, int, int, float*, int64_t) {}
-void MeanSoftmax(float*, int64_t, int, int64_t, float*) {}
 
 #else
 
@@ -123,33 +122,11 @@ void ExactLogits(const ExactKeys& keys, const float* q, int group, int head_dim,
   }
 }
 
-// Overruns n by up to a vector, in the logits as in the weights.
-void MeanSoftmax(float* logits, int64_t stride, int group, int64_t n, float* weights) {
-  const DF d;
-  const auto lanes = static_cast<int64_t>(kLanes);
-  for (int g = 0; g < group && n > 0; ++g) {
-    float* const row = logits + g * stride;
-    // So far below any logit that exp gives 0, and the difference stays finite.
-    std::fill_n(row + n, lanes, -1e38f);
-    VF highest = hn::Set(d, row[0]);
-    for (int64_t i = 0; i < n; i += lanes) highest = hn::Max(highest, hn::LoadU(d, row + i));
-    const VF shift = hn::MaxOfLanes(d, highest);
-    VF total = hn::Zero(d);
-    for (int64_t i = 0; i < n; i += lanes) {
-      const VF e = hn::Exp(d, hn::Sub(hn::LoadU(d, row + i), shift));
-      hn::StoreU(e, d, row + i);
-      total = hn::Add(total, e);
-    }
-    const float sum = hn::GetLane(hn::SumOfLanes(d, total));
-    const VF factor = hn::Set(d, 1.0f / (sum * static_cast<float>(group)));
-    for (int64_t i = 0; i < n; i += lanes) {
-      const VF before = g == 0 ? hn::Zero(d) : hn::LoadU(d, weights + i);
-      hn::StoreU(hn::MulAdd(hn::LoadU(d, row + i), factor, before), d, weights + i);
-    }
-  }
-}
-
 #endif  // HWY_TARGET != HWY_SCALAR
+
+void Softmax(float* logits, int64_t stride, int group, int64_t n, float* weights) {
+  if (n > 0) sikv::HWY_NAMESPACE::MeanSoftmax(logits, stride, group, n, weights);
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace sikv::twilight
@@ -161,7 +138,7 @@ namespace sikv::twilight {
 HWY_EXPORT(Runs);
 HWY_EXPORT(CopyLogits);
 HWY_EXPORT(ExactLogits);
-HWY_EXPORT(MeanSoftmax);
+HWY_EXPORT(Softmax);
 
 namespace {
 
@@ -174,7 +151,7 @@ void exact_logits(const ExactKeys& keys, const float* q, int group, int head_dim
   HWY_DYNAMIC_DISPATCH(ExactLogits)(keys, q, group, head_dim, logits, stride);
 }
 void mean_softmax(float* logits, int64_t stride, int group, int64_t n, float* weights) {
-  HWY_DYNAMIC_DISPATCH(MeanSoftmax)(logits, stride, group, n, weights);
+  HWY_DYNAMIC_DISPATCH(Softmax)(logits, stride, group, n, weights);
 }
 
 // One pass by buckets of 1/8 octave instead of a sort: all buckets above the one in which the sum
