@@ -128,7 +128,7 @@ class Stages {
   void select(int layer) {
     const sikv_cache_view view = pipeline_.cache().view(layer);
     pipeline_.composition().selector().run({sizeof(sikv_select_args), shape_.num_query_heads, &view,
-                                            q(layer), scale(), 0, selection()},
+                                            q(layer), scale(), 0, selection(), nullptr},
                                            workspace_.as<>(), stream());
   }
   void attend(int layer) {
@@ -136,7 +136,7 @@ class Stages {
     float* const out = out_.as<float>() + size_t(layer) * layer_q_bytes() / 2;
     float* const lse = lse_.as<float>() + size_t(layer) * layer_q_bytes() / 2 / shape_.head_dim;
     pipeline_.composition().kernel().run({sizeof(sikv_attend_args), shape_.num_query_heads, &view,
-                                          q(layer), scale(), 0, selection(), out, lse},
+                                          q(layer), scale(), 0, selection(), out, lse, nullptr},
                                          workspace_.as<>(), stream());
   }
 
