@@ -73,8 +73,8 @@ class CpuDevice final : public Device {
     return data;
   }
   void release(void* data, size_t bytes) noexcept override { munmap(data, rounded(bytes)); }
-  void copy_in(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
-  void copy_out(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  void copy_in(void* to, const void* from, size_t bytes) override { copy(to, from, bytes); }
+  void copy_out(void* to, const void* from, size_t bytes) override { copy(to, from, bytes); }
   uint64_t free_bytes() const override { return available_bytes(); }
   void mark(int i) override {
     const size_t n = static_cast<size_t>(i);
@@ -89,6 +89,10 @@ class CpuDevice final : public Device {
  private:
   using Clock = std::chrono::steady_clock;
 
+  // memcpy takes no null pointer, which an empty vector may give.
+  static void copy(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
   static size_t rounded(size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
   static void write_log(void*, int32_t level, const char* text) {
