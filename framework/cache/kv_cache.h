@@ -110,6 +110,11 @@ class KvCache {
   // What kernels found wrong first; `what` is 0 if nothing. Waits for them.
   sikv_fault fault() const;
 
+  // After evictions: what no page in use needs goes back to the system (on the CPU).
+  void trim() {
+    if (pool_.trim()) device_.trim();
+  }
+
   // Forgets a sequence in every layer.
   void clear(int sequence);
 

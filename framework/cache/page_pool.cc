@@ -37,6 +37,23 @@ void PagePool::give_back(int32_t page) {
   freed_.push_back(page);
   std::push_heap(freed_.begin(), freed_.end(), std::greater<>());
   --in_use_;
+  trimmed_ = false;
+}
+
+bool PagePool::trim() {
+  if (trimmed_) return false;
+  std::sort(freed_.begin(), freed_.end());  // still a min-heap
+  for (size_t i = 0; i < freed_.size();) {
+    size_t end = i + 1;
+    while (end < freed_.size() && freed_[end] == freed_[end - 1] + 1) ++end;
+    for (size_t p = 0; p < planes_.size(); ++p) {
+      planes_[p].discard(page_bytes_[p] * static_cast<uint64_t>(freed_[i]),
+                         page_bytes_[p] * (end - i));
+    }
+    i = end;
+  }
+  trimmed_ = true;
+  return true;
 }
 
 }  // namespace sikv

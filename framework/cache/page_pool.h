@@ -27,6 +27,9 @@ class PagePool {
   // when all pages are taken.
   int32_t take();
   void give_back(int32_t page);
+  // Gives the memory of free pages back to the system where the device can, whole runs at once.
+  // False if none was freed since the last time.
+  bool trim();
 
   int64_t capacity() const { return capacity_; }
   int64_t in_use() const { return in_use_; }
@@ -41,6 +44,7 @@ class PagePool {
   int64_t capacity_;
   int64_t never_used_ = 0;  // pages from here on were never handed out
   int64_t in_use_ = 0;
+  bool trimmed_ = true;  // nothing was given back since
 };
 
 }  // namespace sikv

@@ -1,3 +1,4 @@
+#include <malloc.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -22,6 +23,7 @@
 namespace sikv {
 namespace {
 
+constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
 
 // Set while a thread runs a body, so that nested calls run serially on that worker.
@@ -73,6 +75,14 @@ class CpuDevice final : public Device {
     return data;
   }
   void release(void* data, size_t bytes) noexcept override { munmap(data, rounded(bytes)); }
+  void discard(void* block, size_t block_bytes, size_t first, size_t bytes) noexcept override {
+    const size_t begin = rounded(first), end = (first + bytes) / kPage * kPage;
+    if (begin >= end) return;
+    // Else the kernel joins what is left into huge pages again, holes filled.
+    if (block_bytes >= kHugePage) madvise(block, rounded(block_bytes), MADV_NOHUGEPAGE);
+    madvise(static_cast<char*>(block) + begin, end - begin, MADV_DONTNEED);
+  }
+  void trim() noexcept override { malloc_trim(0); }
   void copy_in(void* to, const void* from, size_t bytes) override { copy(to, from, bytes); }
   void copy_out(void* to, const void* from, size_t bytes) override { copy(to, from, bytes); }
   uint64_t free_bytes() const override { return available_bytes(); }
@@ -93,7 +103,7 @@ class CpuDevice final : public Device {
   static void copy(void* to, const void* from, size_t bytes) {
     if (bytes > 0) std::memcpy(to, from, bytes);
   }
-  static size_t rounded(size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+  static size_t rounded(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
   static void write_log(void*, int32_t level, const char* text) {
     log().log(level == 0   ? spdlog::level::debug

@@ -26,6 +26,14 @@ class Device {
   // but take up memory only as they are written. Error naming what was asked and what was free.
   virtual void* allocate(size_t bytes) = 0;
   virtual void release(void* data, size_t bytes) noexcept = 0;
+  // Gives the system back what memory of [first, first + bytes) of a block of `block_bytes` it can
+  // take; that part reads as zeros or as before. The block stays reserved. Nothing on a GPU.
+  virtual void discard(void* block, size_t block_bytes, size_t first, size_t bytes) noexcept {
+    static_cast<void>(block), static_cast<void>(block_bytes);
+    static_cast<void>(first), static_cast<void>(bytes);
+  }
+  // The same with what this process freed and the allocator kept.
+  virtual void trim() noexcept {}
   // In the order of the stream. copy_in may return before the copy is done, but no longer needs
   // `from` if that is ordinary memory of the host; it may lie on the device, too. copy_out waits.
   virtual void copy_in(void* to_device, const void* from, size_t bytes) = 0;
@@ -82,6 +90,9 @@ class DeviceBuffer {
     return static_cast<T*>(data_);
   }
   size_t bytes() const { return bytes_; }
+  void discard(size_t first, size_t bytes) noexcept {
+    device_->discard(data_, bytes_, first, bytes);
+  }
 
  private:
   void swap(DeviceBuffer& other) noexcept {

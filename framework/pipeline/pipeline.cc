@@ -225,6 +225,8 @@ void Pipeline::evict_after(int layer) {
   } else if (layer == shape_.num_layers - 1) {
     for (int l = 0; l < shape_.num_layers; ++l) apply_evictions(l);
   }
+  // Not after every layer: the next one takes the pages that this one gave back.
+  if (layer == shape_.num_layers - 1) cache_.trim();
 }
 
 void Pipeline::apply_evictions(int layer) {

@@ -58,7 +58,7 @@ class PromptEviction : public ScoringSelector {
       std::vector<float>& state = scores_.at(view.layer(), row);
       if (state.empty()) continue;
       choose(args, view, row, scores, std::ssize(state));
-      state = {};
+      std::vector<float>().swap(state);  // {} would keep the memory
     }
   }
 
