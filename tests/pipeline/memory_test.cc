@@ -113,9 +113,6 @@ TEST(Memory, TheProcessGrowsByWhatTheLedgerSays) {
 // A layer gives its pages back before the next takes its own. The allocator keeps some MiB of scores
 // that are freed with them.
 TEST(Memory, WhatIsEvictedLeavesTheProcess) {
-#ifdef __SANITIZE_ADDRESS__
-  GTEST_SKIP() << "AddressSanitizer keeps freed memory for a while";
-#endif
   for (const auto& [text, most_mib] :
        {std::pair("fp16+fp16 > snapkv(budget=4096,pinned=0) > gather_attention", 450),
         std::pair("fp16+fp16 > streaming(budget=4096,evict=true,pinned=0) > gather_attention", 450),
