@@ -184,18 +184,21 @@ class Comparison {
   // Pipelines whose trace is still to be made are left out, and named.
   void drop_missing() {
     std::map<std::string, std::vector<std::string>> skipped;
+    std::map<std::string, SourceSpec> missing;
     for (const PipelineSpec& spec : plan_.specs()) {
-      if (!source_of(config(), spec).missing) {
+      const SourceSpec& source = source_of(config(), spec);
+      if (!source.missing) {
         specs_.push_back(spec);
         continue;
       }
+      missing.try_emplace(spec.entry.source, source);
       const std::string name =
           spec.entry.label.empty() ? pipeline_text(spec, registry_) : spec.entry.label;
       auto& names = skipped[spec.entry.source];
       if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
     }
     for (const auto& [source, names] : skipped) {
-      const SourceSpec& spec = config().sources.at(source);
+      const SourceSpec& spec = missing.at(source);
       note(fmt::format("left out: {}: they need {}, which is not there; {} makes it", join(names),
                        spec.trace.string(), spec.make));
       skipped_.push_back({{"source", source}, {"make", spec.make}, {"labels", names}});

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
+#include <utility>
 
 #include "apps/common/show.h"
 #include "framework/base/text.h"
@@ -113,6 +115,7 @@ void explain(const ExplainFlags& flags) {
   const Config config = flags.config.load(flags.file, registry);
   Devices devices(config.threads);
   const TableStyle style = TableStyle::of(stdout);
+  std::map<std::string, std::pair<std::vector<Sizes>, Offer>> places;  // by source, each read once
   std::string text;
   for (const PipelineSpec& spec : expand_budgets(config, registry)) {
     if (const SourceSpec& source = source_of(config, spec); source.missing) {
@@ -121,11 +124,14 @@ void explain(const ExplainFlags& flags) {
                           source.trace.string(), source.make);
       continue;
     }
-    const Config own = on_source_of(config, spec);
-    const std::vector<Sizes> all_sizes = sizes_of(own);
+    if (!places.contains(spec.entry.source)) {
+      const Config own = on_source_of(config, spec);
+      places[spec.entry.source] = {sizes_of(own), source_offer(own)};
+    }
+    const auto& [all_sizes, offer] = places.at(spec.entry.source);
     Device& device = devices.open(spec, registry);
     const Composition composition(spec, registry, device, all_sizes.front().shape);
-    check_needs(composition.selector(), source_offer(own));
+    check_needs(composition.selector(), offer);
     text += fmt::format("{}{}\n", text.empty() ? "" : "\n", pipeline_text(spec, registry));
     text += fmt::format("  keys in {}, values in {}\n\n", layout_text(composition.key_layout()),
                         layout_text(composition.value_layout()));

@@ -191,9 +191,13 @@ class Reader {
   SourceSpec named_source(const ConfigNode& node, const std::string& name) const {
     const std::string owner = fmt::format("source '{}'", name);
     check_keys(node, owner, fields::kNamedSourceKeys);
+    return trace_source(node, owner);
+  }
+
+  SourceSpec trace_source(const ConfigNode& node, std::string_view owner) const {
     SourceSpec source;
     if (const ConfigNode* make = node.find("make"))
-      source.make = read_text(*make, owner + ": make");
+      source.make = read_text(*make, fmt::format("{}: make", owner));
     trace(need(node, owner, "trace", "trace: FILE"), source);
     lengths(node, source);
     if (const ConfigNode* judge = node.find("judge")) {
@@ -252,19 +256,16 @@ class Reader {
       node.fail("source has {} trace {} synthetic, expected one of them",
                 trace == nullptr ? "neither" : "both", trace == nullptr ? "nor" : "and");
     }
-    if (trace != nullptr) {
-      this->trace(*trace, source);
-    } else {
-      for (const char* key : {"layers", "prompt"}) {
-        if (const ConfigNode* extra = node.find(key)) {
-          throw Error("{}: source: {} goes with a trace only; remove it", extra->name_where, key);
-        }
+    if (trace != nullptr) return trace_source(node, "source");
+    for (const char* key : {"layers", "prompt", "judge", "make"}) {
+      if (const ConfigNode* extra = node.find(key)) {
+        throw Error("{}: source: {} goes with a trace only; remove it", extra->name_where, key);
       }
-      source.synthetic = SyntheticSpec();
-      // `synthetic:` alone asks for all defaults.
-      if (synthetic->type != ConfigNode::Type::kEmpty) {
-        source.synthetic = this->synthetic(*synthetic);
-      }
+    }
+    source.synthetic = SyntheticSpec();
+    // `synthetic:` alone asks for all defaults.
+    if (synthetic->type != ConfigNode::Type::kEmpty) {
+      source.synthetic = this->synthetic(*synthetic);
     }
     lengths(node, source);
     return source;

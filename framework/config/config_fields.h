@@ -82,7 +82,8 @@ inline constexpr std::array kTopKeys = {"model",     "source",     "sources",  "
                                         "threads",   "plugin_path"};
 inline constexpr std::array kModelKeys = {"preset",   "layers",     "query_heads", "kv_heads",
                                           "head_dim", "rope_theta", "weight_bytes"};
-inline constexpr std::array kSourceKeys = {"trace", "layers", "prompt", "steps", "synthetic"};
+inline constexpr std::array kSourceKeys = {"trace", "layers", "prompt",   "steps",
+                                           "judge", "make",   "synthetic"};
 // Of an entry of `sources`, which is a trace.
 inline constexpr std::array kNamedSourceKeys = {"trace", "layers", "prompt",
                                                 "steps", "judge",  "make"};

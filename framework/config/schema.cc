@@ -123,19 +123,7 @@ json synthetic_schema() {
   return schema;
 }
 
-json source_schema() {
-  const json steps = option_schema(fields::kSourceSteps);
-  return {{"description", "what the pipelines are fed"},
-          {"oneOf",
-           {object({{"trace", text("an HDF5 trace of a real model")},
-                    {"layers", one_or_list(fields::kLayer)},
-                    {"prompt", option_schema(fields::kPrompt)},
-                    {"steps", steps}},
-                   {"trace"}),
-            object({{"synthetic", synthetic_schema()}, {"steps", steps}}, {"synthetic"})}}};
-}
-
-json named_source_schema() {
+json trace_schema() {
   return object({{"trace", text("an HDF5 trace of a real model")},
                  {"layers", one_or_list(fields::kLayer)},
                  {"prompt", option_schema(fields::kPrompt)},
@@ -143,6 +131,14 @@ json named_source_schema() {
                  {"judge", one_or_list(fields::kJudge)},
                  {"make", text("the command that makes the trace, which may then be missing")}},
                 {"trace"});
+}
+
+json source_schema() {
+  return {{"description", "what the pipelines are fed"},
+          {"oneOf",
+           {trace_schema(), object({{"synthetic", synthetic_schema()},
+                                    {"steps", option_schema(fields::kSourceSteps)}},
+                                   {"synthetic"})}}};
 }
 
 // One part of a pipeline: a branch per plugin, told apart by its id. A base lacks the options that
@@ -250,7 +246,7 @@ json config_schema(const Registry& registry) {
   schema["oneOf"] = {{{"required", {"pipeline"}}}, {{"required", {"pipelines"}}}};
   schema["$defs"] = {{"pipeline", pipeline_schema(registry, false)},
                      {"entry", pipeline_schema(registry, true)},
-                     {"named_source", named_source_schema()}};
+                     {"named_source", trace_schema()}};
   for (const PipelinePart& part : kPipelineParts) {
     if (part.kind == SIKV_SELECTOR) schema["$defs"]["base"] = part_schema(part, registry, true);
   }

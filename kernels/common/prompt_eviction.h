@@ -83,30 +83,22 @@ class PromptEviction : public ScoringSelector {
   const sikv_shape& shape() const { return shape_; }
   int window() const { return window_; }
   int group() const { return shape_.num_query_heads / shape_.num_kv_heads; }
-  // [prompt_len], finite; those of the window are not asked for.
+  // [prompt_len], finite, or kAlwaysKept like those of the window, which are not asked for.
   virtual std::vector<float> score_row(const sikv_observe_args& args, const CacheView& view,
                                        int row) const = 0;
-  // Tokens of a row in pages that stay, `in_window` ones of the window included, where `competing`
-  // others compete; pinned ones come on top.
+  // Tokens of a row in pages that stay, `in_window` ones that are always kept included, where
+  // `competing` others compete; pinned ones come on top.
   virtual int64_t kept(int layer, int64_t prompt, int64_t competing, int64_t in_window) const = 0;
 
  private:
   void choose(const sikv_evict_args& args, const CacheView& view, int row,
               const std::vector<float>& scores, int64_t prompt) const {
-    const auto of_row = std::span(scores).subspan(
-        static_cast<size_t>(row) * static_cast<size_t>(view.raw().max_encoded_len),
-        static_cast<size_t>(view.encoded_len(row)));
-    const auto pinned = view.pinned_slots(row);
-    std::vector<int32_t> fixed, competing;
-    for (int32_t slot = 0; slot < view.encoded_len(row); ++slot) {
-      const bool stays = of_row[static_cast<size_t>(slot)] == kAlwaysKept ||
-                         std::binary_search(pinned.begin(), pinned.end(), slot);
-      (stays ? fixed : competing).push_back(slot);
-    }
-    const int64_t in_window = std::ssize(fixed) - std::ssize(pinned);
-    const int64_t all = kept(view.layer(), prompt, std::ssize(competing), in_window);
-    write_keep_list(args, view, row, fixed,
-                    best_slots(competing, of_row, std::max<int64_t>(all - in_window, 0)));
+    const RankedRow ranked = ranked_row(view, row, scores);
+    const int64_t in_window = std::ssize(ranked.fixed) - std::ssize(view.pinned_slots(row));
+    const int64_t all = kept(view.layer(), prompt, std::ssize(ranked.competing), in_window);
+    write_keep_list(
+        args, view, row, ranked.fixed,
+        best_slots(ranked.competing, ranked.scores, std::max<int64_t>(all - in_window, 0)));
   }
 
   sikv_shape shape_;

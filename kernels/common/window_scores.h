@@ -110,9 +110,10 @@ inline std::vector<float> window_attention(const sikv_observe_args& args, const 
       load_floats(args.queries, view.dtype(), head * dim, dim, q.data() + int64_t{i} * dim);
       for (int d = 0; d < dim; ++d) q[static_cast<size_t>(i * dim + d)] *= scale;
     }
+    const int64_t most_seen = prompt - queries + first + here;
     for (int done = 0; done < here * group; done += kHeads) {
       math.logits(keys, q.data() + int64_t{done} * dim, std::min(kHeads, here * group - done),
-                  prompt, logits.data() + done * stride, stride);
+                  most_seen, logits.data() + done * stride, stride);
     }
     for (int i = 0; i < here; ++i) {
       const int64_t seen = prompt - queries + first + i + 1;

@@ -1,5 +1,5 @@
-// For wrappers that choose anew which tokens an evicting base keeps: its keep-list and its scores as
-// a set of slots that compete for a budget, and back.
+// Slots of a row that stay in any case, those that compete for a budget, and the keep-list that comes
+// of it: for evicting selectors, and for wrappers that choose anew what their base keeps.
 #ifndef SIKV_PLUGINS_SDK_KEEP_LIST_H_
 #define SIKV_PLUGINS_SDK_KEEP_LIST_H_
 
@@ -16,38 +16,45 @@ namespace sikv {
 
 inline constexpr float kAlwaysKept = std::numeric_limits<float>::infinity();
 
-// One row, as its base would leave it.
 struct RankedRow {
-  bool keeps_all = true;           // the base asks for no eviction
-  int64_t budget = 0;              // of `competing`, how many the base keeps
+  bool keeps_all = true;           // a base asks for no eviction
+  int64_t budget = 0;              // of `competing`, how many a base keeps
   std::vector<int32_t> fixed;      // kept in any case: pinned or of infinite score; ascending
   std::vector<int32_t> competing;  // the others; ascending
   std::span<const float> scores;   // [encoded_len]
 };
 
+// By the scores of a layer [num_rows, max_encoded_len].
+inline RankedRow ranked_row(const CacheView& view, int row, std::span<const float> scores) {
+  const int64_t stride = view.raw().max_encoded_len;
+  const int encoded = view.encoded_len(row);
+  RankedRow ranked;
+  ranked.scores = scores.subspan(static_cast<size_t>(row * stride), static_cast<size_t>(encoded));
+  const auto pinned = view.pinned_slots(row);
+  for (int32_t slot = 0; slot < encoded; ++slot) {
+    const bool stays = ranked.scores[static_cast<size_t>(slot)] == kAlwaysKept ||
+                       std::binary_search(pinned.begin(), pinned.end(), slot);
+    (stays ? ranked.fixed : ranked.competing).push_back(slot);
+  }
+  return ranked;
+}
+
 // All rows of a layer: the base's keep-lists in `args`, its scores [num_rows, max_encoded_len].
 inline std::vector<RankedRow> ranked_rows(const sikv_evict_args& args, const CacheView& view,
                                           std::span<const float> scores) {
   const int64_t stride = view.raw().max_encoded_len;
-  std::vector<RankedRow> rows(static_cast<size_t>(view.num_rows()));
+  std::vector<RankedRow> rows;
   for (int row = 0; row < view.num_rows(); ++row) {
-    RankedRow& ranked = rows[static_cast<size_t>(row)];
-    const int encoded = view.encoded_len(row), count = args.keep_counts[row];
-    ranked.scores = scores.subspan(static_cast<size_t>(row * stride), static_cast<size_t>(encoded));
-    const auto pinned = view.pinned_slots(row);
-    const auto competes = [&](int32_t slot) {
-      return ranked.scores[static_cast<size_t>(slot)] < kAlwaysKept &&
-             !std::binary_search(pinned.begin(), pinned.end(), slot);
-    };
-    for (int32_t slot = 0; slot < encoded; ++slot) {
-      (competes(slot) ? ranked.competing : ranked.fixed).push_back(slot);
-    }
+    RankedRow& ranked = rows.emplace_back(ranked_row(view, row, scores));
+    const int count = args.keep_counts[row];
     ranked.keeps_all = count == SIKV_SELECT_ALL;
     if (ranked.keeps_all) {
       ranked.budget = std::ssize(ranked.competing);
     } else {
       const int32_t* const kept = args.keep_slots + row * stride;
-      ranked.budget = std::count_if(kept, kept + count, competes);
+      ranked.budget = std::count_if(kept, kept + count, [&](int32_t slot) {
+        return std::binary_search(ranked.competing.begin(), ranked.competing.end(), slot);
+      });
     }
   }
   return rows;

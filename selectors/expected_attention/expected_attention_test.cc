@@ -1,0 +1,159 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <complex>
+
+#include "tests/support/evictions.h"
+#include "tests/support/replay.h"
+
+namespace sikv::testing {
+namespace {
+
+constexpr int kSinks = 4, kDim = Replay::kDim, kHalf = kDim / 2;
+constexpr double kTheta = 10000.0;
+
+// x turned by RoPE to `position`.
+std::vector<double> rotated(const std::vector<double>& x, double position) {
+  std::vector<double> out(kDim);
+  for (int i = 0; i < kHalf; ++i) {
+    const std::complex<double> turned =
+        std::complex<double>(x[static_cast<size_t>(i)], x[static_cast<size_t>(i + kHalf)]) *
+        std::polar(1.0, position * std::pow(kTheta, -double(i) / kHalf));
+    out[static_cast<size_t>(i)] = turned.real();
+    out[static_cast<size_t>(i + kHalf)] = turned.imag();
+  }
+  return out;
+}
+
+TEST(ExpectedAttentionTest, KeepsSinksAndExactlyTheBudget) {
+  const Replay replay(600, 1, 1);
+  for (const int budget : {0, 4, 30, 511, 512, 600}) {
+    const auto selector =
+        "expected_attention(budget=" + std::to_string(budget) + ",sinks=4,pinned=0)";
+    for (const auto& positions : replay.run(selector, replay.prompt).positions) {
+      EXPECT_EQ(std::ssize(positions), std::clamp(budget, kSinks, 512));
+      for (int p = 0; p < kSinks; ++p) EXPECT_EQ(positions[static_cast<size_t>(p)], p);
+    }
+  }
+}
+
+// Queries that before their rotation are all the same have no covariance: tokens rank by the softmax
+// of that query, turned to the one position behind the prompt, times the norm of their value.
+TEST(ExpectedAttentionTest, OneQueryExpectsItself) {
+  Replay replay(600, 1, 2);
+  Random random(3);
+  std::vector<std::vector<double>> base(Replay::kHeads * Replay::kGroup);
+  for (size_t head = 0; head < base.size(); ++head) {
+    for (int d = 0; d < kDim; ++d) base[head].push_back(random.normal());
+    for (int p = 0; p < replay.prompt; ++p) {
+      const auto turned = rotated(base[head], p);
+      std::copy(turned.begin(), turned.end(),
+                replay.q.data() + (size_t(p) * base.size() + head) * kDim);
+    }
+  }
+  for (const bool value_norm : {true, false}) {
+    const auto kept = replay
+                          .run(std::string("expected_attention(budget=60,future=1,pinned=0,"
+                                           "value_norm=") +
+                                   (value_norm ? "true" : "false") + ")",
+                               replay.prompt)
+                          .positions;
+    for (int h = 0; h < Replay::kHeads; ++h) {
+      std::vector<double> scores(512, 0.0);
+      for (int g = 0; g < Replay::kGroup; ++g) {
+        const auto next = rotated(base[static_cast<size_t>(h * Replay::kGroup + g)], replay.prompt);
+        std::vector<double> e;
+        double total = 0.0;
+        for (int t = kSinks; t < replay.prompt; ++t) {
+          double dot = 0.0;
+          for (int d = 0; d < kDim; ++d) dot += next[static_cast<size_t>(d)] * replay.key(t, h)[d];
+          e.push_back(std::exp(dot / std::sqrt(kDim)));
+          total += e.back();
+        }
+        for (int t = kSinks; t < 512; ++t) {
+          double norm = 0.0;
+          const float* v = replay.v.data() + (t * Replay::kHeads + h) * kDim;
+          for (int d = 0; d < kDim; ++d) norm += double{v[d]} * v[d];
+          scores[static_cast<size_t>(t)] +=
+              e[static_cast<size_t>(t - kSinks)] / total * (value_norm ? std::sqrt(norm) : 1.0);
+        }
+      }
+      Slots want = {0, 1, 2, 3}, others;
+      for (int t = kSinks; t < 512; ++t) others.push_back(t);
+      std::sort(others.begin(), others.end(), [&](int32_t a, int32_t b) {
+        return scores[static_cast<size_t>(a)] > scores[static_cast<size_t>(b)];
+      });
+      want.insert(want.end(), others.begin(), others.begin() + 56);
+      std::sort(want.begin(), want.end());
+      EXPECT_EQ(kept[static_cast<size_t>(h)], want) << h;
+    }
+  }
+}
+
+// The closed form against the mean it stands for: exp(q.k / sqrt(D)) over draws of the future
+// queries. 65536 draws of rotated normal queries, one head.
+TEST(ExpectedAttentionTest, IsTheExpectationOverNormalQueries) {
+  Replay replay(600, 1, 4);
+  constexpr int kHeads = Replay::kHeads * Replay::kGroup;
+  Random random(5);
+  std::vector<double> mean(kDim), spread(kDim);
+  for (int d = 0; d < kDim; ++d)
+    mean[size_t(d)] = random.normal(), spread[size_t(d)] = 1.5 * random.uniform();
+  std::vector<std::vector<double>> draws;
+  for (int p = 0; p < replay.prompt; ++p) {
+    std::vector<double> q(kDim);
+    for (int d = 0; d < kDim; ++d)
+      q[size_t(d)] = mean[size_t(d)] + spread[size_t(d)] * random.normal();
+    const auto turned = rotated(q, p);
+    for (int head = 0; head < kHeads; ++head) {
+      std::copy(turned.begin(), turned.end(),
+                replay.q.data() + (size_t(p) * kHeads + size_t(head)) * kDim);
+    }
+    draws.push_back(q);
+  }
+  // A normal distribution with the moments of the prompt's own queries.
+  std::vector<double> sample_mean(kDim, 0.0);
+  const double n = replay.prompt - kSinks;
+  for (int p = kSinks; p < replay.prompt; ++p) {
+    for (int d = 0; d < kDim; ++d) sample_mean[size_t(d)] += draws[size_t(p)][size_t(d)] / n;
+  }
+  std::vector<double> expected(512, 0.0);
+  for (int draw = 0; draw < 20000; ++draw) {
+    // mean + sum of centred queries times normal weights / sqrt(n) has their covariance.
+    std::vector<double> q = sample_mean;
+    for (int p = kSinks; p < replay.prompt; p += 1) {
+      const double weight = random.normal() / std::sqrt(n);
+      for (int d = 0; d < kDim; ++d) {
+        q[size_t(d)] += weight * (draws[size_t(p)][size_t(d)] - sample_mean[size_t(d)]);
+      }
+    }
+    const auto next = rotated(q, replay.prompt);
+    for (int t = 0; t < 512; ++t) {
+      double dot = 0.0;
+      for (int d = 0; d < kDim; ++d) dot += next[size_t(d)] * replay.key(t, 0)[d];
+      expected[size_t(t)] += std::exp(dot / std::sqrt(kDim));
+    }
+  }
+  Slots others;
+  for (int t = kSinks; t < 512; ++t) others.push_back(t);
+  std::sort(others.begin(), others.end(),
+            [&](int32_t a, int32_t b) { return expected[size_t(a)] > expected[size_t(b)]; });
+  Slots want(others.begin(), others.begin() + 96), common;
+  std::sort(want.begin(), want.end());
+  const auto kept =
+      replay.run("expected_attention(budget=100,future=1,pinned=0,value_norm=false)", replay.prompt)
+          .positions[0];
+  std::set_intersection(want.begin(), want.end(), kept.begin(), kept.end(),
+                        std::back_inserter(common));
+  EXPECT_GE(common.size(), 94u);  // of 96: draws leave some noise at the cut
+}
+
+TEST(ExpectedAttentionTest, UnlimitedBudgetEqualsFullAttention) {
+  const Replay replay(600, 20, 6);
+  EXPECT_EQ(replay.run("expected_attention(budget=900,pinned=0)", replay.prompt).out,
+            replay.run("full(pinned=0)", 1).out);
+}
+
+}  // namespace
+}  // namespace sikv::testing
