@@ -170,7 +170,7 @@ typedef struct sikv_plane {
 } sikv_plane;
 
 typedef enum sikv_table_role {
-  SIKV_CODEBOOK = 1,  /* [D/4, 16, 4] */
+  SIKV_CODEBOOK = 1,  /* [D/4, 16, 4] beside index codes, else as the layout says */
   SIKV_KEY_MEAN = 2,  /* [D] */
   SIKV_KEY_SCALE = 3, /* [D] */
   SIKV_VALUE_MEAN = 4 /* [D] */

@@ -463,6 +463,11 @@ const Quality kQualities[] = {
     {SIKV_KEY_CODEC, "kivi", {}, 0.3937},
     {SIKV_KEY_CODEC, "kivi", {{"bits", "4"}}, 0.07822},
     {SIKV_KEY_CODEC, "kivi", {{"group", "128"}}, 0.4995},
+    {SIKV_KEY_CODEC, "kvquant", {}, 0.1615},
+    {SIKV_KEY_CODEC, "kvquant", {{"bits", "2"}}, 0.3076},
+    {SIKV_KEY_CODEC, "kvquant", {{"bits", "4"}}, 0.08323},
+    {SIKV_KEY_CODEC, "kvquant", {{"bits", "5"}}, 0.04585},
+    {SIKV_KEY_CODEC, "polarquant", {}, 0.1791},
     {SIKV_VALUE_CODEC, "fp16", {}, 0},
     {SIKV_VALUE_CODEC, "intq", {}, 0.3933},
     {SIKV_VALUE_CODEC, "intq", {{"bits", "4"}}, 0.07831},
@@ -476,6 +481,11 @@ const Quality kQualities[] = {
     {SIKV_VALUE_CODEC, "rot_lm", {{"bits", "4"}}, 0.09554},
     {SIKV_VALUE_CODEC, "kivi", {}, 0.3933},
     {SIKV_VALUE_CODEC, "kivi", {{"bits", "4"}}, 0.07831},
+    {SIKV_VALUE_CODEC, "kvquant", {}, 0.154},
+    {SIKV_VALUE_CODEC, "kvquant", {{"bits", "2"}}, 0.303},
+    {SIKV_VALUE_CODEC, "kvquant", {{"bits", "4"}}, 0.07657},
+    {SIKV_VALUE_CODEC, "kvquant", {{"bits", "5"}}, 0.03972},
+    {SIKV_VALUE_CODEC, "polarquant", {}, 0.1791},
 };
 
 std::vector<sikv_device_type> devices() {

@@ -1,6 +1,7 @@
 // Pins the bytes of every layout; tests/golden/README.md says how to regenerate the files.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -78,7 +79,7 @@ std::string section(CodecInstance& codec, int32_t dtype) {
     const sikv_side_table& side = layout.tables[i];
     const float* table = cache.table(variant.kind, static_cast<sikv_table_role>(side.role), 0);
     text.append(table_name(side.role)).append("\n   ");
-    for (int f = 0; f < kShownFloats; ++f) {
+    for (int f = 0; f < std::min(kShownFloats, static_cast<int>(side.count)); ++f) {
       char word[16];
       std::snprintf(word, sizeof word, " %08x", sikv_float_bits(table[f]));
       text.append(f != 0 && f % 8 == 0 ? "\n   " : "").append(word);

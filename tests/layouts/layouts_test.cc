@@ -7,7 +7,9 @@
 #include "framework/base/random.h"
 #include "plugins/layouts/intq_v1.h"
 #include "plugins/layouts/kivi_v1.h"
+#include "plugins/layouts/kvquant_v1.h"
 #include "plugins/layouts/paged_sum.h"
+#include "plugins/layouts/polar_v1.h"
 #include "plugins/layouts/rlm4_v1.h"
 #include "plugins/layouts/sign4_v1.h"
 #include "plugins/sdk/view.h"
@@ -141,6 +143,16 @@ std::vector<int> sizes_for(const LayoutView& layout) {
   } else if (layout.is(kivi::kFamily, kivi::kVersion)) {
     const kivi::Params p = kivi::read_params(layout);
     add(kivi::magnitude_bytes(p)), add(kivi::scale_tile_bytes(p));
+  } else if (layout.is(kvquant::kKeyFamily, kvquant::kVersion)) {
+    const kvquant::Params p = kvquant::read_params(layout);
+    add(kvquant::code_bytes(p)), add(kvquant::key_scale_bytes(p));
+  } else if (layout.is(kvquant::kValueFamily, kvquant::kVersion)) {
+    const kvquant::Params p = kvquant::read_params(layout);
+    add(kvquant::code_bytes(p)), add(kvquant::value_scale_bytes(p));
+  } else if (layout.is(polar::kKeyFamily, polar::kVersion) ||
+             layout.is(polar::kValueFamily, polar::kVersion)) {
+    const polar::Params p = polar::read_params(layout);
+    add(polar::code_bytes(p)), add(polar::scale_bytes(p));
   } else if (layout.is(raw::kFamily, raw::kVersion)) {
     add(raw::row_bytes(raw::read_params(layout)));
   } else {
