@@ -59,6 +59,13 @@ SIKV_INLINE float sum_folded(float* x, int n) {
   return sum;
 }
 
+// Of x [head_dim]; the squares are summed by sum_folded.
+SIKV_INLINE float norm_of(const float* x, int head_dim) {
+  float square[kMaxHeadDim] = {};
+  for (int d = 0; d < head_dim; ++d) square[d] = mul_rn(x[d], x[d]);
+  return sqrt_rn(sum_folded(square, head_dim));
+}
+
 }  // namespace sikv
 
 #endif  // SIKV_PLUGINS_LAYOUTS_ARITHMETIC_H_

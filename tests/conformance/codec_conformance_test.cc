@@ -468,6 +468,12 @@ const Quality kQualities[] = {
     {SIKV_KEY_CODEC, "kvquant", {{"bits", "4"}}, 0.08323},
     {SIKV_KEY_CODEC, "kvquant", {{"bits", "5"}}, 0.04585},
     {SIKV_KEY_CODEC, "polarquant", {}, 0.1791},
+    {SIKV_KEY_CODEC, "qjl", {}, 0.5342},
+    {SIKV_KEY_CODEC, "qjl", {{"rows", "4"}}, 0.3778},
+    {SIKV_KEY_CODEC, "turboquant", {}, 0.1857},
+    {SIKV_KEY_CODEC, "turboquant", {{"bits", "1"}}, 0.6028},
+    {SIKV_KEY_CODEC, "turboquant", {{"bits", "4"}}, 0.0975},
+    {SIKV_KEY_CODEC, "turboquant", {{"form", "prod"}}, 0.2588},
     {SIKV_VALUE_CODEC, "fp16", {}, 0},
     {SIKV_VALUE_CODEC, "intq", {}, 0.3933},
     {SIKV_VALUE_CODEC, "intq", {{"bits", "4"}}, 0.07831},
@@ -486,6 +492,7 @@ const Quality kQualities[] = {
     {SIKV_VALUE_CODEC, "kvquant", {{"bits", "4"}}, 0.07657},
     {SIKV_VALUE_CODEC, "kvquant", {{"bits", "5"}}, 0.03972},
     {SIKV_VALUE_CODEC, "polarquant", {}, 0.1791},
+    {SIKV_VALUE_CODEC, "turboquant", {}, 0.3428},
 };
 
 std::vector<sikv_device_type> devices() {

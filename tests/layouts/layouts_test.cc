@@ -10,8 +10,10 @@
 #include "plugins/layouts/kvquant_v1.h"
 #include "plugins/layouts/paged_sum.h"
 #include "plugins/layouts/polar_v1.h"
+#include "plugins/layouts/qjl_v1.h"
 #include "plugins/layouts/rlm4_v1.h"
 #include "plugins/layouts/sign4_v1.h"
+#include "plugins/layouts/turbo_v1.h"
 #include "plugins/sdk/view.h"
 #include "tests/support/plugins.h"
 
@@ -153,6 +155,12 @@ std::vector<int> sizes_for(const LayoutView& layout) {
              layout.is(polar::kValueFamily, polar::kVersion)) {
     const polar::Params p = polar::read_params(layout);
     add(polar::code_bytes(p)), add(polar::scale_bytes(p));
+  } else if (layout.is(turbo::kKeyFamily, turbo::kVersion) ||
+             layout.is(turbo::kValueFamily, turbo::kVersion)) {
+    const turbo::Params p = turbo::read_params(layout);
+    add(turbo::code_bytes(p)), add(turbo::scale_bytes(p));
+  } else if (layout.is(qjl::kFamily, qjl::kVersion)) {
+    add(qjl::sign_bytes(qjl::read_params(layout))), add(qjl::kScaleBytes);
   } else if (layout.is(raw::kFamily, raw::kVersion)) {
     add(raw::row_bytes(raw::read_params(layout)));
   } else {
