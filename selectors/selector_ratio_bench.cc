@@ -3,7 +3,8 @@
 //   sikv_selector_ratio ID [OPTION=VALUE ...] [tokens=N]
 //
 // One layer of 2 KV heads with 3 query heads each, D = 128, gaussian keys in fp16, one thread. The
-// variants take turns; the least time of each counts.
+// variants take turns; the least time of each counts. Of selectors whose work is done when the prompt
+// is there, and which then select all that they keep, it is the time of observe.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -17,6 +18,11 @@ namespace {
 
 constexpr int kGroup = 3, kTurns = 7;
 
+void keep_least(double& best, std::chrono::steady_clock::time_point start) {
+  const std::chrono::duration<double, std::micro> time = std::chrono::steady_clock::now() - start;
+  best = std::min(best, time.count());
+}
+
 int run(const std::string& id, const Choices& choices, int tokens) {
   const CacheSpec spec{.num_kv_heads = 2, .head_dim = 128, .encoded = {tokens}, .pinned = 64};
   const sikv_shape shape = tight_shape(spec, kGroup);
@@ -25,8 +31,15 @@ int run(const std::string& id, const Choices& choices, int tokens) {
   SelectorSession ref(find_variant(SIKV_SELECTOR, id, "ref"), choices, filled, kGroup);
   SelectorSession cpu(find_variant(SIKV_SELECTOR, id, "cpu"), choices, filled, kGroup);
   double best[2] = {1e30, 1e30};
-  for (SelectorSession* session : {&ref, &cpu}) session->observe_everything();
-  for (int step = 0; step < kTurns; ++step) {
+  const bool by_prompt = (ref.selector().table().flags & SIKV_SELECTOR_SELECTS_ALL) != 0;
+  for (int turn = 0; turn < (by_prompt ? kTurns : 1); ++turn) {
+    for (SelectorSession* session : {&ref, &cpu}) {
+      const auto start = std::chrono::steady_clock::now();
+      session->observe_everything();
+      if (by_prompt) keep_least(best[session == &cpu], start);
+    }
+  }
+  for (int step = 0; step < (by_prompt ? 0 : kTurns); ++step) {
     for (SelectorSession* session : {&ref, &cpu}) {
       const std::vector<uint8_t> q = gaussian_queries(spec, kGroup, 1, static_cast<uint64_t>(step));
       session->begin_step(step);
@@ -34,11 +47,9 @@ int run(const std::string& id, const Choices& choices, int tokens) {
       const SelectorSession::Placed placed = session->place(call, q);
       const auto start = std::chrono::steady_clock::now();
       session->run(placed, call);
-      const std::chrono::duration<double, std::micro> time =
-          std::chrono::steady_clock::now() - start;
+      keep_least(best[session == &cpu], start);
       call.finish();
       session->collect();
-      best[session == &cpu] = std::min(best[session == &cpu], time.count());
     }
   }
   std::printf("%s, %d tokens: ref %.0f us, cpu %.0f us, ratio %.1f\n", id.c_str(), tokens, best[0],

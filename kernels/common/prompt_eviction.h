@@ -88,14 +88,17 @@ class PromptEviction : public ScoringSelector {
                                        int row) const = 0;
   // Tokens of a row in pages that stay, `in_window` ones that are always kept included, where
   // `competing` others compete; pinned ones come on top.
-  virtual int64_t kept(int layer, int64_t prompt, int64_t competing, int64_t in_window) const = 0;
+  virtual int64_t kept(int layer, int row, int64_t prompt, int64_t competing,
+                       int64_t in_window) const = 0;
+  // By position, +inf in the window; empty once they were used.
+  std::vector<float>& prompt_scores(int layer, int row) { return scores_.at(layer, row); }
 
  private:
   void choose(const sikv_evict_args& args, const CacheView& view, int row,
               const std::vector<float>& scores, int64_t prompt) const {
     const RankedRow ranked = ranked_row(view, row, scores);
     const int64_t in_window = std::ssize(ranked.fixed) - std::ssize(view.pinned_slots(row));
-    const int64_t all = kept(view.layer(), prompt, std::ssize(ranked.competing), in_window);
+    const int64_t all = kept(view.layer(), row, prompt, std::ssize(ranked.competing), in_window);
     write_keep_list(
         args, view, row, ranked.fixed,
         best_slots(ranked.competing, ranked.scores, std::max<int64_t>(all - in_window, 0)));

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -82,14 +83,15 @@ inline std::vector<float> pooled(const std::vector<float>& scores, int kernel, P
   return out;
 }
 
-// scores [prompt_len], not pooled, of the last `window` queries (or as many as there are) of a row.
-inline std::vector<float> window_attention(const sikv_observe_args& args, const CacheView& view,
-                                           int row, int group, int window, const WindowMath& math) {
+// visit(probability, seen) for each of the last `queries` prompt queries and each `pooled` heads of
+// the group (all of it, or 1 at a time): the mean of their softmax over the first `seen` tokens.
+template <typename Visit>
+void for_each_window_softmax(const sikv_observe_args& args, const CacheView& view, int row,
+                             int group, int queries, int pooled, const WindowMath& math,
+                             Visit&& visit) {
   const int heads = view.num_kv_heads(), dim = view.head_dim();
   const int b = row / heads, h = row % heads;
   const int64_t prompt = args.prompt_len[b];
-  const auto queries =
-      static_cast<int>(std::min<int64_t>({int64_t{window}, int64_t{args.num_queries}, prompt}));
   const RowsView rows(args.keys);
   const PromptKeys keys{rows.address(b, 0, h), rows.dtype(), args.keys.token_stride, dim};
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
@@ -100,7 +102,6 @@ inline std::vector<float> window_attention(const sikv_observe_args& args, const 
   std::vector<float> q(static_cast<size_t>(std::max(batch * group, kHeads) * dim));
   std::vector<float> logits(static_cast<size_t>(batch * group * stride));
   std::vector<float> probability(static_cast<size_t>(stride));
-  std::vector<float> scores(static_cast<size_t>(prompt), 0.0f);
   for (int first = 0; first < queries; first += batch) {
     const int here = std::min(batch, queries - first);
     for (int i = 0; i < here * group; ++i) {
@@ -115,16 +116,32 @@ inline std::vector<float> window_attention(const sikv_observe_args& args, const 
       math.logits(keys, q.data() + int64_t{done} * dim, std::min(kHeads, here * group - done),
                   most_seen, logits.data() + done * stride, stride);
     }
-    for (int i = 0; i < here; ++i) {
-      const int64_t seen = prompt - queries + first + i + 1;
-      math.mean_softmax(logits.data() + int64_t{i} * group * stride, stride, group, seen,
-                        probability.data());
-      for (int64_t t = 0; t < seen; ++t) {
-        scores[static_cast<size_t>(t)] +=
-            probability[static_cast<size_t>(t)] / static_cast<float>(queries);
-      }
+    for (int i = 0; i < here * group; i += pooled) {
+      const int64_t seen = prompt - queries + first + i / group + 1;
+      math.mean_softmax(logits.data() + i * stride, stride, pooled, seen, probability.data());
+      visit(std::span<const float>(probability.data(), static_cast<size_t>(seen)));
     }
   }
+}
+
+// Of a row: the last `window` queries, or as many as there are.
+inline int window_queries(const sikv_observe_args& args, const CacheView& view, int row,
+                          int window) {
+  const int64_t prompt = args.prompt_len[row / view.num_kv_heads()];
+  return static_cast<int>(std::min<int64_t>({int64_t{window}, int64_t{args.num_queries}, prompt}));
+}
+
+// scores [prompt_len], not pooled, of the last `window` queries (or as many as there are) of a row.
+inline std::vector<float> window_attention(const sikv_observe_args& args, const CacheView& view,
+                                           int row, int group, int window, const WindowMath& math) {
+  const int queries = window_queries(args, view, row, window);
+  std::vector<float> scores(static_cast<size_t>(args.prompt_len[row / view.num_kv_heads()]), 0.0f);
+  for_each_window_softmax(args, view, row, group, queries, group, math,
+                          [&](std::span<const float> probability) {
+                            for (size_t t = 0; t < probability.size(); ++t) {
+                              scores[t] += probability[t] / static_cast<float>(queries);
+                            }
+                          });
   return scores;
 }
 
@@ -152,13 +169,16 @@ class WindowRanking {
   // [prompt_len]; the window's own tokens, which are kept, have none and are in no pool.
   std::vector<float> scores(const sikv_observe_args& args, const CacheView& view, int row,
                             int group, int window) const {
-    std::vector<float> attention = window_attention(args, view, row, group, window, math_);
-    const size_t prompt = attention.size();
-    attention.resize(prompt - std::min(prompt, static_cast<size_t>(window)));
-    std::vector<float> scores = pooled(attention, kernel_, pooling_);
+    return pool(window_attention(args, view, row, group, window, math_), window);
+  }
+  std::vector<float> pool(std::vector<float> scores, int window) const {
+    const size_t prompt = scores.size();
+    scores.resize(prompt - std::min(prompt, static_cast<size_t>(window)));
+    scores = pooled(scores, kernel_, pooling_);
     scores.resize(prompt, 0.0f);
     return scores;
   }
+  const WindowMath& math() const { return math_; }
 
  private:
   int kernel_;

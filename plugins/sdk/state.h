@@ -22,10 +22,8 @@ class RowState {
         rows_(shape.max_sequences * shape.num_kv_heads),
         state_(static_cast<size_t>(shape.num_layers) * static_cast<size_t>(rows_)) {}
 
-  T& at(int layer, int row) {
-    return state_[static_cast<size_t>(layer) * static_cast<size_t>(rows_) +
-                  static_cast<size_t>(row)];
-  }
+  T& at(int layer, int row) { return state_[place(layer, row)]; }
+  const T& at(int layer, int row) const { return state_[place(layer, row)]; }
   // Drops what all layers hold of a sequence.
   void reset(int sequence) {
     for (size_t first = static_cast<size_t>(sequence) * static_cast<size_t>(heads_);
@@ -37,6 +35,10 @@ class RowState {
   auto end() const { return state_.end(); }
 
  private:
+  size_t place(int layer, int row) const {
+    return static_cast<size_t>(layer) * static_cast<size_t>(rows_) + static_cast<size_t>(row);
+  }
+
   int heads_, rows_;
   std::vector<T> state_;
 };

@@ -92,7 +92,7 @@ class ExpectedAttention final : public PromptEviction {
     return scores;
   }
 
-  int64_t kept(int, int64_t prompt, int64_t, int64_t) const override {
+  int64_t kept(int, int, int64_t prompt, int64_t, int64_t) const override {
     return budget_.tokens(prompt);
   }
 

@@ -20,7 +20,8 @@ class PyramidKv final : public PromptEviction {
                                int row) const override {
     return ranking_.scores(args, view, row, group(), window());
   }
-  int64_t kept(int layer, int64_t prompt, int64_t competing, int64_t in_window) const override {
+  int64_t kept(int layer, int, int64_t prompt, int64_t competing,
+               int64_t in_window) const override {
     const int64_t budget = budget_.tokens(prompt), share = std::max<int64_t>(budget - in_window, 0);
     if (share >= competing) return budget;
     return in_window +

@@ -16,7 +16,7 @@ class SnapKv final : public PromptEviction {
                                int row) const override {
     return ranking_.scores(args, view, row, group(), window());
   }
-  int64_t kept(int, int64_t prompt, int64_t, int64_t) const override {
+  int64_t kept(int, int, int64_t prompt, int64_t, int64_t) const override {
     return budget_.tokens(prompt);
   }
 

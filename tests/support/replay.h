@@ -12,65 +12,88 @@
 
 namespace sikv::testing {
 
-// One layer of one sequence, fp32: K, V [tokens, kHeads, kDim] and queries [tokens, kHeads * kGroup,
-// kDim] of the prompt and the steps behind it.
+// One sequence, fp32: per layer K, V [tokens, kHeads, kDim] and queries [tokens, kHeads * kGroup,
+// kDim] of the prompt and the steps behind it; with `hidden` an output projection, too.
 struct Replay {
-  static constexpr int kHeads = 2, kGroup = 2, kDim = 64;
+  static constexpr int kHeads = 2, kGroup = 2, kQueryHeads = kHeads * kGroup, kDim = 64;
 
-  Replay(int prompt_tokens, int step_tokens, uint64_t seed)
-      : prompt(prompt_tokens), steps(step_tokens) {
+  Replay(int prompt_tokens, int step_tokens, uint64_t seed, int num_layers = 1, int hidden_size = 0)
+      : prompt(prompt_tokens), steps(step_tokens), layers(num_layers), hidden(hidden_size) {
     Random random(seed);
-    const auto fill = [&](std::vector<float>& to, int heads) {
-      to.resize(static_cast<size_t>(prompt + steps) * static_cast<size_t>(heads * kDim));
+    const auto fill = [&](std::vector<float>& to, int64_t count) {
+      to.resize(static_cast<size_t>(count));
       for (float& x : to) x = static_cast<float>(random.normal());
     };
-    fill(k, kHeads), fill(v, kHeads), fill(q, kHeads * kGroup);
+    const int64_t tokens = int64_t{layers} * (prompt + steps);
+    fill(k, tokens * kHeads * kDim), fill(v, tokens * kHeads * kDim);
+    fill(q, tokens * kQueryHeads * kDim);
+    fill(w_o, int64_t{layers} * kQueryHeads * kDim * hidden);
   }
 
-  const float* key(int token, int head) const { return k.data() + (token * kHeads + head) * kDim; }
-  const float* query(int token, int head) const {
-    return q.data() + (token * kHeads * kGroup + head) * kDim;
+  int64_t token_at(int layer, int token) const { return int64_t{layer} * (prompt + steps) + token; }
+  const float* key(int token, int head, int layer = 0) const {
+    return k.data() + (token_at(layer, token) * kHeads + head) * kDim;
+  }
+  const float* value(int token, int head, int layer = 0) const {
+    return v.data() + (token_at(layer, token) * kHeads + head) * kDim;
+  }
+  const float* query(int token, int head, int layer = 0) const {
+    return q.data() + (token_at(layer, token) * kQueryHeads + head) * kDim;
+  }
+  // [kDim, hidden] of a query head.
+  const float* projection(int head, int layer) const {
+    return w_o.data() + (int64_t{layer} * kQueryHeads + head) * kDim * hidden;
   }
 
   struct Result {
-    std::vector<float> out;                       // [steps, kHeads * kGroup, kDim]
-    std::vector<std::vector<int32_t>> positions;  // of what each head has in pages at the end
+    std::vector<float> out;                       // [steps, layers, kQueryHeads, kDim]
+    std::vector<std::vector<int32_t>> positions;  // of what layer 0's heads have in pages at the
+                                                  // end, then of layer 1's ...
   };
 
   // With the queries of the last `queries` prompt positions.
   Result run(const std::string& selector, int queries) const {
-    const sikv_shape shape{sizeof(sikv_shape), 1, kHeads * kGroup, kHeads, kDim,
-                           SIKV_FP32,          1, prompt + steps,  10000.0};
+    const sikv_shape shape{sizeof(sikv_shape), layers, kQueryHeads,    kHeads, kDim,
+                           SIKV_FP32,          1,      prompt + steps, 10000.0};
     Pipeline pipeline(parse_pipeline("fp16+fp16 > " + selector + " > gather_attention", registry()),
                       registry(), cpu(2), shape, steps);
     const int32_t first = 0, count = prompt;
-    const auto rows = [&](const std::vector<float>& data) {
-      return sikv_rows{data.data(), SIKV_FP32, prompt, &first, &count, kHeads * kDim, kDim};
+    const auto rows = [&](const float* data) {
+      return sikv_rows{data, SIKV_FP32, prompt, &first, &count, kHeads * kDim, kDim};
     };
-    pipeline.prefill(0, rows(k), rows(v), query(prompt - queries, 0), queries);
+    for (int l = 0; l < layers; ++l) {
+      pipeline.prefill(
+          l, rows(key(0, 0, l)), rows(value(0, 0, l)), query(prompt - queries, 0, l), queries,
+          hidden > 0 ? OutputProjection{projection(0, l), hidden} : OutputProjection{});
+    }
+    constexpr int kStep = kQueryHeads * kDim;
     Result result;
-    result.out.resize(static_cast<size_t>(steps * kHeads * kGroup * kDim));
-    std::vector<float> lse(kHeads * kGroup);
+    result.out.resize(static_cast<size_t>(steps * layers * kStep));
+    std::vector<float> lse(kQueryHeads);
     for (int s = 0; s < steps; ++s) {
       const int token = prompt + s;
       pipeline.begin_step();
-      pipeline.append(0, key(token, 0), v.data() + int64_t{token} * kHeads * kDim);
-      pipeline.attend(0, query(token, 0), result.out.data() + int64_t{s} * kHeads * kGroup * kDim,
-                      lse.data());
+      for (int l = 0; l < layers; ++l) {
+        pipeline.append(l, key(token, 0, l), value(token, 0, l));
+        pipeline.attend(l, query(token, 0, l),
+                        result.out.data() + (int64_t{s} * layers + l) * kStep, lse.data());
+      }
     }
-    const sikv_cache_view view = pipeline.cache().host_view(0);
-    for (int h = 0; h < kHeads; ++h) {
-      auto& positions = result.positions.emplace_back();
-      for (int slot = 0; slot < view.encoded_len[h]; ++slot) {
-        const int64_t place = int64_t{h} * view.max_pages * SIKV_PAGE_TOKENS + slot;
-        positions.push_back(view.positions == nullptr ? slot : view.positions[place]);
+    for (int l = 0; l < layers; ++l) {
+      const sikv_cache_view view = pipeline.cache().host_view(l);
+      for (int h = 0; h < kHeads; ++h) {
+        auto& positions = result.positions.emplace_back();
+        for (int slot = 0; slot < view.encoded_len[h]; ++slot) {
+          const int64_t place = int64_t{h} * view.max_pages * SIKV_PAGE_TOKENS + slot;
+          positions.push_back(view.positions == nullptr ? slot : view.positions[place]);
+        }
       }
     }
     return result;
   }
 
-  int prompt, steps;
-  std::vector<float> k, v, q;
+  int prompt, steps, layers, hidden;
+  std::vector<float> k, v, q, w_o;
 };
 
 }  // namespace sikv::testing

@@ -1,0 +1,209 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <tuple>
+
+#include "tests/support/replay.h"
+
+namespace sikv::testing {
+namespace {
+
+constexpr int kPrompt = 600, kEncoded = 512, kWindow = 100, kPrefix = kPrompt - kWindow;
+constexpr int kInWindow = kEncoded - kPrefix;  // of the window, what lies in pages
+constexpr int kHidden = 80;
+
+// Attention of the prompt's query `token` in one query head, over the tokens before it.
+std::vector<double> attention(const Replay& replay, int layer, int head, int token) {
+  std::vector<double> e;
+  double total = 0;
+  for (int t = 0; t <= token; ++t) {
+    const float *q = replay.query(token, head, layer),
+                *k = replay.key(t, head / Replay::kGroup, layer);
+    double dot = 0;
+    for (int d = 0; d < Replay::kDim; ++d) dot += double{q[d]} * k[d];
+    e.push_back(std::exp(dot / std::sqrt(Replay::kDim)));
+    total += e.back();
+  }
+  for (double& x : e) x /= total;
+  return e;
+}
+
+std::vector<double> projected(const Replay& replay, int layer, int head, int token) {
+  std::vector<double> out(static_cast<size_t>(replay.hidden), 0.0);
+  const float *v = replay.value(token, head / Replay::kGroup, layer),
+              *w = replay.projection(head, layer);
+  for (int d = 0; d < Replay::kDim; ++d) {
+    for (int i = 0; i < replay.hidden; ++i) {
+      out[static_cast<size_t>(i)] += double{v[d]} * w[d * replay.hidden + i];
+    }
+  }
+  return out;
+}
+
+double norm(const std::vector<double>& x) {
+  return std::sqrt(std::inner_product(x.begin(), x.end(), x.begin(), 0.0));
+}
+
+// The definition in fp64, without the plugin's code: scores [layer][head][prefix], each layer's sum 1.
+using Scores = std::vector<std::vector<std::vector<double>>>;
+Scores scores_of(const Replay& replay, bool of_attention, int kernel) {
+  Scores scores;
+  for (int l = 0; l < replay.layers; ++l) {
+    auto& layer = scores.emplace_back();
+    double sum = 0;
+    for (int h = 0; h < Replay::kHeads; ++h) {
+      std::vector<double> raw(kPrefix, 0.0);
+      std::vector<std::vector<double>> squares(Replay::kGroup, std::vector<double>(kPrefix, 0.0));
+      for (int i = kPrefix; i < kPrompt; ++i) {
+        std::vector<double> mean(kPrefix, 0.0);
+        for (int g = 0; g < Replay::kGroup; ++g) {
+          const auto a = attention(replay, l, h * Replay::kGroup + g, i);
+          for (size_t t = 0; t < kPrefix; ++t) {
+            mean[t] += a[t] / Replay::kGroup;
+            if (!of_attention) squares[size_t(g)][t] += a[t] * a[t];
+          }
+        }
+        if (!of_attention) continue;
+        for (auto& of_head : squares) {
+          for (size_t t = 0; t < kPrefix; ++t) of_head[t] += mean[t] * mean[t];
+        }
+      }
+      for (int g = 0; g < Replay::kGroup; ++g) {
+        for (int t = 0; t < kPrefix; ++t) {
+          raw[size_t(t)] += std::sqrt(squares[size_t(g)][size_t(t)]) *
+                            norm(projected(replay, l, h * Replay::kGroup + g, t)) / Replay::kGroup;
+        }
+      }
+      auto& pooled = layer.emplace_back(kPrefix, 0.0);
+      for (int t = 0; t < kPrefix; ++t) {
+        for (int at = std::max(t - kernel / 2, 0); at <= std::min(t + kernel / 2, kPrefix - 1);
+             ++at) {
+          pooled[size_t(t)] += raw[size_t(at)] / kernel;
+        }
+        sum += pooled[size_t(t)];
+      }
+    }
+    for (auto& head : layer) {
+      for (double& score : head) score /= sum;
+    }
+  }
+  return scores;
+}
+
+// What is kept by brute force over all layers and heads: positions by (layer, head), window included.
+std::vector<std::vector<int32_t>> best_of_all(const Scores& scores, int total) {
+  std::vector<std::tuple<double, int, int, int>> all;
+  std::vector<std::vector<int32_t>> kept;
+  for (size_t l = 0; l < scores.size(); ++l) {
+    for (size_t h = 0; h < scores[l].size(); ++h) {
+      for (int t = 0; t < kPrefix; ++t) {
+        all.emplace_back(-scores[l][h][size_t(t)], int(l), int(h), t);
+      }
+    }
+  }
+  kept.resize(scores.size() * Replay::kHeads);
+  std::sort(all.begin(), all.end());
+  for (int i = 0; i < total; ++i) {
+    const auto [score, l, h, t] = all[size_t(i)];
+    kept[size_t(l * Replay::kHeads + h)].push_back(t);
+  }
+  for (auto& row : kept) {
+    for (int t = kPrefix; t < kEncoded; ++t) row.push_back(t);
+    std::sort(row.begin(), row.end());
+  }
+  return kept;
+}
+
+std::string laprox(const char* variant, int budget, const std::string& more) {
+  return std::string("laprox[") + variant + "](budget=" + std::to_string(budget) +
+         ",window=100,pinned=0" + more + ")";
+}
+
+TEST(LaProxTest, KeepsTheBestOfAllLayersAndHeads) {
+  const Replay replay(kPrompt, 1, 1, 3, kHidden);
+  for (const auto& [options, of_attention, kernel] :
+       {std::tuple(",kernel_size=7", true, 7),
+        std::tuple(",kernel_size=1,group=score", false, 1)}) {
+    const Scores scores = scores_of(replay, of_attention, kernel);
+    const auto want = best_of_all(scores, 3 * Replay::kHeads * (112 - kInWindow));
+    for (const char* variant : {"ref", "cpu"}) {
+      EXPECT_EQ(replay.run(laprox(variant, 112, options), kPrompt).positions, want)
+          << variant << options;
+    }
+    // Not what each head would have kept for itself.
+    EXPECT_TRUE(
+        std::any_of(want.begin(), want.end(), [](const auto& row) { return row.size() != 112; }));
+  }
+}
+
+TEST(LaProxTest, KeepsExactlyTheTotal) {
+  const Replay replay(kPrompt, 1, 2, 3, kHidden);
+  for (const int budget : {0, kInWindow, kInWindow + 1, 100, 300, 511, 512, 1000}) {
+    int64_t total = 0;
+    for (const auto& row : replay.run(laprox("cpu", budget, ""), kPrompt).positions) {
+      total += std::ssize(row);
+    }
+    EXPECT_EQ(total, 3 * Replay::kHeads * std::clamp(budget, kInWindow, kEncoded)) << budget;
+  }
+}
+
+TEST(LaProxTest, OneLayerAndEqualHeadsGiveTheBestOfEach) {
+  // Both KV heads are the same: each keeps its budget.
+  Replay replay(kPrompt, 1, 3, 1, kHidden);
+  for (int t = 0; t < kPrompt + 1; ++t) {
+    std::copy_n(replay.key(t, 0), Replay::kDim, replay.k.data() + (t * 2 + 1) * Replay::kDim);
+    std::copy_n(replay.value(t, 0), Replay::kDim, replay.v.data() + (t * 2 + 1) * Replay::kDim);
+    std::copy_n(replay.query(t, 0), 2 * Replay::kDim, replay.q.data() + (t * 4 + 2) * Replay::kDim);
+  }
+  std::copy_n(replay.projection(0, 0), 2 * Replay::kDim * kHidden,
+              replay.w_o.data() + 2 * Replay::kDim * kHidden);
+  const auto kept = replay.run(laprox("ref", 60, ",kernel_size=1"), kPrompt).positions;
+  EXPECT_EQ(kept[0], kept[1]);
+  EXPECT_EQ(kept[0].size(), 60u);
+}
+
+TEST(LaProxTest, SharedHeadsKeepOneSet) {
+  const Replay replay(kPrompt, 1, 4, 3, kHidden);
+  const auto kept = replay.run(laprox("cpu", 112, ",share_heads=true"), kPrompt).positions;
+  int64_t total = 0;
+  for (size_t l = 0; l < 3; ++l) {
+    total += std::ssize(kept[2 * l]) + std::ssize(kept[2 * l + 1]);
+    std::vector<int32_t> common;  // equal but for a tie at the cut of all layers
+    std::set_intersection(kept[2 * l].begin(), kept[2 * l].end(), kept[2 * l + 1].begin(),
+                          kept[2 * l + 1].end(), std::back_inserter(common));
+    EXPECT_GE(common.size() + 1, std::max(kept[2 * l].size(), kept[2 * l + 1].size()));
+  }
+  EXPECT_EQ(total, 6 * 112);
+}
+
+// The reason for the score: what evicting a set S changes in the window's outputs, all heads of a
+// layer together, is at most the sum of ||A[:, i]|| ||v_i W|| over S.
+TEST(LaProxTest, DroppedProductsBoundTheChange) {
+  const Replay replay(kPrompt, 1, 5, 1, kHidden);
+  Random random(6);
+  double bound = 0;
+  std::vector<std::vector<double>> change(kWindow, std::vector<double>(kHidden, 0.0));
+  for (int head = 0; head < Replay::kQueryHeads; ++head) {
+    std::vector<std::vector<double>> rows;
+    for (int i = kPrefix; i < kPrompt; ++i) rows.push_back(attention(replay, 0, head, i));
+    for (int n = 0; n < 40; ++n) {
+      const auto t = static_cast<size_t>(random.below(kPrefix));
+      const std::vector<double> y = projected(replay, 0, head, static_cast<int>(t));
+      std::vector<double> column;
+      for (int i = 0; i < kWindow; ++i) {
+        column.push_back(rows[size_t(i)][t]);
+        for (size_t x = 0; x < kHidden; ++x) change[size_t(i)][x] += rows[size_t(i)][t] * y[x];
+      }
+      bound += norm(column) * norm(y);
+    }
+  }
+  double squares = 0;
+  for (const auto& row : change) squares += norm(row) * norm(row);
+  EXPECT_LE(std::sqrt(squares), bound);
+  EXPECT_GT(std::sqrt(squares), 0.05 * bound);
+}
+
+}  // namespace
+}  // namespace sikv::testing
