@@ -34,6 +34,7 @@ int run(const std::string& id, const Choices& choices, int tokens) {
   const bool by_prompt = (ref.selector().table().flags & SIKV_SELECTOR_SELECTS_ALL) != 0;
   for (int turn = 0; turn < (by_prompt ? kTurns : 1); ++turn) {
     for (SelectorSession* session : {&ref, &cpu}) {
+      session->hidden_size = 2 * kGroup * 128;
       const auto start = std::chrono::steady_clock::now();
       session->observe_everything();
       if (by_prompt) keep_least(best[session == &cpu], start);

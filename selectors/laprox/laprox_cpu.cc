@@ -6,6 +6,7 @@ std::vector<float> gram_norms(const sikv_observe_args& args, const CacheView& vi
                               const float* w) {
   const int heads = view.num_kv_heads(), dim = view.head_dim(), hidden = args.hidden;
   const int b = row / heads, h = row % heads;
+  if (hidden <= dim) return explicit_norms(args, view, row, w);
   const auto size = static_cast<size_t>(dim);
   std::vector<float> gram(size * size);
   for (int x = 0; x < dim; ++x) {

@@ -72,6 +72,8 @@ class SelectorSession {
     }
   }
 
+  int hidden_size = 48;  // of w_o, for selectors that need it
+
   bool accepted() const { return refusal_.empty(); }
   SelectorInstance& selector() { return selector_; }
   const SelectorInstance& selector() const { return selector_; }
@@ -87,7 +89,7 @@ class SelectorSession {
                            : std::min(4, *std::min_element(prompt.begin(), prompt.end()));
     const std::vector<uint8_t> queries = gaussian_queries(spec(), group_, window, 100);
     std::vector<float> w_o;
-    const int hidden = (needs & SIKV_SELECTOR_NEEDS_W_O) != 0 ? 48 : 0;
+    const int hidden = (needs & SIKV_SELECTOR_NEEDS_W_O) != 0 ? hidden_size : 0;
     const int64_t rows = int64_t{filled_.cache.view().num_kv_heads} * group_ * spec().head_dim;
     Random random(derive_seed(spec().seed, 200));
     for (int64_t i = 0; i < rows * hidden; ++i) w_o.push_back(static_cast<float>(random.normal()));
