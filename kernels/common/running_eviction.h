@@ -48,7 +48,10 @@ class RunningEviction : public ScoringSelector {
       Row& state = rows_.at(view.layer(), row);
       if (state.scores.empty()) return cost_.add(0);
       state.length = state.prompt + step_ + 1;
-      state.scores.resize(static_cast<size_t>(state.length), 0.0f);
+      const auto length = static_cast<size_t>(state.length);
+      // A page at a time, not doubled: it counts as memory of the cache.
+      if (state.scores.capacity() < length) state.scores.reserve(length + kPageTokens);
+      state.scores.resize(length, 0.0f);
       cost_.add(score_step(args, view, row, state.scores));
     });
   }
