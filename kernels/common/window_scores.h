@@ -44,11 +44,11 @@ inline void logits(const PromptKeys& keys, const float* q, int heads, int64_t n,
   std::vector<float> key(static_cast<size_t>(dim));
   for (int64_t t = 0; t < n; ++t) {
     load_floats(keys.first, keys.dtype, t * keys.stride, dim, key.data());
-    for (int h = 0; h < heads; ++h) {
-      float dot = 0.0f;
-      for (int d = 0; d < dim; ++d) dot += q[h * dim + d] * key[static_cast<size_t>(d)];
-      logits[h * stride + t] = dot;
+    float dots[16] = {};  // side by side: one sum waits for itself
+    for (int d = 0; d < dim; ++d) {
+      for (int h = 0; h < heads; ++h) dots[h] += q[h * dim + d] * key[static_cast<size_t>(d)];
     }
+    for (int h = 0; h < heads; ++h) logits[h * stride + t] = dots[h];
   }
 }
 
