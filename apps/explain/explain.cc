@@ -143,7 +143,9 @@ void explain(const ExplainFlags& flags) {
           "\n" + sizes_text(spec, registry, device, sizes, static_cast<uint64_t>(weights), style);
     }
   }
-  print(text + "\nPlanned, without what selectors keep for themselves; nothing was run.\n");
+  print(text +
+        "\nPlanned, before anything is evicted and without what selectors keep for themselves; "
+        "nothing was run.\n");
 }
 
 }  // namespace

@@ -392,7 +392,8 @@ void KvCache::evict(int index, int row, std::span<const int32_t> wanted) {
       if (!together) {
         throw Error(
             "layout {} shares its scales among {} tokens, and the selector keeps only some of "
-            "them: let it evict whole groups (pinned: 0), or use a codec with scales per token",
+            "them: use a codec with scales per token, or a selector that keeps whole pages, as "
+            "streaming does (pinned: 0)",
             layout_text(p < static_cast<int>(key_.layout.num_planes) ? key_.layout : value_.layout),
             tile);
       }

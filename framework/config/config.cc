@@ -219,7 +219,10 @@ class Reader {
     std::error_code failed;
     if (fs::is_regular_file(source.trace, failed)) return;
     source.missing = !source.make.empty();
-    if (source.missing) return;
+    if (source.missing) {
+      source.trace = (folder_ / path).lexically_normal();
+      return;
+    }
     node.fail(
         "source: trace is '{}', and there is no such file in {}the working folder; "
         "correct the path",

@@ -147,7 +147,7 @@ TEST_F(ConfigTest, PlacesErrorsOfNestedSelectors) {
   };
   EXPECT_EQ(error_with_selector("{name: top_p}"),
             "c.yaml:7:13: selector 'top_p' wraps another selector and has none; add base: {name: "
-            "quest, budget: 1024}");
+            "...} (what is pruned)");
   EXPECT_EQ(error_with_selector("{name: top_p, base: full}"),
             "c.yaml:7:33: base is 'full', expected a map such as {name: ...}");
   EXPECT_EQ(error_with_selector("{name: top_p, base: {nam: full}}"),

@@ -98,10 +98,10 @@ TEST(PipelineText, RefusesWrappersWithoutSense) {
   };
   EXPECT_EQ(error_with("top_p"),
             "column 16: selector 'top_p' wraps another selector and has none; add base: {name: "
-            "quest, budget: 1024}");
+            "...} (what is pruned)");
   EXPECT_EQ(error_with("split(base=top_p(p=1))"),
             "column 16: selector 'top_p' wraps another selector and has none; add base: {name: "
-            "quest, budget: 1024}");
+            "...} (what is pruned)");
   EXPECT_EQ(
       error_with("top_p(base=top_p(base=full))"),
       "column 16: selector 'top_p' is wrapped around itself (top_p around top_p around full); "

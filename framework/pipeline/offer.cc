@@ -6,7 +6,8 @@ namespace sikv {
 namespace {
 
 constexpr const char* kRemedy =
-    "use a trace made by datasets/capture with --layers all --queries all --w-o";
+    "use a trace made by datasets/capture with --layers all --queries all --w-o, as "
+    "scripts/fetch_full_trace does";
 
 // The innermost selector that has the need itself.
 std::string who_needs(const SelectorInstance& selector, uint32_t need) {

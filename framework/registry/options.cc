@@ -169,8 +169,8 @@ OptionSet OptionSet::parse(std::span<const sikv_option_spec> specs,
   OptionSet set;
   for (size_t i = 0; i < specs.size(); ++i) {
     if (specs[i].type == SIKV_OPTION_SELECTOR && texts[i] == nullptr) {
-      throw Error("{} wraps another selector and has none; add {}: {{name: quest, budget: 1024}}",
-                  owner, specs[i].name);
+      throw Error("{} wraps another selector and has none; add {}: {{name: ...}} ({})", owner,
+                  specs[i].name, specs[i].help);
     }
     set.texts_.push_back(texts[i] != nullptr ? *texts[i] : specs[i].default_value);
     set.values_.push_back(parse_option(specs[i], set.texts_.back(), owner));

@@ -165,11 +165,11 @@ TEST(HooksTest, RefusesPromptsThatLackWhatIsNeeded) {
       error_of([] { replay("needy", 300, 299, 0); }),
       "selector 'needy' needs the queries of every prompt position, but the prompt of this "
       "run gives those from position 1 on: use a trace made by datasets/capture with --layers "
-      "all --queries all --w-o");
+      "all --queries all --w-o, as scripts/fetch_full_trace does");
   EXPECT_EQ(error_of([] { replay("passing(base=needy)", 300, 300, 0, false); }),
             "selector 'needy' needs w_o, the output projection of every layer, but the prompt of "
             "this run gives none: use a trace made by datasets/capture with --layers all --queries "
-            "all --w-o");
+            "all --w-o, as scripts/fetch_full_trace does");
   EXPECT_EQ(error_of([] { replay("noting", 300, 1, 0, false); }), "done");
 }
 
@@ -182,18 +182,20 @@ TEST(HooksTest, RefusesTracesThatLackWhatIsNeeded) {
   };
   EXPECT_EQ(refusal(),
             "selector 'needy' needs every layer of the model, but t.h5 gives 6 of 30: use a trace "
-            "made by datasets/capture with --layers all --queries all --w-o, and no source.layers");
+            "made by datasets/capture with --layers all --queries all --w-o, as "
+            "scripts/fetch_full_trace does, and no source.layers");
   offer.layers = 30;
   EXPECT_EQ(
       refusal(),
       "selector 'needy' needs the queries of every prompt position, but t.h5 gives those from "
       "position 3936 on: use a trace made by datasets/capture with --layers all --queries all "
-      "--w-o");
+      "--w-o, as scripts/fetch_full_trace does");
   offer.first_query = 0;
   EXPECT_EQ(
       refusal(),
       "selector 'needy' needs w_o, the output projection of every layer, but t.h5 gives none: "
-      "use a trace made by datasets/capture with --layers all --queries all --w-o");
+      "use a trace made by datasets/capture with --layers all --queries all --w-o, as "
+      "scripts/fetch_full_trace does");
   offer.w_o = true;
   EXPECT_EQ(refusal(), "done");
 }
@@ -257,7 +259,7 @@ TEST(HooksTest, ATraceGivesWhatIsAskedAndNoMore) {
             }),
             "selector 'needy' needs every layer of the model, but " + path.string() +
                 " gives 1 of 2: use a trace made by datasets/capture with --layers all --queries "
-                "all --w-o, and no source.layers");
+                "all --w-o, as scripts/fetch_full_trace does, and no source.layers");
   std::filesystem::remove(path);
 }
 
