@@ -2,6 +2,7 @@
 #ifndef SIKV_KERNELS_COMMON_STEP_ATTENTION_H_
 #define SIKV_KERNELS_COMMON_STEP_ATTENTION_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <numeric>
 #include <vector>
@@ -34,8 +35,11 @@ inline std::vector<float> step_attention(const sikv_select_args& args, const Cac
   const int64_t stride = score_room(n);
   std::vector<float> logits(static_cast<size_t>(queries.group() * stride));
   std::vector<float> probability(static_cast<size_t>(stride));
-  math.logits({keys.data(), SIKV_FP32, dim, dim}, q.data(), queries.group(), n, logits.data(),
-              stride);
+  constexpr int kHeads = 16;  // at a time
+  for (int g = 0; g < queries.group(); g += kHeads) {
+    math.logits({keys.data(), SIKV_FP32, dim, dim}, q.data() + int64_t{g} * dim,
+                std::min(kHeads, queries.group() - g), n, logits.data() + g * stride, stride);
+  }
   math.mean_softmax(logits.data(), stride, queries.group(), n, probability.data());
   probability.resize(static_cast<size_t>(n));
   return probability;
