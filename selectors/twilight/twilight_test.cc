@@ -195,8 +195,8 @@ TEST(TwilightTest, HasNoBaseOfItsOwn) {
     FAIL() << "parsed";
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(),
-                 "selector 'twilight' wraps another selector and has none; add base: {name: quest, "
-                 "budget: 1024}");
+                 "selector 'twilight' wraps another selector and has none; add base: {name: ...} "
+                 "(whose selection is pruned: give it a generous budget)");
   }
 }
 
