@@ -11,10 +11,12 @@
 #define SIKV_KERNELS_COMMON_RUNNING_EVICTION_H_
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
-#include "kernels/common/exact_scores.h"
+#include "kernels/common/head_mean.h"
 #include "kernels/common/step_attention.h"
 #include "plugins/sdk/keep_list.h"
 #include "plugins/sdk/plugin.h"
@@ -25,8 +27,15 @@ namespace sikv {
 
 class RunningEviction : public ScoringSelector {
  public:
-  RunningEviction(const CreateArgs& args, Budget budget, const WindowMath& math)
-      : group_(args.group()), budget_(budget), math_(math), host_(args.host), rows_(args.shape) {}
+  // `heads`: whether KV heads rank each for itself or all by their mean.
+  enum class Heads { kEach, kMean };
+  RunningEviction(const CreateArgs& args, Budget budget, const WindowMath& math, Heads heads)
+      : group_(args.group()),
+        budget_(budget),
+        math_(math),
+        heads_(heads),
+        host_(args.host),
+        rows_(args.shape) {}
 
   Plan plan() override { return {}; }
   void begin_sequence(int sequence) override { rows_.reset(sequence); }
@@ -36,12 +45,20 @@ class RunningEviction : public ScoringSelector {
     parallel_for(host_, view.num_rows(), [&](int64_t i, int32_t) {
       const int row = static_cast<int>(i);
       const int64_t prompt = args.prompt_len[row / view.num_kv_heads()];
-      rows_.at(view.layer(), row) = {prompt, prompt, budget_.tokens(prompt),
+      rows_.at(view.layer(), row) = {prompt, prompt, budget_.tokens(prompt), true,
                                      score_prompt(args, view, row)};
     });
+    if (heads_ == Heads::kMean) share(view);
+  }
+
+  void observe_page(const sikv_observe_page_args& args, const CacheView& view, Launch) override {
+    for (int row = 0; row < view.num_rows(); ++row) {
+      rows_.at(view.layer(), row).due = args.keys.count[row / view.num_kv_heads()] > 0;
+    }
   }
 
   void run(const sikv_select_args& args, const CacheView& view, Launch) override {
+    std::atomic<bool> scored = false;
     parallel_for(host_, view.num_rows(), [&](int64_t i, int32_t) {
       const int row = static_cast<int>(i);
       SelectionRow(args.selection, row).select_all();
@@ -52,8 +69,11 @@ class RunningEviction : public ScoringSelector {
       // A page at a time, not doubled: it counts as memory of the cache.
       if (state.scores.capacity() < length) state.scores.reserve(length + kPageTokens);
       state.scores.resize(length, 0.0f);
-      cost_.add(score_step(args, view, row, state.scores));
+      const int64_t bytes = score_step(args, view, row, state.scores);
+      cost_.add(bytes);
+      if (bytes > 0) scored = true;
     });
+    if (heads_ == Heads::kMean && scored) share(view);
   }
 
   void score(const sikv_score_args& args, const CacheView& view, Launch) override {
@@ -69,14 +89,18 @@ class RunningEviction : public ScoringSelector {
     }
   }
 
+  // Of the sequences that have just got a prompt or a page.
   void evict(const sikv_evict_args& args, const CacheView& view, Launch launch) override {
     std::vector<float> scores(static_cast<size_t>(view.num_rows()) *
                               static_cast<size_t>(view.raw().max_encoded_len));
     score({sizeof(sikv_score_args), 0, &view.raw(), scores.data()}, view, launch);
     for (int row = 0; row < view.num_rows(); ++row) {
+      args.keep_counts[row] = SIKV_SELECT_ALL;
+      Row& state = rows_.at(view.layer(), row);
+      if (!std::exchange(state.due, false)) continue;
       const RankedRow ranked = ranked_row(view, row, scores);
       const int64_t newest = std::ssize(ranked.fixed) - std::ssize(view.pinned_slots(row));
-      const int64_t others = rows_.at(view.layer(), row).budget - newest;
+      const int64_t others = state.budget - newest;
       write_keep_list(args, view, row, ranked.fixed,
                       best_slots(ranked.competing, ranked.scores, std::max<int64_t>(others, 0)));
     }
@@ -123,12 +147,22 @@ class RunningEviction : public ScoringSelector {
   struct Row {
     int64_t prompt = 0, length = 0;  // tokens, of the latter with those generated
     int64_t budget = 0;
+    bool due = false;           // got a prompt or a page since it was last cut
     std::vector<float> scores;  // by position, [length] after a step; empty without a prompt
   };
+
+  void share(const CacheView& view) {
+    const int heads = view.num_kv_heads();
+    for (int first = 0; first < view.num_rows(); first += heads) {
+      average_heads(
+          first, heads, [&](int row) -> auto& { return rows_.at(view.layer(), row).scores; });
+    }
+  }
 
   int group_;
   Budget budget_;
   const WindowMath& math_;
+  Heads heads_;
   const sikv_host& host_;
   int64_t step_ = 0;
   RowState<Row> rows_;

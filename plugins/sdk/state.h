@@ -28,7 +28,8 @@ class RowState {
   void reset(int sequence) {
     for (size_t first = static_cast<size_t>(sequence) * static_cast<size_t>(heads_);
          first < state_.size(); first += static_cast<size_t>(rows_)) {
-      std::fill_n(state_.begin() + static_cast<ptrdiff_t>(first), heads_, T());
+      // Moved, so that memory goes, too.
+      for (size_t h = 0; h < static_cast<size_t>(heads_); ++h) state_[first + h] = T();
     }
   }
   auto begin() const { return state_.begin(); }

@@ -7,7 +7,7 @@ namespace {
 class H2o final : public RunningEviction {
  public:
   H2o(const CreateArgs& args, const WindowMath& math)
-      : RunningEviction(args, args.options.budget("budget"), math),
+      : RunningEviction(args, args.options.budget("budget"), math, Heads::kEach),
         recent_(args.options.number("recent")) {}
 
  private:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 
 #include "tests/support/evictions.h"
 #include "tests/support/replay.h"
@@ -96,20 +97,39 @@ TEST(H2oTest, AFractionIsOneOfThePrompt) {
   }
 }
 
-TEST(H2oTest, CountsPinnedTokensOnTop) {
+TEST(H2oTest, CountsPinnedTokensOnTop) { expect_exact_budgets(find_variant(SIKV_SELECTOR, "h2o")); }
+
+// Of a batch only sequences that got a page are cut again.
+TEST(H2oTest, LeavesSequencesWithoutANewPage) {
+  constexpr int kGroup = 3;
   const CacheSpec spec{
-      .num_kv_heads = 2, .head_dim = 64, .encoded = {512, 256}, .tail = {2, 90}, .pinned = 9};
-  const sikv_shape shape = tight_shape(spec, 3);
+      .num_kv_heads = 2, .head_dim = 64, .encoded = {512, 512}, .tail = {2, 90}, .pinned = 0};
+  const sikv_shape shape = tight_shape(spec, kGroup);
   const FilledCache filled(spec, make_codec(SIKV_KEY_CODEC, "fp16", {}, shape),
                            make_codec(SIKV_VALUE_CODEC, "fp16", {}, shape));
-  for (const int budget : {0, 1, 100, 247, 600}) {
-    const auto kept = kept_after_prompt(find_variant(SIKV_SELECTOR, "h2o"),
-                                        {{"budget", std::to_string(budget)}}, filled, 3);
-    for (int row = 0; row < filled.cache.num_rows(); ++row) {
-      EXPECT_EQ(kept[static_cast<size_t>(row)].size(),
-                std::min(candidates(filled.cache, row).size(), static_cast<size_t>(budget)));
-    }
+  SelectorSession session(find_variant(SIKV_SELECTOR, "h2o"), {{"budget", "70"}}, filled, kGroup);
+  session.observe_everything();
+  for (const Slots& row : evictions(session.selector(), filled.cache)) EXPECT_EQ(row.size(), 70u);
+  session.observe_page({-1, 256});
+  const auto rows = evictions(session.selector(), filled.cache);
+  for (const size_t row : {0, 1}) EXPECT_EQ(rows[row], Slots{SIKV_SELECT_ALL});
+  for (const size_t row : {2, 3}) EXPECT_EQ(rows[row].size(), 70u);
+}
+
+// Heads of different lengths, cut again at every page: what adakv splits stays the sum of both budgets.
+TEST(H2oTest, AdaKvAroundItKeepsItsTotal) {
+  Replay replay(1100, 700, 4);
+  // The queries of head 0 look at its first three tokens alone, those of head 1 at all alike.
+  for (int t = 0; t < replay.prompt + replay.steps; ++t) {
+    std::fill_n(replay.q.data() + t * Replay::kQueryHeads * Replay::kDim,
+                Replay::kGroup * Replay::kDim, 1.0f);
+    if (t < 3) std::fill_n(replay.k.data() + t * Replay::kHeads * Replay::kDim, Replay::kDim, 2.0f);
   }
+  const auto kept =
+      replay.run("adakv(alpha=0.2,base=h2o(budget=600,recent=0.1),pinned=0)", replay.prompt)
+          .positions;
+  EXPECT_EQ(kept[0].size() + kept[1].size(), 1200u);
+  EXPECT_GT(std::max(kept[0].size(), kept[1].size()), 700u);  // and they do differ
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "kernels/common/head_mean.h"
 #include "kernels/common/prompt_eviction.h"
 #include "selectors/laprox/laprox.h"
 
@@ -21,9 +22,19 @@ class LaProx final : public PromptEviction {
         candidates_(args.shape),
         kept_(args.shape) {}
 
+  void begin_sequence(int sequence) override {
+    PromptEviction::begin_sequence(sequence);
+    candidates_.reset(sequence);
+    kept_.reset(sequence);
+  }
+
   void observe(const sikv_observe_args& args, const CacheView& view, Launch launch) override {
     PromptEviction::observe(args, view, launch);
-    if (share_heads_) average_heads(view);
+    const int heads = view.num_kv_heads();
+    for (int first = 0; share_heads_ && first < view.num_rows(); first += heads) {
+      average_heads(
+          first, heads, [&](int row) -> auto& { return prompt_scores(view.layer(), row); });
+    }
     normalise(view);
     note_candidates(args, view, launch);
     if (view.layer() == shape().num_layers - 1) {
@@ -74,18 +85,6 @@ class LaProx final : public PromptEviction {
 
   int64_t kept(int layer, int row, int64_t, int64_t, int64_t in_window) const override {
     return in_window + kept_.at(layer, row);
-  }
-
-  void average_heads(const CacheView& view) {
-    const int heads = view.num_kv_heads();
-    for (int first = 0; first < view.num_rows(); first += heads) {
-      std::vector<float> mean = prompt_scores(view.layer(), first);
-      for (int h = 1; h < heads; ++h) {
-        const auto& other = prompt_scores(view.layer(), first + h);
-        for (size_t t = 0; t < mean.size(); ++t) mean[t] += other[t];
-      }
-      for (int h = 0; h < heads; ++h) prompt_scores(view.layer(), first + h) = mean;
-    }
   }
 
   // Scores of a layer, all heads together, sum to 1: so layers compare.

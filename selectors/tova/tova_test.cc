@@ -67,19 +67,7 @@ TEST(TovaTest, UnlimitedBudgetEqualsFullAttention) {
 }
 
 TEST(TovaTest, CountsPinnedTokensOnTop) {
-  const CacheSpec spec{
-      .num_kv_heads = 2, .head_dim = 64, .encoded = {512, 256}, .tail = {2, 90}, .pinned = 9};
-  const sikv_shape shape = tight_shape(spec, 3);
-  const FilledCache filled(spec, make_codec(SIKV_KEY_CODEC, "fp16", {}, shape),
-                           make_codec(SIKV_VALUE_CODEC, "fp16", {}, shape));
-  for (const int budget : {0, 1, 100, 247, 600}) {
-    const auto kept = kept_after_prompt(find_variant(SIKV_SELECTOR, "tova"),
-                                        {{"budget", std::to_string(budget)}}, filled, 3);
-    for (int row = 0; row < filled.cache.num_rows(); ++row) {
-      EXPECT_EQ(kept[static_cast<size_t>(row)].size(),
-                std::min(candidates(filled.cache, row).size(), static_cast<size_t>(budget)));
-    }
-  }
+  expect_exact_budgets(find_variant(SIKV_SELECTOR, "tova"));
 }
 
 }  // namespace

@@ -28,6 +28,24 @@ inline std::vector<Slots> kept_after_prompt(const Variant& variant, const Choice
   return lists;
 }
 
+// A selector of one budget for every row keeps exactly that many, pinned tokens on top.
+inline void expect_exact_budgets(const Variant& variant) {
+  constexpr int kGroup = 3;
+  const CacheSpec spec{
+      .num_kv_heads = 2, .head_dim = 64, .encoded = {512, 256}, .tail = {2, 90}, .pinned = 9};
+  const sikv_shape shape = tight_shape(spec, kGroup);
+  const FilledCache filled(spec, make_codec(SIKV_KEY_CODEC, "fp16", {}, shape),
+                           make_codec(SIKV_VALUE_CODEC, "fp16", {}, shape));
+  for (const int budget : {0, 1, 100, 247, 600}) {
+    const auto kept =
+        kept_after_prompt(variant, {{"budget", std::to_string(budget)}}, filled, kGroup);
+    for (int row = 0; row < filled.cache.num_rows(); ++row) {
+      EXPECT_EQ(kept[static_cast<size_t>(row)].size(),
+                std::min(candidates(filled.cache, row).size(), static_cast<size_t>(budget)));
+    }
+  }
+}
+
 }  // namespace sikv::testing
 
 #endif  // SIKV_TESTS_SUPPORT_EVICTIONS_H_
