@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "plugins/sdk/plugin.h"
+#include "kernels/common/rope.h"
 
 namespace sikv::expected_attention {
 
@@ -17,6 +17,7 @@ inline constexpr sikv_option_spec kOptions[] = {
                "first tokens of the prompt, always kept; their queries do not count"),
     int_option("future", "512", 1, 65536, "positions behind the prompt to expect queries at"),
     float_option("epsilon", "0", 0, 1, "added to the expected probability of every token"),
+    kRopeOption,
     bool_option("value_norm", "true", "weight it by the norm of the token's value"),
 };
 

@@ -7,16 +7,14 @@
 namespace sikv::expected_attention {
 namespace {
 
-// Turns the pairs (i, i + D / 2) of a vector, as RoPE does: by c + i s each.
+// What pairs of channels are turned by: c + i s each.
 struct Turn {
   std::vector<double> c, s;  // [D / 2]
 
-  void apply(double* x) const {
-    const size_t half = c.size();
-    for (size_t i = 0; i < half; ++i) {
-      const double a = x[i], b = x[i + half];
-      x[i] = c[i] * a - s[i] * b;
-      x[i + half] = s[i] * a + c[i] * b;
+  void apply(double* x, Rope rope) const {
+    const int half = static_cast<int>(c.size());
+    for (int i = 0; i < half; ++i) {
+      turn_pair(x, 2 * half, rope, i, c[static_cast<size_t>(i)], s[static_cast<size_t>(i)]);
     }
   }
 };
@@ -48,12 +46,9 @@ class ExpectedAttention final : public PromptEviction {
         sinks_(args.options.integer("sinks")),
         future_(args.options.integer("future")),
         epsilon_(args.options.number("epsilon")),
-        value_norm_(args.options.flag("value_norm")) {
-    const int half = args.shape.head_dim / 2;
-    for (int i = 0; i < half; ++i) {
-      frequencies_.push_back(std::pow(args.shape.rope_theta, -double(i) / half));
-    }
-  }
+        value_norm_(args.options.flag("value_norm")),
+        rope_(rope_of(args)),
+        frequencies_(rope_frequencies(args.shape.head_dim, args.shape.rope_theta, rope_)) {}
 
  private:
   std::vector<float> score_row(const sikv_observe_args& args, const CacheView& view,
@@ -64,8 +59,7 @@ class ExpectedAttention final : public PromptEviction {
     const auto tokens = static_cast<size_t>(prompt - sinks);
     std::vector<double> probability(tokens, 0.0), logits(tokens);
     std::vector<float> row_floats(static_cast<size_t>(dim));
-    for (int g = 0; g < group(); ++g) {
-      const Expected query = expect(args, view, row, g, prompt, sinks);
+    for (const Expected& query : expect(args, view, row, prompt, sinks)) {
       for (size_t t = 0; t < tokens; ++t) {
         const int token = static_cast<int>(sinks) + static_cast<int>(t);
         RowsView(args.keys).load(b, token, h, dim, row_floats.data());
@@ -119,51 +113,65 @@ class ExpectedAttention final : public PromptEviction {
     return mean;
   }
 
-  // Of the prompt's queries without their rotation, turned to where the next ones will be.
-  Expected expect(const sikv_observe_args& args, const CacheView& view, int row, int g,
-                  int64_t prompt, int64_t sinks) const {
+  // Per head of the group: of the prompt's queries without their rotation, turned to where the next
+  // ones will be.
+  std::vector<Expected> expect(const sikv_observe_args& args, const CacheView& view, int row,
+                               int64_t prompt, int64_t sinks) const {
     const int heads = view.num_kv_heads(), dim = view.head_dim();
     const auto size = static_cast<size_t>(dim);
     const double count = static_cast<double>(std::max<int64_t>(prompt - sinks, 1));
-    std::vector<double> queries;
-    std::vector<float> q(size);
+    std::vector<Expected> group_of(
+        static_cast<size_t>(group()),
+        {std::vector<double>(size, 0.0), std::vector<double>(size * size, 0.0)});
+    std::vector<float> loaded(size);
+    std::vector<double> q(size);
     for (int64_t p = sinks; p < prompt; ++p) {
+      const Turn back = turn(-static_cast<double>(p));
       const int64_t query = int64_t{row / heads} * args.num_queries + args.num_queries - prompt + p;
-      const int64_t head = (query * heads + row % heads) * group() + g;
-      load_floats(args.queries, view.dtype(), head * dim, dim, q.data());
-      queries.insert(queries.end(), q.begin(), q.end());
-      turn(-static_cast<double>(p)).apply(queries.data() + queries.size() - size);
-    }
-    Expected out{std::vector<double>(size, 0.0), std::vector<double>(size * size, 0.0)};
-    for (size_t i = 0; i < queries.size(); ++i) out.mean[i % size] += queries[i] / count;
-    for (size_t i = 0; i < queries.size(); ++i) queries[i] -= out.mean[i % size];
-    for (size_t first = 0; first < queries.size(); first += size) {
-      for (size_t x = 0; x < size; ++x) {
-        const double scaled = queries[first + x] / count;
-        for (size_t y = 0; y < size; ++y) {
-          out.covariance[x * size + y] += scaled * queries[first + y];
+      for (int g = 0; g < group(); ++g) {
+        const int64_t head = (query * heads + row % heads) * group() + g;
+        load_floats(args.queries, view.dtype(), head * dim, dim, loaded.data());
+        std::copy(loaded.begin(), loaded.end(), q.begin());
+        back.apply(q.data(), rope_);
+        Expected& of_head = group_of[static_cast<size_t>(g)];
+        for (size_t x = 0; x < size; ++x) {
+          const double scaled = q[x] / count;
+          of_head.mean[x] += scaled;
+          for (size_t y = 0; y < size; ++y) of_head.covariance[x * size + y] += scaled * q[y];
         }
       }
     }
-    // R mean and R C R^T: rows, then columns, of the symmetric C.
     const Turn future = future_turn(prompt);
-    future.apply(out.mean.data());
+    for (Expected& of_head : group_of) finish(future, of_head);
+    return group_of;
+  }
+
+  // `query` holds the mean and the second moments, which become the covariance C; then R mean and
+  // R C R^T: rows, then columns, of the symmetric C.
+  void finish(const Turn& future, Expected& query) const {
+    const size_t size = query.mean.size();
+    for (size_t x = 0; x < size; ++x) {
+      for (size_t y = 0; y < size; ++y) {
+        query.covariance[x * size + y] -= query.mean[x] * query.mean[y];
+      }
+    }
+    future.apply(query.mean.data(), rope_);
     for (int side = 0; side < 2; ++side) {
-      for (size_t x = 0; x < size; ++x) future.apply(out.covariance.data() + x * size);
+      for (size_t x = 0; x < size; ++x) future.apply(query.covariance.data() + x * size, rope_);
       for (size_t x = 0; x < size; ++x) {
         for (size_t y = 0; y < x; ++y) {
-          std::swap(out.covariance[x * size + y], out.covariance[y * size + x]);
+          std::swap(query.covariance[x * size + y], query.covariance[y * size + x]);
         }
       }
     }
-    return out;
   }
 
   Budget budget_;
   int64_t sinks_, future_;
   double epsilon_;
   bool value_norm_;
-  std::vector<double> frequencies_;  // [D / 2] of RoPE, radians per position
+  Rope rope_;
+  std::vector<double> frequencies_;  // [D / 2]
 };
 
 }  // namespace

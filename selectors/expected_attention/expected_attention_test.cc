@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <complex>
+#include <tuple>
 
+#include "framework/base/error.h"
 #include "tests/support/evictions.h"
 #include "tests/support/replay.h"
 
@@ -26,6 +28,16 @@ std::vector<double> rotated(const std::vector<double>& x, double position) {
   return out;
 }
 
+// x turned to each of the `future` positions behind a prompt, in the mean.
+std::vector<double> expected_turn(const std::vector<double>& x, int prompt, int future) {
+  std::vector<double> mean(kDim, 0.0);
+  for (int f = 0; f < future; ++f) {
+    const auto turned = rotated(x, prompt + f);
+    for (size_t d = 0; d < kDim; ++d) mean[d] += turned[d] / future;
+  }
+  return mean;
+}
+
 TEST(ExpectedAttentionTest, KeepsSinksAndExactlyTheBudget) {
   const Replay replay(600, 1, 1);
   for (const int budget : {0, 4, 30, 511, 512, 600}) {
@@ -39,7 +51,7 @@ TEST(ExpectedAttentionTest, KeepsSinksAndExactlyTheBudget) {
 }
 
 // Queries that before their rotation are all the same have no covariance: tokens rank by the softmax
-// of that query, turned to the one position behind the prompt, times the norm of their value.
+// of that query, turned to the positions behind the prompt, times the norm of their value.
 TEST(ExpectedAttentionTest, OneQueryExpectsItself) {
   Replay replay(600, 1, 2);
   Random random(3);
@@ -52,17 +64,20 @@ TEST(ExpectedAttentionTest, OneQueryExpectsItself) {
                 replay.q.data() + (size_t(p) * base.size() + head) * kDim);
     }
   }
-  for (const bool value_norm : {true, false}) {
-    const auto kept = replay
-                          .run(std::string("expected_attention(budget=60,future=1,pinned=0,"
-                                           "value_norm=") +
-                                   (value_norm ? "true" : "false") + ")",
-                               replay.prompt)
-                          .positions;
+  for (const auto& [future, epsilon, value_norm] :
+       {std::tuple(1, 0.0, true), {1, 0.0, false}, {64, 0.0, true}, {64, 0.002, true}}) {
+    const auto kept =
+        replay
+            .run("expected_attention(budget=60,pinned=0,future=" + std::to_string(future) +
+                     ",epsilon=" + std::to_string(epsilon) +
+                     ",value_norm=" + (value_norm ? "true" : "false") + ")",
+                 replay.prompt)
+            .positions;
     for (int h = 0; h < Replay::kHeads; ++h) {
       std::vector<double> scores(512, 0.0);
       for (int g = 0; g < Replay::kGroup; ++g) {
-        const auto next = rotated(base[static_cast<size_t>(h * Replay::kGroup + g)], replay.prompt);
+        const auto next =
+            expected_turn(base[static_cast<size_t>(h * Replay::kGroup + g)], replay.prompt, future);
         std::vector<double> e;
         double total = 0.0;
         for (int t = kSinks; t < replay.prompt; ++t) {
@@ -72,12 +87,16 @@ TEST(ExpectedAttentionTest, OneQueryExpectsItself) {
           total += e.back();
         }
         for (int t = kSinks; t < 512; ++t) {
-          double norm = 0.0;
-          const float* v = replay.v.data() + (t * Replay::kHeads + h) * kDim;
-          for (int d = 0; d < kDim; ++d) norm += double{v[d]} * v[d];
           scores[static_cast<size_t>(t)] +=
-              e[static_cast<size_t>(t - kSinks)] / total * (value_norm ? std::sqrt(norm) : 1.0);
+              e[static_cast<size_t>(t - kSinks)] / total / Replay::kGroup;
         }
+      }
+      for (int t = kSinks; t < 512; ++t) {
+        double squares = 0.0;
+        for (int d = 0; d < kDim; ++d)
+          squares += double{replay.value(t, h)[d]} * replay.value(t, h)[d];
+        double& score = scores[static_cast<size_t>(t)];
+        score = (score + epsilon) * (value_norm ? std::sqrt(squares) : 1.0);
       }
       Slots want = {0, 1, 2, 3}, others;
       for (int t = kSinks; t < 512; ++t) others.push_back(t);
@@ -86,13 +105,13 @@ TEST(ExpectedAttentionTest, OneQueryExpectsItself) {
       });
       want.insert(want.end(), others.begin(), others.begin() + 56);
       std::sort(want.begin(), want.end());
-      EXPECT_EQ(kept[static_cast<size_t>(h)], want) << h;
+      EXPECT_EQ(kept[static_cast<size_t>(h)], want) << h << " " << future << " " << epsilon;
     }
   }
 }
 
 // The closed form against the mean it stands for: exp(q.k / sqrt(D)) over draws of the future
-// queries. 65536 draws of rotated normal queries, one head.
+// queries: 20000 normal ones, turned to where the next ones are in the mean.
 TEST(ExpectedAttentionTest, IsTheExpectationOverNormalQueries) {
   Replay replay(600, 1, 4);
   constexpr int kHeads = Replay::kHeads * Replay::kGroup;
@@ -118,35 +137,72 @@ TEST(ExpectedAttentionTest, IsTheExpectationOverNormalQueries) {
   for (int p = kSinks; p < replay.prompt; ++p) {
     for (int d = 0; d < kDim; ++d) sample_mean[size_t(d)] += draws[size_t(p)][size_t(d)] / n;
   }
-  std::vector<double> expected(512, 0.0);
-  for (int draw = 0; draw < 20000; ++draw) {
-    // mean + sum of centred queries times normal weights / sqrt(n) has their covariance.
-    std::vector<double> q = sample_mean;
-    for (int p = kSinks; p < replay.prompt; p += 1) {
-      const double weight = random.normal() / std::sqrt(n);
-      for (int d = 0; d < kDim; ++d) {
-        q[size_t(d)] += weight * (draws[size_t(p)][size_t(d)] - sample_mean[size_t(d)]);
+  for (const int future : {1, 64}) {
+    std::vector<double> expected(512, 0.0);
+    for (int draw = 0; draw < 20000; ++draw) {
+      // mean + sum of centred queries times normal weights / sqrt(n) has their covariance.
+      std::vector<double> q = sample_mean;
+      for (int p = kSinks; p < replay.prompt; p += 1) {
+        const double weight = random.normal() / std::sqrt(n);
+        for (int d = 0; d < kDim; ++d) {
+          q[size_t(d)] += weight * (draws[size_t(p)][size_t(d)] - sample_mean[size_t(d)]);
+        }
+      }
+      const auto next = expected_turn(q, replay.prompt, future);
+      for (int t = 0; t < 512; ++t) {
+        double dot = 0.0;
+        for (int d = 0; d < kDim; ++d) dot += next[size_t(d)] * replay.key(t, 0)[d];
+        expected[size_t(t)] += std::exp(dot / std::sqrt(kDim));
       }
     }
-    const auto next = rotated(q, replay.prompt);
-    for (int t = 0; t < 512; ++t) {
-      double dot = 0.0;
-      for (int d = 0; d < kDim; ++d) dot += next[size_t(d)] * replay.key(t, 0)[d];
-      expected[size_t(t)] += std::exp(dot / std::sqrt(kDim));
+    Slots others;
+    for (int t = kSinks; t < 512; ++t) others.push_back(t);
+    std::sort(others.begin(), others.end(),
+              [&](int32_t a, int32_t b) { return expected[size_t(a)] > expected[size_t(b)]; });
+    Slots want(others.begin(), others.begin() + 96), common;
+    std::sort(want.begin(), want.end());
+    const auto kept = replay
+                          .run("expected_attention(budget=100,pinned=0,value_norm=false,future=" +
+                                   std::to_string(future) + ")",
+                               replay.prompt)
+                          .positions[0];
+    std::set_intersection(want.begin(), want.end(), kept.begin(), kept.end(),
+                          std::back_inserter(common));
+    EXPECT_GE(common.size(), 94u) << future;  // of 96: draws leave some noise at the cut
+  }
+}
+
+TEST(ExpectedAttentionTest, RefusesToUndoAnUnknownRotation) {
+  sikv_shape shape = make_shape(64, SIKV_FP32);
+  shape.rope_theta = 0;
+  const Variant& variant = find_variant(SIKV_SELECTOR, "expected_attention");
+  make_selector(variant, {{"rope", "kept"}}, shape, cpu());
+  try {
+    make_selector(variant, {}, shape, cpu());
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("choose `rope: kept`"), std::string::npos)
+        << error.what();
+  }
+}
+
+// Channels of a model that turns neighbours, in the order of one that turns halves: the same choice.
+TEST(ExpectedAttentionTest, InterleavedIsHalfInAnotherOrder) {
+  const Replay half(600, 1, 7);
+  Replay interleaved = half;
+  for (auto member : {&Replay::k, &Replay::q}) {
+    for (size_t first = 0; first < (half.*member).size(); first += kDim) {
+      for (size_t i = 0; i < kHalf; ++i) {
+        (interleaved.*member)[first + 2 * i] = (half.*member)[first + i];
+        (interleaved.*member)[first + 2 * i + 1] = (half.*member)[first + i + kHalf];
+      }
     }
   }
-  Slots others;
-  for (int t = kSinks; t < 512; ++t) others.push_back(t);
-  std::sort(others.begin(), others.end(),
-            [&](int32_t a, int32_t b) { return expected[size_t(a)] > expected[size_t(b)]; });
-  Slots want(others.begin(), others.begin() + 96), common;
-  std::sort(want.begin(), want.end());
-  const auto kept =
-      replay.run("expected_attention(budget=100,future=1,pinned=0,value_norm=false)", replay.prompt)
-          .positions[0];
-  std::set_intersection(want.begin(), want.end(), kept.begin(), kept.end(),
-                        std::back_inserter(common));
-  EXPECT_GE(common.size(), 94u);  // of 96: draws leave some noise at the cut
+  const std::string selector = "expected_attention(budget=60,pinned=0,rope=";
+  EXPECT_EQ(interleaved.run(selector + "interleaved)", half.prompt).positions,
+            half.run(selector + "half)", half.prompt).positions);
+  EXPECT_NE(half.run(selector + "kept)", half.prompt).positions,
+            half.run(selector + "half)", half.prompt).positions);
 }
 
 TEST(ExpectedAttentionTest, UnlimitedBudgetEqualsFullAttention) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/common/key_selector.h"
+#include "kernels/common/rope.h"
 
 namespace sikv::saap {
 
@@ -16,9 +17,7 @@ inline constexpr sikv_option_spec kOptions[] = {
     int_option("clusters", "0", 0, 1024,
                "buckets of keys; 0: one per 16 tokens of the prompt, at most 1024"),
     int_option("iterations", "10", 1, 100, "of k-means, at most"),
-    choice_option("rope", "half", "half|interleaved|kept",
-                  "how positions turn channels, to undo it before keys and queries are compared; "
-                  "kept: not undone"),
+    kRopeOption,
     text_option("network", "",
                 "file of centroids and query networks, as datasets/capture/train_saap.py writes "
                 "it; empty: k-means on the prompt, and queries compared with its centroids"),
@@ -32,8 +31,6 @@ struct Math {
   // out [tokens] = values[buckets[t]].
   void (*spread)(const uint16_t* buckets, int64_t tokens, const float* values, float* out);
 };
-
-enum class Rope : uint32_t { kKept, kHalf, kInterleaved };
 
 // Centroids of every KV head, and a network of two layers for every query head:
 //

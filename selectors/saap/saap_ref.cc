@@ -19,33 +19,10 @@ struct State {
   }
 };
 
-// Removes from x [D] what the position has turned it by.
-void undo_rope(float* x, int dim, int64_t position, Rope rope, double theta) {
-  if (rope == Rope::kKept) return;
-  for (int i = 0; i < dim / 2; ++i) {
-    const double angle = static_cast<double>(position) * std::pow(theta, -2.0 * i / dim);
-    const auto c = static_cast<float>(std::cos(angle)), s = static_cast<float>(std::sin(angle));
-    float& a = x[rope == Rope::kHalf ? i : 2 * i];
-    float& b = x[rope == Rope::kHalf ? i + dim / 2 : 2 * i + 1];
-    const float before = a;
-    a = c * before + s * b;
-    b = c * b - s * before;
-  }
-}
-
 float norm(const float* x, int dim) {
   float squares = 0.0f;
   for (int d = 0; d < dim; ++d) squares += x[d] * x[d];
   return std::sqrt(squares);
-}
-
-Rope rope_of(const CreateArgs& args) {
-  const std::string_view rope = args.options.choice("rope");
-  if (rope == "kept") return Rope::kKept;
-  if (args.shape.rope_theta <= 0) {
-    throw Refused("rope cannot be undone where its base is unknown; choose `rope: kept`");
-  }
-  return rope == "half" ? Rope::kHalf : Rope::kInterleaved;
 }
 
 class Saap : public KeySelector<State> {
@@ -55,7 +32,8 @@ class Saap : public KeySelector<State> {
         saap_(math),
         clusters_(static_cast<int>(args.options.integer("clusters"))),
         iterations_(static_cast<int>(args.options.integer("iterations"))),
-        rope_(rope_of(args)) {
+        rope_(rope_of(args)),
+        frequencies_(rope_frequencies(args.shape.head_dim, args.shape.rope_theta, rope_)) {
     const std::string path(args.options.text("network"));
     if (!path.empty()) network_ = read_network(path, args.shape, rope_);
   }
@@ -107,7 +85,7 @@ class Saap : public KeySelector<State> {
     std::vector<float> q, z(clusters), hidden, scores(clusters);
     for (int g = 0; g < query.group; ++g) {
       q.assign(query.heads + g * dim, query.heads + (g + 1) * dim);
-      undo_rope(q.data(), dim, newest, rope_, shape().rope_theta);
+      undo_rope(q.data(), newest);
       if (network_) {
         const int units = network_->hidden;
         const float* w = network_->query_head(state.layer, state.head * query.group + g);
@@ -139,13 +117,23 @@ class Saap : public KeySelector<State> {
   }
 
  private:
+  // Removes from x [D] what the position has turned it by.
+  void undo_rope(float* x, int64_t position) const {
+    if (rope_ == Rope::kKept) return;
+    for (size_t i = 0; i < frequencies_.size(); ++i) {
+      const double angle = static_cast<double>(position) * frequencies_[i];
+      turn_pair(x, shape().head_dim, rope_, static_cast<int>(i),
+                static_cast<float>(std::cos(angle)), static_cast<float>(-std::sin(angle)));
+    }
+  }
+
   // Keys of positions first .. first + count - 1 without their positions, to norm 1; the norms.
   std::vector<float> to_routing_space(float* keys, int count, int64_t first) const {
     const int dim = shape().head_dim;
     std::vector<float> norms;
     for (int t = 0; t < count; ++t) {
       float* key = keys + int64_t{t} * dim;
-      undo_rope(key, dim, first + t, rope_, shape().rope_theta);
+      undo_rope(key, first + t);
       norms.push_back(norm(key, dim));
       for (int d = 0; norms.back() > 0.0f && d < dim; ++d) key[d] /= norms.back();
     }
@@ -155,6 +143,7 @@ class Saap : public KeySelector<State> {
   const Math& saap_;
   int clusters_, iterations_;
   Rope rope_;
+  std::vector<double> frequencies_;  // [D / 2]
   std::optional<Network> network_;
 };
 
