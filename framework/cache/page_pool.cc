@@ -37,22 +37,33 @@ void PagePool::give_back(int32_t page) {
   freed_.push_back(page);
   std::push_heap(freed_.begin(), freed_.end(), std::greater<>());
   --in_use_;
-  trimmed_ = false;
+  untrimmed_.push_back(page);
 }
 
 bool PagePool::trim() {
-  if (trimmed_) return false;
+  if (untrimmed_.empty()) return false;
   std::sort(freed_.begin(), freed_.end());  // still a min-heap
+  std::sort(untrimmed_.begin(), untrimmed_.end());
+  auto fresh = untrimmed_.begin();
   for (size_t i = 0; i < freed_.size();) {
     size_t end = i + 1;
     while (end < freed_.size() && freed_[end] == freed_[end - 1] + 1) ++end;
-    for (size_t p = 0; p < planes_.size(); ++p) {
-      planes_[p].discard(page_bytes_[p] * static_cast<uint64_t>(freed_[i]),
-                         page_bytes_[p] * (end - i));
+    // The whole run: pages smaller than the system's go back with their neighbours.
+    fresh = std::lower_bound(fresh, untrimmed_.end(), freed_[i]);
+    if (fresh != untrimmed_.end() && *fresh <= freed_[end - 1]) {
+      for (size_t p = 0; p < planes_.size(); ++p) {
+        planes_[p].discard(page_bytes_[p] * static_cast<uint64_t>(freed_[i]),
+                           page_bytes_[p] * (end - i));
+      }
     }
     i = end;
   }
-  trimmed_ = true;
+  // Behind the last page that was ever in use, a huge page may reach into what never was.
+  for (size_t p = 0; p < planes_.size(); ++p) {
+    planes_[p].discard(page_bytes_[p] * static_cast<uint64_t>(never_used_),
+                       page_bytes_[p] * static_cast<uint64_t>(capacity_ - never_used_));
+  }
+  untrimmed_.clear();
   return true;
 }
 

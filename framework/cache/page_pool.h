@@ -40,11 +40,11 @@ class PagePool {
  private:
   std::vector<uint64_t> page_bytes_;
   std::vector<DeviceBuffer> planes_;
-  std::vector<int32_t> freed_;  // min-heap
+  std::vector<int32_t> freed_;      // min-heap
+  std::vector<int32_t> untrimmed_;  // given back since trim; some may be taken again
   int64_t capacity_;
   int64_t never_used_ = 0;  // pages from here on were never handed out
   int64_t in_use_ = 0;
-  bool trimmed_ = true;  // nothing was given back since
 };
 
 }  // namespace sikv

@@ -23,7 +23,6 @@
 namespace sikv {
 namespace {
 
-constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
 
 // Set while a thread runs a body, so that nested calls run serially on that worker.
@@ -76,7 +75,7 @@ class CpuDevice final : public Device {
   }
   void release(void* data, size_t bytes) noexcept override { munmap(data, rounded(bytes)); }
   void discard(void* block, size_t block_bytes, size_t first, size_t bytes) noexcept override {
-    const size_t begin = rounded(first), end = (first + bytes) / kPage * kPage;
+    const size_t begin = rounded(first), end = (first + bytes) / page() * page();
     if (begin >= end) return;
     // Else the kernel joins what is left into huge pages again, holes filled.
     if (block_bytes >= kHugePage) madvise(block, rounded(block_bytes), MADV_NOHUGEPAGE);
@@ -103,7 +102,12 @@ class CpuDevice final : public Device {
   static void copy(void* to, const void* from, size_t bytes) {
     if (bytes > 0) std::memcpy(to, from, bytes);
   }
-  static size_t rounded(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+  static size_t rounded(size_t bytes) { return (bytes + page() - 1) / page() * page(); }
+  // Of the system, 4 KiB on most.
+  static size_t page() {
+    static const auto size = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    return size;
+  }
 
   static void write_log(void*, int32_t level, const char* text) {
     log().log(level == 0   ? spdlog::level::debug

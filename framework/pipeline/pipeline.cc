@@ -220,6 +220,7 @@ void Pipeline::check_prompt(const sikv_rows& keys, int num_queries,
 }
 
 void Pipeline::evict_after(int layer) {
+  if (!composition_.selector().evicts()) return;
   if ((composition_.selector().table().flags & SIKV_SELECTOR_EVICTS_TOGETHER) == 0) {
     apply_evictions(layer);
   } else if (layer == shape_.num_layers - 1) {
@@ -230,7 +231,6 @@ void Pipeline::evict_after(int layer) {
 }
 
 void Pipeline::apply_evictions(int layer) {
-  if (!composition_.selector().evicts()) return;
   const sikv_cache_view view = cache_.view(layer);
   const int rows = cache_.num_rows();
   std::vector<int32_t> counts(static_cast<size_t>(rows), SIKV_SELECT_ALL), slots;

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cmath>
-#include <numeric>
-#include <tuple>
+#include <functional>
 
 #include "kernels/common/head_mean.h"
 #include "kernels/common/prompt_eviction.h"
@@ -19,13 +18,11 @@ class LaProx final : public PromptEviction {
         budget_(args.options.budget("budget")),
         of_attention_(args.options.choice("group") == "attention"),
         share_heads_(args.options.flag("share_heads")),
-        candidates_(args.shape),
-        kept_(args.shape) {}
+        rows_(args.shape) {}
 
   void begin_sequence(int sequence) override {
     PromptEviction::begin_sequence(sequence);
-    candidates_.reset(sequence);
-    kept_.reset(sequence);
+    rows_.reset(sequence);
   }
 
   void observe(const sikv_observe_args& args, const CacheView& view, Launch launch) override {
@@ -36,22 +33,19 @@ class LaProx final : public PromptEviction {
           first, heads, [&](int row) -> auto& { return prompt_scores(view.layer(), row); });
     }
     normalise(view);
-    note_candidates(args, view, launch);
+    for (int row = 0; row < view.num_rows(); ++row) note_row(args, view, row);
     if (view.layer() == shape().num_layers - 1) {
       for (int b = 0; b < view.num_sequences(); ++b) split(b);
     }
   }
 
-  uint64_t state_bytes() const override {
-    uint64_t bytes = PromptEviction::state_bytes();
-    for (const Candidates& row : candidates_) bytes += row.scores.capacity() * sizeof(float);
-    return bytes;
-  }
-
  private:
-  struct Candidates {
-    std::vector<float> scores;  // of the tokens that compete
-    int64_t share = 0;          // of the budget, what is left for them
+  // What a row brings to the split, besides its scores.
+  struct Row {
+    std::vector<int32_t> pinned;  // these do not compete
+    int encoded = 0;
+    int64_t share = 0;  // of the budget, for those that compete
+    int64_t kept = 0;   // of them, once all layers are there
   };
 
   std::vector<float> score_row(const sikv_observe_args& args, const CacheView& view,
@@ -84,7 +78,7 @@ class LaProx final : public PromptEviction {
   }
 
   int64_t kept(int layer, int row, int64_t, int64_t, int64_t in_window) const override {
-    return in_window + kept_.at(layer, row);
+    return in_window + rows_.at(layer, row).kept;
   }
 
   // Scores of a layer, all heads together, sum to 1: so layers compare.
@@ -105,60 +99,65 @@ class LaProx final : public PromptEviction {
     }
   }
 
-  void note_candidates(const sikv_observe_args& args, const CacheView& view, Launch launch) {
-    std::vector<float> scores(static_cast<size_t>(view.num_rows()) *
-                              static_cast<size_t>(view.raw().max_encoded_len));
-    score({sizeof(sikv_score_args), 0, &view.raw(), scores.data()}, view, launch);
-    for (int row = 0; row < view.num_rows(); ++row) {
-      const RankedRow ranked = ranked_row(view, row, scores);
-      const int64_t in_window = std::ssize(ranked.fixed) - std::ssize(view.pinned_slots(row));
-      const int64_t budget = budget_.tokens(args.prompt_len[row / view.num_kv_heads()]);
-      Candidates& to = candidates_.at(view.layer(), row);
-      to.share = std::max<int64_t>(budget - in_window, 0);
-      to.scores.clear();
-      for (const int32_t slot : ranked.competing) {
-        to.scores.push_back(ranked.scores[static_cast<size_t>(slot)]);
-      }
-    }
+  void note_row(const sikv_observe_args& args, const CacheView& view, int row) {
+    const auto pinned = view.pinned_slots(row);
+    Row& to = rows_.at(view.layer(), row);
+    to = {{pinned.begin(), pinned.end()}, view.encoded_len(row), 0, 0};
+    int64_t in_window = 0;
+    for_each_score(view.layer(), row, [&](float score) { in_window += score == kAlwaysKept; });
+    const int64_t budget = budget_.tokens(args.prompt_len[row / view.num_kv_heads()]);
+    to.share = std::max<int64_t>(budget - in_window, 0);
+  }
+
+  // visit(score) of every token in pages that is not pinned; +inf in the window.
+  template <typename Visit>
+  void for_each_score(int layer, int row, Visit&& visit) {
+    const std::vector<float>& scores = prompt_scores(layer, row);
+    const Row& of = rows_.at(layer, row);
+    for_each_unpinned(of.encoded, of.pinned,
+                      [&](int32_t slot) { visit(scores[static_cast<size_t>(slot)]); });
   }
 
   // The best candidates of all layers and heads of a sequence share what is left of its budgets.
+  // Equal scores: the lower layer first, then the lower head.
   void split(int sequence) {
-    struct Entry {
-      float score;
-      int32_t layer, row;
-    };
     const int heads = shape().num_kv_heads;
-    std::vector<Entry> entries;
-    int64_t total = 0;
-    for (int l = 0; l < shape().num_layers; ++l) {
-      for (int row = sequence * heads; row < (sequence + 1) * heads; ++row) {
-        Candidates& from = candidates_.at(l, row);
-        for (const float score : from.scores) entries.push_back({score, l, row});
-        total += from.share;
-        std::vector<float>().swap(from.scores);
-        kept_.at(l, row) = 0;
+    const auto for_each_row = [&](auto&& visit) {
+      for (int l = 0; l < shape().num_layers; ++l) {
+        for (int h = 0; h < heads; ++h) visit(l, sequence * heads + h);
       }
-    }
-    total = std::min(total, std::ssize(entries));
-    // Equal scores: the lower layer first, then the lower head.
-    std::nth_element(entries.begin(), entries.begin() + total, entries.end(),
-                     [](const Entry& a, const Entry& b) {
-                       return std::tuple(-a.score, a.layer, a.row) <
-                              std::tuple(-b.score, b.layer, b.row);
-                     });
-    for (int64_t i = 0; i < total; ++i) {
-      const Entry& entry = entries[static_cast<size_t>(i)];
-      ++kept_.at(entry.layer, entry.row);
-    }
+    };
+    std::vector<float> all;
+    int64_t total = 0;
+    for_each_row([&](int layer, int row) {
+      total += rows_.at(layer, row).share;
+      for_each_score(layer, row, [&](float score) {
+        if (score < kAlwaysKept) all.push_back(score);
+      });
+    });
+    total = std::min(total, std::ssize(all));
+    if (total == 0) return;
+    const auto last = all.begin() + total - 1;
+    std::nth_element(all.begin(), last, all.end(), std::greater<>());
+    const float cut = *last;
+    int64_t ties = std::count(all.begin(), last + 1, cut);
+    for_each_row([&](int layer, int row) {
+      int64_t above = 0, equal = 0;
+      for_each_score(layer, row, [&](float score) {
+        above += score > cut && score < kAlwaysKept;
+        equal += score == cut;
+      });
+      const int64_t taken = std::min(equal, ties);
+      ties -= taken;
+      rows_.at(layer, row).kept = above + taken;
+    });
   }
 
   WindowRanking ranking_;
   ProjectedNorms norms_;
   Budget budget_;
   bool of_attention_, share_heads_;
-  RowState<Candidates> candidates_;  // until the last layer's prompt
-  RowState<int64_t> kept_;           // of the candidates
+  RowState<Row> rows_;
 };
 
 }  // namespace
