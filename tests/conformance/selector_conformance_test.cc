@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "tests/conformance/cases.h"
+#include "tests/support/scored_selector.h"
 #include "tests/support/selector_session.h"
 
 namespace sikv::testing {
@@ -235,6 +236,11 @@ TEST_P(VariantConformance, MatchesTheReference) {
                      if (!session.accepted()) continue;
                      session.observe_everything();
                      reference.observe_everything();
+                     // Where all that is left is selected, what is left tells variants apart.
+                     if (session.selector().evicts() && variant().device == SIKV_CPU) {
+                       expect_equal_but_for_the_cut(evictions(session.selector(), filled.cache),
+                                                    evictions(reference.selector(), filled.cache));
+                     }
                      for (int step = 0; step < 3; ++step) {
                        SCOPED_TRACE("step " + std::to_string(step));
                        expect_equal_but_for_the_cut(session.select(step), reference.select(step));
@@ -247,35 +253,48 @@ TEST_P(EvictConformance, KeepListsAreListsOfSlots) {
   for (const char* budget : {"0", "3", "100"}) {
     Choices choices = with_budget(variant(), {}, budget);
     if (has_option(variant().id, "evict")) choices.emplace_back("evict", "true");
-    for_each_cache(variant(), awkward_cases(), default_layouts(SIKV_KEY_CODEC),
-                   [&](const FilledCache& filled, const Case& c) {
-                     SelectorSession session(variant(), choices, filled, c.group);
-                     if (!session.accepted()) return;
-                     // A wrapper's base may keep everything.
-                     if (!session.selector().evicts()) return;
-                     session.observe_everything();
-                     const sikv_cache_view& view = filled.cache.view();
-                     const auto rows = static_cast<size_t>(filled.cache.num_rows());
-                     const auto stride = static_cast<size_t>(view.max_encoded_len);
-                     Guarded<int32_t> keep(rows * stride), counts(rows);
-                     DeviceCall call(device_of(variant()));
-                     session.selector().evict({sizeof(sikv_evict_args), 0, &call.view(filled.cache),
-                                               call.out(keep), call.out(counts)},
-                                              call.out(session.workspace()), call.stream());
-                     call.finish();
-                     EXPECT_TRUE(keep.intact() && counts.intact())
-                         << "written outside of the keep-lists";
-                     for (size_t row = 0; row < rows; ++row) {
-                       if (counts[row] == SIKV_SELECT_ALL) continue;
-                       ASSERT_GE(counts[row], 0);
-                       ASSERT_LE(counts[row], view.encoded_len[row]);
-                       const int32_t* list = keep.data() + row * stride;
-                       for (int i = 0; i < counts[row]; ++i) {
-                         EXPECT_GE(list[i], i == 0 ? 0 : list[i - 1] + 1);
-                         EXPECT_LT(list[i], view.encoded_len[row]);
-                       }
-                     }
-                   });
+    for_each_cache(
+        variant(), awkward_cases(), default_layouts(SIKV_KEY_CODEC),
+        [&](const FilledCache& filled, const Case& c) {
+          SelectorSession session(variant(), choices, filled, c.group);
+          if (!session.accepted()) return;
+          // A wrapper's base may keep everything.
+          if (!session.selector().evicts()) return;
+          session.observe_everything();
+          const sikv_cache_view& view = filled.cache.view();
+          const auto rows = static_cast<size_t>(filled.cache.num_rows());
+          const auto stride = static_cast<size_t>(view.max_encoded_len);
+          if (session.selector().scores() && variant().device == SIKV_CPU) {
+            Guarded<float> scores(rows * stride);
+            std::fill_n(scores.data(), scores.size(), std::nanf(""));
+            session.selector().score({sizeof(sikv_score_args), 0, &view, scores.data()},
+                                     session.workspace().data(), nullptr);
+            EXPECT_TRUE(scores.intact());
+            for (size_t row = 0; row < rows; ++row) {
+              for (int slot = 0; slot < view.encoded_len[row]; ++slot) {
+                const float score = scores.data()[row * stride + static_cast<size_t>(slot)];
+                EXPECT_TRUE(std::isfinite(score) || score == HUGE_VALF) << score;
+              }
+            }
+          }
+          Guarded<int32_t> keep(rows * stride), counts(rows);
+          DeviceCall call(device_of(variant()));
+          session.selector().evict({sizeof(sikv_evict_args), 0, &call.view(filled.cache),
+                                    call.out(keep), call.out(counts)},
+                                   call.out(session.workspace()), call.stream());
+          call.finish();
+          EXPECT_TRUE(keep.intact() && counts.intact()) << "written outside of the keep-lists";
+          for (size_t row = 0; row < rows; ++row) {
+            if (counts[row] == SIKV_SELECT_ALL) continue;
+            ASSERT_GE(counts[row], 0);
+            ASSERT_LE(counts[row], view.encoded_len[row]);
+            const int32_t* list = keep.data() + row * stride;
+            for (int i = 0; i < counts[row]; ++i) {
+              EXPECT_GE(list[i], i == 0 ? 0 : list[i - 1] + 1);
+              EXPECT_LT(list[i], view.encoded_len[row]);
+            }
+          }
+        });
   }
 }
 

@@ -72,7 +72,7 @@ class SelectorSession {
     }
   }
 
-  int hidden_size = 48;  // of w_o, for selectors that need it
+  int hidden_size = 131;  // of w_o, for selectors that need it
 
   bool accepted() const { return refusal_.empty(); }
   SelectorInstance& selector() { return selector_; }
