@@ -3,8 +3,8 @@
 //   sikv_selector_ratio ID [OPTION=VALUE ...] [tokens=N]
 //
 // One layer of 2 KV heads with 3 query heads each, D = 128, gaussian keys in fp16, one thread. The
-// variants take turns; the least time of each counts. Of selectors whose work is done when the prompt
-// is there, and which then select all that they keep, it is the time of observe.
+// variants take turns; the least time of each counts. Of selectors that select all that they
+// keep, it is the time of observe: what ranks the prompt.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
