@@ -201,7 +201,9 @@ class Comparison {
       const SourceSpec& spec = missing.at(source);
       note(fmt::format("left out: {}: they need {}, which is not there; {} makes it", join(names),
                        spec.trace.string(), spec.make));
-      skipped_.push_back({{"source", source}, {"make", spec.make}, {"labels", names}});
+      Json entry = {{"make", spec.make}, {"labels", names}};
+      if (!source.empty()) entry["source"] = source;
+      skipped_.push_back(std::move(entry));
     }
     if (specs_.empty()) {
       throw Error("no pipeline is left: make the trace that they need");

@@ -51,30 +51,32 @@ TEST(PolarAnglesTest, AnglesAreTheLloydMaxLevelsOfTheirDensity) {
   }
 }
 
-// The density itself, from rows of normal numbers: its mean and variance.
+// The density itself: how often rows of normal numbers get each code.
 TEST(PolarAnglesTest, TheDensityIsThatOfNormalRows) {
   Random random(1);
   for (int level = 2; level <= polar::kLevels; ++level) {
     const int half = 1 << (level - 1);  // channels behind each radius
-    double sum = 0, square = 0, weight = 0, expected = 0;
     constexpr int kDraws = 20000;
+    double share[4] = {}, expected[4] = {}, weight = 0;
     for (int i = 0; i < kDraws; ++i) {
       double first = 0, second = 0;
       for (int d = 0; d < half; ++d) {
         first += std::pow(random.normal(), 2);
         second += std::pow(random.normal(), 2);
       }
-      const double psi = std::atan2(std::sqrt(second), std::sqrt(first));
-      sum += psi;
-      square += std::pow(psi - kPi / 4, 2);
+      share[polar::angle_of(level, static_cast<float>(std::sqrt(first)),
+                            static_cast<float>(std::sqrt(second)))] += 1.0 / kDraws;
     }
+    const double border = std::atan(polar::border_tangent(level));
     for (double psi = 0.0005; psi < kPi / 2; psi += 0.001) {
       const double density = std::pow(std::sin(2 * psi), half - 1);
+      const int code = (psi > border) + (psi > kPi / 4) + (psi > kPi / 2 - border);
+      expected[code] += density;
       weight += density;
-      expected += density * std::pow(psi - kPi / 4, 2);
     }
-    EXPECT_NEAR(sum / kDraws, kPi / 4, 0.01);
-    EXPECT_NEAR(square / kDraws, expected / weight, 0.05 * expected / weight) << level;
+    for (int code = 0; code < 4; ++code) {
+      EXPECT_NEAR(share[code], expected[code] / weight, 0.015) << level << " " << code;
+    }
   }
 }
 

@@ -5,7 +5,6 @@
 #include <string>
 
 #include "framework/base/random.h"
-#include "kernels/common/sign_sketch.h"
 #include "tests/support/plugins.h"
 #include "tests/support/test_cache.h"
 
@@ -98,25 +97,6 @@ TEST(QjlTest, EstimatesScaleWithTheNorm) {
   const std::vector<float> once = decoded(gaussian_keys(3), 2, 0),
                            thrice = decoded(gaussian_keys(3, 4.0f), 2, 0);
   for (size_t i = 0; i < once.size(); ++i) EXPECT_NEAR(thrice[i], 4 * once[i], 1e-5f) << i;
-}
-
-TEST(QjlTest, RowsOfABlockAreOrthonormal) {
-  const SignSketch sketch(kDim, kDim, 5);
-  // With orthonormal rows, and signs that are all those of row i, the estimates of e_i differ only by
-  // what the signs say: their Gram matrix is that of the signs.
-  std::vector<float> sum(kDim, 0.0f);
-  const std::vector<uint8_t> all(kDim / 8, 0xff);
-  sketch.add_estimate(all.data(), kDim, 1.0f, sum.data());
-  double squares = 0;
-  for (const float x : sum) squares += double{x} * x;
-  const double weight = 1.0 / (kDim * SignSketch::mean_side(kDim));
-  EXPECT_NEAR(squares, weight * weight * kDim, 1e-6);
-}
-
-TEST(QjlTest, TheMeanSideIsThatOfTheSphere) {
-  // E |u_1| of a random direction: 2 / pi in the plane, 1/2 in 3, and sqrt(2 / (pi D)) far out.
-  EXPECT_NEAR(SignSketch::mean_side(2), 2 / std::acos(-1.0), 1e-12);
-  EXPECT_NEAR(SignSketch::mean_side(256), std::sqrt(2 / (std::acos(-1.0) * 256)), 1e-4);
 }
 
 TEST(QjlTest, BytesPerToken) {

@@ -436,6 +436,30 @@ TEST_F(ConfigTest, EntriesNameTheirSourceAndSayWhatTheyRestOn) {
             (std::vector<std::string>{"budget=8 of self_index"}));
 }
 
+TEST_F(ConfigTest, TheOneSourceMayBeMadeAndJudgedInPart) {
+  const Config config = parse(
+      std::string("source: {trace: no/such.h5, layers: [0, 1, 2], judge: [2], make: capture}\n") +
+      kPipeline);
+  EXPECT_TRUE(config.source.missing);
+  EXPECT_EQ(config.source.make, "capture");
+  EXPECT_EQ(config.source.judge, (std::vector<int>{2}));
+  try {
+    on_source_of(config, config.pipelines[0]);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("no/such.h5' is not there: capture makes it"),
+              std::string::npos)
+        << error.what();
+  }
+  for (const char* key : {"judge: [0]", "make: capture"}) {
+    EXPECT_NE(error_of(std::string(kModel) + "source: {synthetic: {context: 64}, " + key + "}\n" +
+                       kPipeline)
+                  .find("goes with a trace only; remove it"),
+              std::string::npos)
+        << key;
+  }
+}
+
 TEST_F(ConfigTest, RefusesEntriesAndSourcesThatDoNotFit) {
   const std::string head = std::string(kModel) + kSource;
   const auto error_of_source = [&](const std::string& source) {
