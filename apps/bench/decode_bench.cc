@@ -83,7 +83,7 @@ class DecodeBench {
     for (int64_t step = 0; step < flags_.warmup + flags_.steps; ++step) {
       for (const auto& contender : contenders_) {
         Pipeline& pipeline = contender->pipeline;
-        if (step == flags_.warmup) pipeline.reset_step_times();
+        if (step == flags_.warmup) pipeline.reset_steps();
         pipeline.begin_step();
         for (size_t l = 0; l < layers_.size(); ++l) {
           const int layer = static_cast<int>(l);

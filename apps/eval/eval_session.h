@@ -57,6 +57,8 @@ class EvalSession {
 
   // Error if a pipeline cannot run over so many tokens.
   void check_pipelines(int64_t tokens);
+  // Whether one of them needs the queries of every prompt position; after check_pipelines.
+  bool all_queries() const { return all_queries_; }
 
  private:
   std::vector<PipelineSpec> read_configs();
@@ -70,6 +72,7 @@ class EvalSession {
   PipelineSpec dense_;
   int threads_ = 0;
   std::vector<PipelineSpec> pipelines_;
+  bool all_queries_ = false;
   Devices devices_;
   Device& device_;
   RowFile file_;

@@ -71,6 +71,7 @@ class TaskRows {
       }
     }
     session_.check_pipelines(longest);
+    plan_.all_queries = session_.all_queries();
   }
 
   std::span<const int32_t> haystack() const { return session_.inputs().front().tokens; }

@@ -49,6 +49,7 @@ Json row_of(const Evaluated& row, const Json& setup) {
   json["latency_us"] = latency_json({{"pipeline", row.prefill_s}}, latency);
   json["variants"] = variants_json(row.variants);
   json["counters"] = row.counters;
+  json["bytes_read"] = bytes_read_json(row.scan_bytes, row.attended_bytes);
   return json;
 }
 
@@ -66,6 +67,14 @@ Table::Cell metric_cell(const Json& metrics, const char* name, const char* forma
   return {fmt::format(fmt::runtime(format), value), value};
 }
 
+// By a selector and by attention; nothing where one of them is not known.
+std::optional<double> bytes_read(const Json& row) {
+  const Json read = row.value("bytes_read", Json::object());
+  const Json scan = read.value("scan", Json()), attended = read.value("attended", Json());
+  if (!scan.is_number() || !attended.is_number()) return std::nullopt;
+  return scan.get<double>() + attended.get<double>();
+}
+
 std::string eval_table(const std::vector<Line>& lines, const TableStyle& style) {
   using enum Table::Align;
   using enum Table::Better;
@@ -76,6 +85,7 @@ std::string eval_table(const std::vector<Line>& lines, const TableStyle& style) 
                {"\np99", kRight, kLower},
                {"top-1\nsame", kRight, kHigher},
                {"scans\n/step", kRight, kLower},
+               {"bytes read\n/step", kRight, kLower},
                {"bytes\n/token", kRight, kLower},
                {"total\ncompr.", kRight, kHigher},
                {"pipeline\nms/token", kRight, kLower},
@@ -90,6 +100,7 @@ std::string eval_table(const std::vector<Line>& lines, const TableStyle& style) 
     const Json& metrics = row["metrics"];
     const Json& latency = row["latency_us"];
     const Json kl = metrics.value("kl", Json::object());
+    const std::optional<double> read = bytes_read(row);
     double pipeline_us = 0;  // stages are not told apart in a graph
     for (const char* stage : {"append", "select", "attend"}) {
       if (latency.contains(stage)) pipeline_us += latency[stage]["median"].get<double>();
@@ -99,11 +110,12 @@ std::string eval_table(const std::vector<Line>& lines, const TableStyle& style) 
                metric_cell(kl, "mean", "{:.4f}"), metric_cell(kl, "p95", "{:.4f}"),
                metric_cell(kl, "p99", "{:.4f}"), metric_cell(metrics, "top1_same", "{:.3f}"),
                metric_cell(metrics, "scans_per_step", "{:.2f}"),
+               read ? number_cell(*read) : Table::Cell{"-"},
                number_cell(metrics["bytes_per_token"].get<double>()),
                number_cell(metrics["compression_total"].get<double>()),
                pipeline_us == 0 ? Table::Cell{"-"} : millis(pipeline_us),
                millis(latency["token"]["median"].get<double>())},
-              row["pipeline"].get<std::string>(), competes);
+              row.value("label", row["pipeline"].get<std::string>()), competes);
   }
   return table.text(style);
 }
@@ -146,14 +158,17 @@ class TextRows {
     const auto ready = [&]() -> Evaluation& {
       if (!evaluation) {
         evaluation.emplace(session_.model(), text, session_.dtype(), flags_.queries,
-                           session_.registry(), session_.device());
+                           session_.all_queries(), session_.registry(), session_.device());
       }
       return *evaluation;
     };
-    const auto row = [&](const PipelineSpec& spec, auto&& measure) {
+    const auto row = [&](const PipelineSpec& spec, auto&& measure) -> Json {
       const Json* known = session_.file().find(pipeline_text(spec, session_.registry()), setup);
       kept_ += known != nullptr;
-      return known != nullptr ? *known : session_.file().add(row_of(measure(), setup));
+      if (known != nullptr) return *known;
+      Json measured = row_of(measure(), setup);
+      if (!spec.entry.label.empty()) measured["label"] = spec.entry.label;
+      return session_.file().add(measured);
     };
     lines_.push_back({text.name, row(session_.dense(), [&] { return ready().dense(); }), false});
     for (const PipelineSpec& spec : session_.pipelines()) {
@@ -177,8 +192,8 @@ class TextRows {
     print(
         fmt::format("{}: prompt of {} tokens, {} teacher-forced steps\n\n{}\n"
                     "* best of its group, dense aside; KL: nats to dense, p99: 1 % of the steps "
-                    "are worse; times "
-                    "are\n  medians, all layers\n",
+                    "are worse; bytes "
+                    "read: by one\n  KV head of one layer; times: medians, all layers\n",
                     session_.model().config().name, flags_.prompt, flags_.steps,
                     eval_table(lines, TableStyle::of(stdout))));
   }

@@ -98,7 +98,9 @@ void generate(const GenerateFlags& flags) {
   // Parts that do not go together are found before the prefill.
   const sikv_shape shape = model.shape(options.dtype, std::ssize(tokens) + options.max_tokens);
   const Composition composition(spec, registry, device, shape);
-  check_needs(composition.selector(), model.offer(std::ssize(tokens), kPromptQueries));
+  check_needs(composition.selector(), model.offer(0, 0));
+  options.all_queries =
+      (composition.selector().table().flags & SIKV_SELECTOR_NEEDS_ALL_QUERIES) != 0;
   const size_t prompt_tokens = tokens.size();
   Generator generator(model, std::move(tokens), options);
   std::vector<Generated> results;

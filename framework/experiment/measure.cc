@@ -92,22 +92,11 @@ class Judge {
       push("selection_error", r.quality.selection_error);
       push("output_error", r.output_error);
       push("kv_error", r.kv_error);
-      selected_ += r.selected;
-      exact_tokens_ += r.exact;
-      ++attended_rows_;
+      attended_.add(r.selected, r.exact);
     }
   }
 
-  // Bytes of K and V that a row's step attends to, on average.
-  std::optional<double> attended_bytes() const {
-    if (attended_rows_ == 0) return std::nullopt;
-    const double exact_token = 2.0 * source_.head_dim * sikv_dtype_bytes(source_.dtype);
-    const sikv_layout& key = pipeline_.composition().key_layout();
-    const sikv_layout& value = pipeline_.composition().value_layout();
-    const auto page = static_cast<double>(layout_page_bytes(key) + layout_page_bytes(value) +
-                                          line_padding_page_bytes(key, value));
-    return (selected_ * page / SIKV_PAGE_TOKENS + exact_tokens_ * exact_token) / attended_rows_;
-  }
+  const AttendedTokens& attended() const { return attended_; }
 
   std::map<std::string, Summary> summaries() const {
     std::map<std::string, Summary> all;
@@ -190,7 +179,7 @@ class Judge {
   bool wants_kv_error_;
   std::vector<StoredRows> stored_;
   std::map<std::string, std::vector<double>> samples_;
-  double selected_ = 0, exact_tokens_ = 0, attended_rows_ = 0;
+  AttendedTokens attended_;
 };
 
 // Of Measured::memory_per_token.
@@ -355,14 +344,14 @@ Measured measure_pipeline(const PipelineSpec& spec, const Registry& registry, De
                      static_cast<int>(num_queries), projection);
     progress.add();
   }
-  std::map<std::string, double> counters_before;
+  Counters counters_before;
   const size_t outputs =
       static_cast<size_t>(source.num_sequences) * static_cast<size_t>(source.num_query_heads);
   std::vector<float> out(outputs * static_cast<size_t>(source.head_dim)), lse(outputs);
   for (int64_t step = 0; step < measure.warmup + steps; ++step) {
     if (step == measure.warmup) {
-      pipeline.reset_step_times();
-      for (const sikv_counter& c : pipeline.counters()) counters_before[c.name] = c.value;
+      pipeline.reset_steps();
+      counters_before = counters_by_name(pipeline);
     }
     pipeline.begin_step();
     const int64_t position = source.prompt + step;
@@ -403,22 +392,16 @@ Measured measure_pipeline(const PipelineSpec& spec, const Registry& registry, De
     if (grows_with_context(line.role)) growing += static_cast<double>(line.bytes);
   }
   if (encoded > 0) measured.memory_per_token = growing / heads / static_cast<double>(encoded);
-  measured.attended_bytes = judge.attended_bytes();
+  measured.attended_bytes = attended_bytes(pipeline, judge.attended());
   const StageTimes& times = pipeline.times();
   measured.prefill_s = {{"fit", times.fit}, {"encode", times.encode}, {"observe", times.observe}};
   for (const auto& [stage, samples] : times.steps) {
     measured.step_s[stage] = summarize(samples, BadSide::kHigh);
   }
-  for (const sikv_counter& c : pipeline.counters()) {
-    measured.counters[c.name] = c.value - counters_before[c.name];
+  for (const auto& [name, value] : counters_by_name(pipeline)) {
+    measured.counters[name] = value - counters_before[name];
   }
-  const auto& counters = measured.counters;
-  if (const auto bytes = counters.find("scan_bytes"); bytes != counters.end()) {
-    const auto runs = counters.find("runs");
-    if (runs != counters.end() && runs->second > 0) {
-      measured.scan_bytes = bytes->second / runs->second;
-    }
-  }
+  measured.scan_bytes = scan_bytes(measured.counters);
   return measured;
 }
 

@@ -16,6 +16,7 @@
 #include "framework/experiment/source.h"
 #include "framework/metrics/attention_metrics.h"
 #include "framework/metrics/summary.h"
+#include "framework/pipeline/bytes_read.h"
 #include "framework/pipeline/pipeline.h"
 
 namespace sikv {
@@ -62,7 +63,7 @@ struct Measured {
   // layers, summarised over the steps.
   std::map<std::string, double> prefill_s;
   std::map<std::string, Summary> step_s;
-  std::map<std::string, double> counters;  // of the selector, over the measured steps
+  Counters counters;  // of the selector, over the measured steps
 };
 
 // `measure.metrics` says what to judge; `measure.warmup` steps are replayed first and not judged.

@@ -365,7 +365,7 @@ void ThroughputBench::run_steps(Pipeline& pipeline, SharedInput& input, const si
       static_cast<size_t>(shape.max_sequences) * static_cast<size_t>(shape.num_query_heads);
   std::vector<float> out(heads * static_cast<size_t>(shape.head_dim)), lse(heads);
   for (int64_t step = 0; step < warmup + steps; ++step) {
-    if (step == warmup) pipeline.reset_step_times();
+    if (step == warmup) pipeline.reset_steps();
     pipeline.begin_step();
     for (int layer = 0; layer < shape.num_layers; ++layer) {
       const SharedInput::Step token = input.step(layer, step);
@@ -424,7 +424,7 @@ void ThroughputBench::replay_steps(Pipeline& pipeline, SharedInput& input, const
     attention.push_back(device_.seconds(i, i + 1));
     whole.push_back(device_.seconds(i, i + 2));
   }
-  pipeline.reset_step_times();
+  pipeline.reset_steps();
   row.step_s["step"] = summarize(attention, BadSide::kHigh);
   if (weights_.bytes() > 0) row.whole_step_s = summarize(whole, BadSide::kHigh);
 }

@@ -49,6 +49,9 @@ class ModelBackend {
                     std::span<const int64_t> positions, Pipeline::StepMode mode, float* logits,
                     int32_t* next) = 0;
 
+  // Transformer::output_projection.
+  virtual std::vector<float> output_projection(int layer) const = 0;
+
   // logits [n, vocab] from hidden states [n, hidden] behind the last layer; both on the host.
   virtual void logits(const float* hidden, int64_t n, float* logits) = 0;
 };

@@ -139,6 +139,7 @@ class CpuBackend final : public ModelBackend {
   std::vector<float> end_prefill() override;
   void step(Pipeline* pipeline, std::span<const int32_t> tokens, std::span<const int64_t> positions,
             Pipeline::StepMode mode, float* logits, int32_t* next) override;
+  std::vector<float> output_projection(int layer) const override;
   void logits(const float* hidden, int64_t n, float* logits) override;
 
  private:
@@ -335,6 +336,18 @@ std::vector<float> CpuBackend::end_prefill() {
                                   prefill_.x.end());
   prefill_ = {};
   return hidden;
+}
+
+std::vector<float> CpuBackend::output_projection(int layer) const {
+  const WeightMatrix& wo = model_.layers[static_cast<size_t>(layer)].wo;  // [hidden, Hq * D]
+  std::vector<float> row(static_cast<size_t>(wo.columns)),
+      w_o(row.size() * static_cast<size_t>(wo.rows));
+  for (int64_t c = 0; c < wo.rows; ++c) {
+    load_weights(wo, c, row.data());
+    for (int64_t i = 0; i < wo.columns; ++i)
+      w_o[static_cast<size_t>(i * wo.rows + c)] = row[static_cast<size_t>(i)];
+  }
+  return w_o;
 }
 
 void CpuBackend::step(Pipeline* pipeline, std::span<const int32_t> tokens,

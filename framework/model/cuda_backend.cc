@@ -144,6 +144,7 @@ class CudaBackend final : public ModelBackend {
   std::vector<float> end_prefill() override;
   void step(Pipeline* pipeline, std::span<const int32_t> tokens, std::span<const int64_t> positions,
             Pipeline::StepMode mode, float* logits, int32_t* next) override;
+  std::vector<float> output_projection(int) const override { return {}; }
   void logits(const float* hidden, int64_t n, float* logits) override;
 
  private:

@@ -9,7 +9,7 @@
 #include "framework/base/progress.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/model/dense_pipeline.h"
-#include "framework/model/scan_count.h"
+#include "framework/pipeline/bytes_read.h"
 
 namespace sikv {
 namespace {
@@ -45,8 +45,12 @@ int64_t most_likely(const float* log_p, int64_t n) {
 }  // namespace
 
 Evaluation::Evaluation(Transformer& model, EvalText text, int32_t dtype, int num_queries,
-                       const Registry& registry, Device& device)
-    : model_(model), text_(std::move(text)), registry_(registry), dtype_(dtype) {
+                       bool all_queries, const Registry& registry, Device& device)
+    : model_(model),
+      text_(std::move(text)),
+      registry_(registry),
+      dtype_(dtype),
+      num_queries_(num_queries) {
   SIKV_ASSERT(std::ssize(text_.tokens) == text_.prompt + text_.steps + 1 && text_.steps > 0);
   const int64_t context = model.config().max_positions;
   if (text_.prompt + text_.steps > context) {
@@ -57,7 +61,7 @@ Evaluation::Evaluation(Transformer& model, EvalText text, int32_t dtype, int num
   }
   const auto start = Clock::now();
   prompt_ = model.prefill(std::span(text_.tokens).first(static_cast<size_t>(text_.prompt)), dtype,
-                          num_queries);
+                          all_queries ? static_cast<int>(text_.prompt) : num_queries);
   prefill_s_ = seconds_since(start);
   const int64_t vocab = model.config().vocab_size;
   log_p_.resize(static_cast<size_t>(text_.steps * vocab));
@@ -108,7 +112,7 @@ Evaluated Evaluation::replay(const PipelineSpec& spec, Device& device, Judge&& j
   Pipeline pipeline(spec, registry_, device, model_.shape(dtype_, text_.prompt + text_.steps),
                     static_cast<int>(text_.steps));
   for (int l = 0; l < config.num_layers; ++l) {
-    model_.fill(pipeline, l, prompt_.layers[static_cast<size_t>(l)]);
+    model_.fill(pipeline, l, prompt_.layers[static_cast<size_t>(l)], num_queries_);
     progress.add();
   }
   std::vector<float> logits(static_cast<size_t>(config.vocab_size));
@@ -137,10 +141,10 @@ Evaluated Evaluation::replay(const PipelineSpec& spec, Device& device, Judge&& j
   for (const auto& [stage, samples] : times.steps) {
     row.step_s[stage] = summarize(samples, BadSide::kHigh);
   }
-  for (const sikv_counter& counter : pipeline.counters()) {
-    row.counters[counter.name] = counter.value;
-  }
-  row.scans_per_step = scans_per_step(pipeline);
+  row.counters = counters_by_name(pipeline);
+  row.scans_per_step = scans_per_step(row.counters);
+  row.scan_bytes = scan_bytes(row.counters);
+  row.attended_bytes = attended_bytes(pipeline, pipeline.attended());
   return row;
 }
 

@@ -40,10 +40,13 @@ struct Evaluated {
   double bytes_per_token = 0;    // encoded pages, per token and KV head
   double compression_total = 0;  // dense fp16 bytes of the whole cache / ledger total
   Ledger ledger;
-  double prefill_s = 0;                    // fit, encode, observe of the whole prompt, all layers
-  Summary token_s;                         // the whole model, per step
-  std::map<std::string, Summary> step_s;   // append, select, attend, all layers
-  std::map<std::string, double> counters;  // of the selector
+  double prefill_s = 0;                   // fit, encode, observe of the whole prompt, all layers
+  Summary token_s;                        // the whole model, per step
+  std::map<std::string, Summary> step_s;  // append, select, attend, all layers
+  Counters counters;                      // of the selector
+  // Bytes read per step for one KV head of one layer, on average: by the selector to decide, where
+  // it counts them, and of the tokens attended to, which a GPU does not tell.
+  std::optional<double> scan_bytes, attended_bytes;
 };
 
 // One text. Its dense prefill and the dense steps are made once, by the constructor, and serve
@@ -51,8 +54,9 @@ struct Evaluated {
 class Evaluation {
  public:
   // `dtype` of K, V and Q as the caches get them: fp16 or fp32. `num_queries` of the last prompt
-  // queries go to the selectors. Shows progress; throws Interrupted after Ctrl-C.
-  Evaluation(Transformer& model, EvalText text, int32_t dtype, int num_queries,
+  // queries go to the selectors; with `all_queries` those that need all get all. Shows progress;
+  // throws Interrupted after Ctrl-C.
+  Evaluation(Transformer& model, EvalText text, int32_t dtype, int num_queries, bool all_queries,
              const Registry& registry, Device& device);
 
   const EvalText& text() const { return text_; }
@@ -72,6 +76,7 @@ class Evaluation {
   EvalText text_;
   const Registry& registry_;
   int32_t dtype_;
+  int num_queries_;
   Prompt prompt_;
   double prefill_s_ = 0;
   std::vector<float> log_p_;  // [steps, vocab] of dense attention

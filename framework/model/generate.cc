@@ -7,7 +7,7 @@
 #include "framework/base/interrupt.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/metrics/summary.h"
-#include "framework/model/scan_count.h"
+#include "framework/pipeline/bytes_read.h"
 
 namespace sikv {
 namespace {
@@ -35,7 +35,8 @@ Generator::Generator(Transformer& model, std::vector<int32_t> prompt,
         prompt_tokens_, options.max_tokens, model.config().name, context);
   }
   const auto start = Clock::now();
-  prompt_ = model.prefill(prompt, options.dtype, kPromptQueries);
+  prompt_ = model.prefill(prompt, options.dtype,
+                          options.all_queries ? static_cast<int>(prompt_tokens_) : kPromptQueries);
   std::vector<float> logits(static_cast<size_t>(model.config().vocab_size));
   model.logits(prompt_.hidden.data(), 1, logits.data());
   first_token_ = most_likely(logits);
@@ -73,7 +74,7 @@ Generated Generator::run(const PipelineSpec& spec, const Registry& registry, Dev
   }
   if (!steps.empty()) result.token_s = summarize(steps, BadSide::kHigh).median;
   result.ledger = pipeline.ledger();
-  result.scans_per_step = scans_per_step(pipeline);
+  result.scans_per_step = scans_per_step(counters_by_name(pipeline));
   result.bytes_per_token = pipeline.cache().bytes_per_token();
   const ModelConfig& config = model_.config();
   result.dense_bytes = static_cast<uint64_t>(position) * static_cast<uint64_t>(config.num_layers) *

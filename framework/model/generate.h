@@ -21,6 +21,7 @@ struct GenerateOptions {
   int max_tokens = 64;
   int32_t stop_token = -1;  // ends the text and is not part of it; -1: none
   int32_t dtype = SIKV_FP16;
+  bool all_queries = false;  // of the prompt are kept, for selectors that need them
 };
 
 struct Generated {

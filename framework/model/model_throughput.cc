@@ -154,7 +154,7 @@ ModelThroughput ModelThroughputBench::measure(const PipelineSpec& spec, int64_t 
   row.first_s = prompt_s_;
   auto seconds = timed_steps(context, batch,
                              [&](auto tokens, const auto& positions, int32_t* next, int64_t i) {
-                               if (i == options_.warmup) pipeline.reset_step_times();
+                               if (i == options_.warmup) pipeline.reset_steps();
                                model_.step_greedy(pipeline, tokens, positions, next);
                              });
   row.second_s = row.first_s + filled_s + seconds.front();

@@ -317,6 +317,7 @@ std::vector<TaskRow> run_task(Task task, int64_t length, const TaskPlan& plan, T
       GenerateOptions options;
       options.max_tokens = prompt.answer_tokens;
       options.dtype = plan.dtype;
+      options.all_queries = plan.all_queries;
       Generator generator(model, std::move(prompt.tokens), options);
       for (size_t p = 0; p < rows.size(); ++p) {
         const Generated answer =

@@ -62,6 +62,7 @@ struct TaskPlan {
   int trials = 2;  // prompts per length and depth
   uint64_t seed = 1;
   int32_t dtype = SIKV_FP16;
+  bool all_queries = false;  // of the prompts are kept, for selectors that need them
 
   // A task without depth has its depths x trials prompts in one cell.
   int cells(Task task) const { return has_depth(task) ? depths : 1; }

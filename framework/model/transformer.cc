@@ -38,7 +38,7 @@ void Transformer::check_token(int32_t token) const {
 
 Offer Transformer::offer(int64_t tokens, int num_queries) const {
   return {"a model's own prompt", config().num_layers, config().num_layers,
-          std::max<int64_t>(0, tokens - num_queries), false};
+          std::max<int64_t>(0, tokens - num_queries), !device_.is_cuda()};
 }
 
 std::vector<float> Transformer::prefill(std::span<const int32_t> tokens, int32_t dtype,
@@ -80,9 +80,13 @@ Prompt Transformer::prefill(std::span<const int32_t> tokens, int32_t dtype, int 
   return prompt;
 }
 
-void Transformer::fill(Pipeline& pipeline, int layer, const PromptRows& prompt) {
+void Transformer::fill(Pipeline& pipeline, int layer, const PromptRows& prompt, int num_queries) {
   const sikv_cache_view& view = pipeline.cache().view(layer);
-  const int64_t query_bytes = prompt.queries * q_width() * sikv_dtype_bytes(view.dtype);
+  const uint32_t needs = pipeline.composition().selector().table().flags;
+  const bool all_queries = (needs & SIKV_SELECTOR_NEEDS_ALL_QUERIES) != 0;
+  const int seen = all_queries ? prompt.queries : std::min(num_queries, prompt.queries);
+  const int64_t row_bytes = q_width() * sikv_dtype_bytes(view.dtype);
+  const int64_t query_bytes = seen * row_bytes;
   const auto sequences = static_cast<size_t>(view.num_sequences);
   const auto tokens = static_cast<int32_t>(prompt.tokens);
   const std::vector<int32_t> first(sequences, 0), count(sequences, tokens);
@@ -91,24 +95,33 @@ void Transformer::fill(Pipeline& pipeline, int layer, const PromptRows& prompt) 
   sikv_rows values = keys;
   values.data = prompt.v;
   DeviceBuffer repeated;
-  const void* queries = prompt.q;
+  const void* const last =
+      static_cast<const std::byte*>(prompt.q) + (prompt.queries - seen) * row_bytes;
+  const void* queries = last;
   if (sequences > 1) {
     repeated = DeviceBuffer(device_, sequences * static_cast<size_t>(query_bytes));
     for (size_t b = 0; b < sequences; ++b) {
-      device_.copy_in(repeated.as<std::byte>() + static_cast<int64_t>(b) * query_bytes, prompt.q,
+      device_.copy_in(repeated.as<std::byte>() + static_cast<int64_t>(b) * query_bytes, last,
                       static_cast<size_t>(query_bytes));
     }
     queries = repeated.as<>();
   }
-  pipeline.prefill(layer, keys, values, queries, prompt.queries);
+  std::vector<float> w_o;
+  OutputProjection projection;
+  if ((needs & SIKV_SELECTOR_NEEDS_W_O) != 0) {
+    w_o = output_projection(layer);
+    if (!w_o.empty()) projection = {w_o.data(), static_cast<int>(config().hidden_size)};
+  }
+  pipeline.prefill(layer, keys, values, queries, seen, projection);
 }
 
-void Transformer::fill(Pipeline& pipeline, int layer, const PromptLayer& prompt) {
+void Transformer::fill(Pipeline& pipeline, int layer, const PromptLayer& prompt, int num_queries) {
   const int64_t bytes = sikv_dtype_bytes(pipeline.cache().view(layer).dtype);
   fill(pipeline, layer,
        PromptRows{prompt.k.data(), prompt.v.data(), prompt.q.data(),
                   std::ssize(prompt.k) / (kv_width() * bytes),
-                  static_cast<int>(std::ssize(prompt.q) / (q_width() * bytes))});
+                  static_cast<int>(std::ssize(prompt.q) / (q_width() * bytes))},
+       num_queries);
 }
 
 void Transformer::fill(Pipeline& pipeline, const Prompt& prompt) {

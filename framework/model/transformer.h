@@ -60,7 +60,7 @@ class Transformer {
   // What a pipeline for this model is made with.
   sikv_shape shape(int32_t dtype, int64_t max_tokens, int batch = 1) const;
 
-  // What selectors get of a prompt of `tokens`: the last `num_queries` queries, and no w_o.
+  // What selectors get of a prompt of `tokens`: the last `num_queries` queries and, on a CPU, w_o.
   Offer offer(int64_t tokens, int num_queries) const;
 
   // Dense causal attention over `tokens` at positions from 0; K, V and the last `num_queries`
@@ -73,10 +73,19 @@ class Transformer {
   // The same, all kept on the host. Shows progress.
   Prompt prefill(std::span<const int32_t> tokens, int32_t dtype, int num_queries);
 
-  // Hands one layer of a prompt to a pipeline: each of its sequences begins with it.
-  void fill(Pipeline& pipeline, int layer, const PromptRows& prompt);
-  void fill(Pipeline& pipeline, int layer, const PromptLayer& prompt);
+  // Hands one layer of a prompt to a pipeline: each of its sequences begins with it. Selectors that
+  // do not need all queries see the last `num_queries` of them.
+  void fill(Pipeline& pipeline, int layer, const PromptRows& prompt,
+            int num_queries = kPromptQueries);
+  void fill(Pipeline& pipeline, int layer, const PromptLayer& prompt,
+            int num_queries = kPromptQueries);
   void fill(Pipeline& pipeline, const Prompt& prompt);
+
+  // w_o of a layer as selectors take it, fp32 [Hq * D, hidden]; empty on a GPU, whose selectors need
+  // none.
+  std::vector<float> output_projection(int layer) const {
+    return backend_->output_projection(layer);
+  }
 
   // One token per sequence of the pipeline, at its position, through all layers: `logits`
   // [B, vocab] are those of the next tokens. On a GPU the whole model's step is one CUDA graph, and

@@ -286,7 +286,11 @@ void Pipeline::attend(int layer, const void* q, float* out, float* lse) {
     const sikv_cache_view view = cache_.view(layer);
     const bool ordered = (composition_.selector().table().flags & SIKV_SELECTOR_UNORDERED) == 0;
     for (int row = 0; row < cache_.num_rows(); ++row) {
-      if (selection_.counts[row] == SIKV_SELECT_ALL) continue;
+      const int32_t count = selection_.counts[row], pinned = view.pinned_len[row];
+      const bool all = count == SIKV_SELECT_ALL;
+      attended_.add(all ? view.encoded_len[row] - pinned : count,
+                    pinned + view.tail_len[row / shape_.num_kv_heads]);
+      if (all) continue;
       check_slots("selects", view, row, selection_.slots + int64_t{row} * selection_.capacity,
                   selection_.counts[row], selection_.capacity, ordered);
     }

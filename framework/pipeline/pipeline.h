@@ -95,6 +95,18 @@ struct StageTimes {
   std::map<std::string, std::vector<double>> steps;  // append, select, attend
 };
 
+// Tokens that steps attended to, summed over rows, layers and steps: encoded ones, and exact ones,
+// which are pinned or in the tail.
+struct AttendedTokens {
+  double encoded = 0, exact = 0, rows = 0;
+
+  void add(double encoded_tokens, double exact_tokens) {
+    encoded += encoded_tokens;
+    exact += exact_tokens;
+    rows += 1;
+  }
+};
+
 // w_o [Hq * D, hidden] of one layer, fp32; none where it is null.
 struct OutputProjection {
   const float* w_o = nullptr;
@@ -153,7 +165,12 @@ class Pipeline {
   const Composition& composition() const { return composition_; }
   const KvCache& cache() const { return cache_; }
   const StageTimes& times() const { return times_; }
-  void reset_step_times() { times_.steps.clear(); }
+  // Of all steps since the last reset; nothing on a GPU, where selections stay.
+  const AttendedTokens& attended() const { return attended_; }
+  void reset_steps() {
+    times_.steps.clear();
+    attended_ = {};
+  }
   std::vector<sikv_counter> counters() const { return composition_.selector().counters(); }
   // The cache's ledger plus selection, workspace and selector state.
   Ledger ledger() const;
@@ -197,6 +214,7 @@ class Pipeline {
   sikv_selection selection_{};
   Recorded recorded_[2];  // without and with a flush
   StageTimes times_;
+  AttendedTokens attended_;
   int64_t step_ = -1;
   int selected_layer_ = 0;
 };

@@ -75,6 +75,13 @@ Json variants_json(std::span<const ChosenVariant> variants) {
   return json;
 }
 
+Json bytes_read_json(const std::optional<double>& scan, const std::optional<double>& attended) {
+  const auto or_null = [](const std::optional<double>& bytes) {
+    return bytes ? Json(*bytes) : Json();
+  };
+  return {{"scan", or_null(scan)}, {"attended", or_null(attended)}};
+}
+
 Json row_json(const Measured& measured) {
   Json metrics = Json::object();
   for (const auto& [name, summary] : measured.metrics) {
@@ -91,11 +98,7 @@ Json row_json(const Measured& measured) {
   row["latency_us"] = latency_json(measured.prefill_s, measured.step_s);
   row["variants"] = variants_json(measured.variants);
   row["counters"] = measured.counters;
-  const auto or_null = [](const std::optional<double>& bytes) {
-    return bytes ? Json(*bytes) : Json();
-  };
-  row["bytes_read"] = {{"scan", or_null(measured.scan_bytes)},
-                       {"attended", or_null(measured.attended_bytes)}};
+  row["bytes_read"] = bytes_read_json(measured.scan_bytes, measured.attended_bytes);
   return row;
 }
 

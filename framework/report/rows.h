@@ -19,6 +19,7 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -39,6 +40,8 @@ nlohmann::ordered_json memory_json(const Ledger& ledger);
 nlohmann::ordered_json latency_json(const std::map<std::string, double>& prefill_s,
                                     const std::map<std::string, Summary>& step_s);
 nlohmann::ordered_json variants_json(std::span<const ChosenVariant> variants);
+nlohmann::ordered_json bytes_read_json(const std::optional<double>& scan,
+                                       const std::optional<double>& attended);
 
 // Seconds of one decode step: the sum of its stages' means. Medians would lose what is done only
 // every few steps, as scans and the encoding of full pages are.

@@ -1,5 +1,6 @@
 #include "framework/model/evaluate.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -35,7 +36,7 @@ Evaluated run(Evaluation& evaluation, const char* pipeline) {
 TEST(Evaluation, DenseNllIsThatOfPrefills) {
   Transformer model = load();
   const EvalText text = random_text(600, 5);
-  Evaluation evaluation(model, text, SIKV_FP32, 64, registry(), cpu(3));
+  Evaluation evaluation(model, text, SIKV_FP32, 64, false, registry(), cpu(3));
   std::vector<float> logits(300);
   double nll = 0;
   for (size_t step = 0; step < 5; ++step) {
@@ -53,7 +54,7 @@ TEST(Evaluation, DenseNllIsThatOfPrefills) {
 
 TEST(Evaluation, EverythingSelectedIsDense) {
   Transformer model = load();
-  Evaluation evaluation(model, random_text(600, 6), SIKV_FP16, 64, registry(), cpu(3));
+  Evaluation evaluation(model, random_text(600, 6), SIKV_FP16, 64, false, registry(), cpu(3));
   const Evaluated same = run(evaluation, "fp16+fp16 > full(pinned=0) > dense_attention");
   EXPECT_EQ(same.nll_added, 0);
   EXPECT_EQ(same.kl->mean, 0);
@@ -63,11 +64,14 @@ TEST(Evaluation, EverythingSelectedIsDense) {
   EXPECT_NEAR(pinned.nll_added, 0, 1e-4);
   EXPECT_EQ(pinned.bytes_per_token, 256);
   EXPECT_FALSE(pinned.scans_per_step.has_value());
+  // All of 601 to 606 tokens, 256 bytes each, whether encoded, pinned or in the tail.
+  EXPECT_EQ(pinned.attended_bytes, 256 * 603.5);
+  EXPECT_EQ(pinned.scan_bytes, 0);
 }
 
 TEST(Evaluation, CompressionCostsAndScansAreCounted) {
   Transformer model = load();
-  Evaluation evaluation(model, random_text(1000, 8), SIKV_FP16, 64, registry(), cpu(3));
+  Evaluation evaluation(model, random_text(1000, 8), SIKV_FP16, 64, false, registry(), cpu(3));
   const Evaluated coarse =
       run(evaluation, "rot_lm(bits=2)+rot_lm(bits=2) > full(pinned=8) > gather_attention");
   const Evaluated fine =
@@ -79,13 +83,30 @@ TEST(Evaluation, CompressionCostsAndScansAreCounted) {
       "rot_lm+rot_lm > self_index(budget=32,rerank=2,scan_every=4,pinned=8) > gather_attention");
   EXPECT_EQ(every.scans_per_step, 0.25);
   EXPECT_EQ(every.budget, 32);
+  // 8 pinned and a tail of 233 to 240 tokens are exact.
+  EXPECT_NEAR(every.attended_bytes.value(), 32 * every.bytes_per_token + (8 + 236.5) * 256, 1e-6);
+  EXPECT_GT(every.scan_bytes.value(), 0);
   EXPECT_EQ(every.variants.size(), 4u);
+}
+
+TEST(Evaluation, SelectorsThatNeedAllQueriesOrOutputProjectionsGetThem) {
+  Transformer model = load();
+  Evaluation evaluation(model, random_text(1000, 4), SIKV_FP16, 64, true, registry(), cpu(3));
+  const auto kl = [&](const char* selector) {
+    return run(evaluation, fmt::format("fp16+fp16 > {} > sparse_flash", selector).c_str()).kl->mean;
+  };
+  for (const char* selector :
+       {"h2o(budget=700,pinned=8)", "expected_attention(budget=700,pinned=8)",
+        "criticalkv(base=snapkv(budget=700),pinned=8)", "laprox(budget=700,pinned=8)"}) {
+    EXPECT_GT(kl(selector), 0) << selector;
+    EXPECT_LT(kl(selector), kl("random(budget=100,pinned=8)")) << selector;
+  }
 }
 
 TEST(Evaluation, TheContextIsTheLimit) {
   Transformer model = load();
   try {
-    Evaluation(model, random_text(2040, 9), SIKV_FP16, 64, registry(), cpu(3));
+    Evaluation(model, random_text(2040, 9), SIKV_FP16, 64, false, registry(), cpu(3));
     FAIL();
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("2040 tokens and 9 steps do not fit the context"),

@@ -85,6 +85,22 @@ std::string refusal(const std::function<void()>& call) {
 // The golden file promises 1e-5 to a correct fp32 pass.
 constexpr double kTolerance = 1e-5;
 
+TEST(Transformer, OutputProjectionsAreTurnedAsSelectorsTakeThem) {
+  Transformer model = load("qwen2");
+  const ModelFile file = read_model(tiny("qwen2"));
+  const WeightMatrix& wo = file.layers[1].wo;  // [hidden, Hq * D]
+  ASSERT_NE(wo.rows, wo.columns);
+  const std::vector<float> w_o = model.output_projection(1);
+  ASSERT_EQ(std::ssize(w_o), wo.rows * wo.columns);
+  std::vector<float> row(static_cast<size_t>(wo.columns));
+  for (int64_t c = 0; c < wo.rows; ++c) {
+    load_weights(wo, c, row.data());
+    for (int64_t i = 0; i < wo.columns; ++i) {
+      ASSERT_EQ(w_o[static_cast<size_t>(i * wo.rows + c)], row[static_cast<size_t>(i)]);
+    }
+  }
+}
+
 TEST(Transformer, PrefillMatchesTheGoldenLayerByLayer) {
   for (const std::string name : kModels) {
     Transformer model = load(name);
