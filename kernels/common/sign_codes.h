@@ -13,11 +13,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <numbers>
 #include <vector>
 
 #include "kernels/common/channel_pages.h"
-#include "plugins/layouts/rotation.h"
 
 namespace sikv {
 
@@ -154,21 +152,6 @@ inline std::vector<float> mean_row(const float* rows, int count, int head_dim) {
   std::vector<float> mean;
   for (const double x : sum) mean.push_back(static_cast<float>(x / std::max(count, 1)));
   return mean;
-}
-
-// Unit normals from a seed, by Box and Muller.
-inline std::vector<float> gaussian_directions(uint64_t seed, int64_t count) {
-  std::vector<float> out(static_cast<size_t>(count));
-  uint64_t state = seed;
-  const auto uniform = [&] {
-    state = rotation::splitmix64(state);
-    return (static_cast<double>(state >> 11) + 0.5) * 0x1p-53;
-  };
-  for (float& x : out) {
-    const double radius = std::sqrt(-2.0 * std::log(uniform()));
-    x = static_cast<float>(radius * std::cos(2.0 * std::numbers::pi * uniform()));
-  }
-  return out;
 }
 
 }  // namespace sikv

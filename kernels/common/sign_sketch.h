@@ -1,8 +1,9 @@
 // One-bit Johnson-Lindenstrauss sketch: the signs of S x and ||x|| estimate x without bias.
 //
 // S [rows, dim] stands in blocks of dim rows, each a random orthogonal matrix (Haar: gaussian rows
-// from a seed, made orthonormal one after the other). For one such row u, E sign(<u, x>) u = mu x /
-// ||x|| with mu = E |u_1|, so
+// from a seed, made orthonormal one after the other). Stored signs depend on its last bits: they are
+// those of gaussian_directions.h, + - * / and sqrt in one order. For one such row u, E sign(<u, x>) u
+// = mu x / ||x|| with mu = E |u_1|, so
 //
 //   x_hat = ||x|| / (rows mu) sum_i sign(<u_i, x>) u_i,     mu = G(dim/2) / (sqrt(pi) G((dim+1)/2))
 //
@@ -18,7 +19,7 @@
 #include <numbers>
 #include <vector>
 
-#include "kernels/common/sign_codes.h"
+#include "kernels/common/gaussian_directions.h"
 #include "plugins/layouts/bitpack.h"
 
 namespace sikv {

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "kernels/common/gaussian_directions.h"
 #include "kernels/common/sign_codes.h"
 #include "plugins/sdk/select.h"
 #include "plugins/sdk/state.h"

@@ -6,6 +6,7 @@
 
 #include "kernels/common/key_selector.h"
 #include "kernels/common/sign_codes.h"
+#include "plugins/layouts/rotation.h"
 
 namespace sikv::rabitq {
 

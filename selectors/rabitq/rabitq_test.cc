@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/common/gaussian_directions.h"
 #include "tests/support/selector_session.h"
 
 namespace sikv::rabitq {

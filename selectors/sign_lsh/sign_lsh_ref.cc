@@ -1,3 +1,4 @@
+#include "kernels/common/gaussian_directions.h"
 #include "selectors/sign_lsh/sign_lsh.h"
 
 namespace sikv::sign_lsh {

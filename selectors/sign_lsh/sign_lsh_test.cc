@@ -2,6 +2,7 @@
 
 #include <numbers>
 
+#include "kernels/common/gaussian_directions.h"
 #include "kernels/common/sign_codes.h"
 #include "tests/support/selector_session.h"
 
