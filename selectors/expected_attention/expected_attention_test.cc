@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <complex>
-#include <tuple>
 
 #include "framework/base/error.h"
 #include "tests/support/evictions.h"
@@ -52,10 +51,10 @@ TEST(ExpectedAttentionTest, KeepsSinksAndExactlyTheBudget) {
 
 // Queries that before their rotation are all the same have no covariance: tokens rank by the softmax
 // of that query, turned to the positions behind the prompt, times the norm of their value.
-TEST(ExpectedAttentionTest, OneQueryExpectsItself) {
-  Replay replay(600, 1, 2);
+void expect_one_query_expects_itself(int group, int future, double epsilon, bool value_norm) {
+  Replay replay(600, 1, 2, 1, 0, group);
   Random random(3);
-  std::vector<std::vector<double>> base(Replay::kHeads * Replay::kGroup);
+  std::vector<std::vector<double>> base(static_cast<size_t>(replay.query_heads()));
   for (size_t head = 0; head < base.size(); ++head) {
     for (int d = 0; d < kDim; ++d) base[head].push_back(random.normal());
     for (int p = 0; p < replay.prompt; ++p) {
@@ -64,57 +63,55 @@ TEST(ExpectedAttentionTest, OneQueryExpectsItself) {
                 replay.q.data() + (size_t(p) * base.size() + head) * kDim);
     }
   }
-  for (const auto& [future, epsilon, value_norm] :
-       {std::tuple(1, 0.0, true), {1, 0.0, false}, {64, 0.0, true}, {64, 0.002, true}}) {
-    const auto kept =
-        replay
-            .run("expected_attention(budget=60,pinned=0,future=" + std::to_string(future) +
-                     ",epsilon=" + std::to_string(epsilon) +
-                     ",value_norm=" + (value_norm ? "true" : "false") + ")",
-                 replay.prompt)
-            .positions;
-    for (int h = 0; h < Replay::kHeads; ++h) {
-      std::vector<double> scores(512, 0.0);
-      for (int g = 0; g < Replay::kGroup; ++g) {
-        const auto next =
-            expected_turn(base[static_cast<size_t>(h * Replay::kGroup + g)], replay.prompt, future);
-        std::vector<double> e;
-        double total = 0.0;
-        for (int t = kSinks; t < replay.prompt; ++t) {
-          double dot = 0.0;
-          for (int d = 0; d < kDim; ++d) dot += next[static_cast<size_t>(d)] * replay.key(t, h)[d];
-          e.push_back(std::exp(dot / std::sqrt(kDim)));
-          total += e.back();
-        }
-        for (int t = kSinks; t < 512; ++t) {
-          scores[static_cast<size_t>(t)] +=
-              e[static_cast<size_t>(t - kSinks)] / total / Replay::kGroup;
-        }
-      }
+  const auto kept =
+      replay
+          .run("expected_attention(budget=60,pinned=0,future=" + std::to_string(future) +
+                   ",epsilon=" + std::to_string(epsilon) +
+                   ",value_norm=" + (value_norm ? "true" : "false") + ")",
+               replay.prompt)
+          .positions;
+  const std::vector<int32_t> behind_sinks = token_range(kSinks, replay.prompt);
+  for (int h = 0; h < Replay::kHeads; ++h) {
+    std::vector<double> scores(512, 0.0);
+    for (int g = 0; g < group; ++g) {
+      const auto next =
+          expected_turn(base[static_cast<size_t>(h * group + g)], replay.prompt, future);
+      const auto p = replay.attention(next.data(), h, behind_sinks);
       for (int t = kSinks; t < 512; ++t) {
-        double squares = 0.0;
-        for (int d = 0; d < kDim; ++d)
-          squares += double{replay.value(t, h)[d]} * replay.value(t, h)[d];
-        double& score = scores[static_cast<size_t>(t)];
-        score = (score + epsilon) * (value_norm ? std::sqrt(squares) : 1.0);
+        scores[static_cast<size_t>(t)] += p[static_cast<size_t>(t - kSinks)] / group;
       }
-      Slots want = {0, 1, 2, 3}, others;
-      for (int t = kSinks; t < 512; ++t) others.push_back(t);
-      std::sort(others.begin(), others.end(), [&](int32_t a, int32_t b) {
-        return scores[static_cast<size_t>(a)] > scores[static_cast<size_t>(b)];
-      });
-      want.insert(want.end(), others.begin(), others.begin() + 56);
-      std::sort(want.begin(), want.end());
-      EXPECT_EQ(kept[static_cast<size_t>(h)], want) << h << " " << future << " " << epsilon;
     }
+    for (int t = kSinks; t < 512; ++t) {
+      double squares = 0.0;
+      for (int d = 0; d < kDim; ++d)
+        squares += double{replay.value(t, h)[d]} * replay.value(t, h)[d];
+      double& score = scores[static_cast<size_t>(t)];
+      score = (score + epsilon) * (value_norm ? std::sqrt(squares) : 1.0);
+    }
+    Slots want = {0, 1, 2, 3}, others = token_range(kSinks, 512);
+    std::sort(others.begin(), others.end(), [&](int32_t a, int32_t b) {
+      return scores[static_cast<size_t>(a)] > scores[static_cast<size_t>(b)];
+    });
+    want.insert(want.end(), others.begin(), others.begin() + 56);
+    std::sort(want.begin(), want.end());
+    EXPECT_EQ(kept[static_cast<size_t>(h)], want)
+        << "head " << h << ", G " << group << ", future " << future << ", epsilon " << epsilon;
   }
+}
+
+TEST(ExpectedAttentionTest, OneQueryExpectsItself) {
+  expect_one_query_expects_itself(2, 1, 0.0, true);
+  expect_one_query_expects_itself(2, 1, 0.0, false);
+  expect_one_query_expects_itself(2, 64, 0.0, true);
+  expect_one_query_expects_itself(2, 64, 0.002, true);
+  expect_one_query_expects_itself(16, 64, 0.002, true);
 }
 
 // The closed form against the mean it stands for: exp(q.k / sqrt(D)) over draws of the future
 // queries: 20000 normal ones, turned to where the next ones are in the mean.
 TEST(ExpectedAttentionTest, IsTheExpectationOverNormalQueries) {
   Replay replay(600, 1, 4);
-  constexpr int kHeads = Replay::kHeads * Replay::kGroup;
+  const int heads = replay.query_heads();
   Random random(5);
   std::vector<double> mean(kDim), spread(kDim);
   for (int d = 0; d < kDim; ++d)
@@ -125,9 +122,8 @@ TEST(ExpectedAttentionTest, IsTheExpectationOverNormalQueries) {
     for (int d = 0; d < kDim; ++d)
       q[size_t(d)] = mean[size_t(d)] + spread[size_t(d)] * random.normal();
     const auto turned = rotated(q, p);
-    for (int head = 0; head < kHeads; ++head) {
-      std::copy(turned.begin(), turned.end(),
-                replay.q.data() + (size_t(p) * kHeads + size_t(head)) * kDim);
+    for (int head = 0; head < heads; ++head) {
+      std::copy(turned.begin(), turned.end(), replay.q.data() + (size_t(p * heads + head)) * kDim);
     }
     draws.push_back(q);
   }

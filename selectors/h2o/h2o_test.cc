@@ -1,7 +1,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 
 #include "tests/support/evictions.h"
@@ -15,18 +14,10 @@ namespace {
 std::vector<int32_t> heavy_hitters(const Replay& replay, int head, int budget, int recent) {
   std::vector<double> scores(static_cast<size_t>(replay.prompt + replay.steps), 0.0);
   const auto attend = [&](int token, const std::vector<int32_t>& seen) {
-    for (int g = 0; g < Replay::kGroup; ++g) {
-      std::vector<double> e;
-      double total = 0.0;
-      for (const int32_t t : seen) {
-        const float *q = replay.query(token, head * Replay::kGroup + g), *k = replay.key(t, head);
-        double dot = 0.0;
-        for (int d = 0; d < Replay::kDim; ++d) dot += double{q[d]} * k[d];
-        e.push_back(std::exp(dot / std::sqrt(Replay::kDim)));
-        total += e.back();
-      }
+    for (int g = 0; g < replay.group; ++g) {
+      const auto p = replay.attention(replay.query(token, head * replay.group + g), head, seen);
       for (size_t i = 0; i < seen.size(); ++i) {
-        scores[static_cast<size_t>(seen[i])] += e[i] / total / Replay::kGroup;
+        scores[static_cast<size_t>(seen[i])] += p[i] / replay.group;
       }
     }
   };
@@ -82,6 +73,18 @@ TEST(H2oTest, KeepsTheHeaviestAndTheNewest) {
   }
 }
 
+TEST(H2oTest, TakesSixteenQueryHeads) {
+  const Replay replay(300, 220, 5, 1, 0, 16);  // a page at once and one while text is generated
+  for (const char* variant : {"ref", "cpu"}) {
+    const auto result = replay.run(
+        std::string("h2o[") + variant + "](budget=60,recent=0.5,pinned=0)", replay.prompt);
+    for (int h = 0; h < Replay::kHeads; ++h) {
+      EXPECT_EQ(result.positions[static_cast<size_t>(h)], heavy_hitters(replay, h, 60, 30))
+          << variant << ", head " << h;
+    }
+  }
+}
+
 TEST(H2oTest, UnlimitedBudgetEqualsFullAttention) {
   const Replay replay(600, 300, 2);
   EXPECT_EQ(replay.run("h2o(budget=900,pinned=0)", replay.prompt).out,
@@ -121,8 +124,8 @@ TEST(H2oTest, AdaKvAroundItKeepsItsTotal) {
   Replay replay(1100, 700, 4);
   // The queries of head 0 look at its first three tokens alone, those of head 1 at all alike.
   for (int t = 0; t < replay.prompt + replay.steps; ++t) {
-    std::fill_n(replay.q.data() + t * Replay::kQueryHeads * Replay::kDim,
-                Replay::kGroup * Replay::kDim, 1.0f);
+    std::fill_n(replay.q.data() + t * replay.query_heads() * Replay::kDim,
+                replay.group * Replay::kDim, 1.0f);
     if (t < 3) std::fill_n(replay.k.data() + t * Replay::kHeads * Replay::kDim, Replay::kDim, 2.0f);
   }
   const auto kept =

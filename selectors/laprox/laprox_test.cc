@@ -16,23 +16,13 @@ constexpr int kHidden = 80;
 
 // Attention of the prompt's query `token` in one query head, over the tokens before it.
 std::vector<double> attention(const Replay& replay, int layer, int head, int token) {
-  std::vector<double> e;
-  double total = 0;
-  for (int t = 0; t <= token; ++t) {
-    const float *q = replay.query(token, head, layer),
-                *k = replay.key(t, head / Replay::kGroup, layer);
-    double dot = 0;
-    for (int d = 0; d < Replay::kDim; ++d) dot += double{q[d]} * k[d];
-    e.push_back(std::exp(dot / std::sqrt(Replay::kDim)));
-    total += e.back();
-  }
-  for (double& x : e) x /= total;
-  return e;
+  return replay.attention(replay.query(token, head, layer), head / replay.group,
+                          token_range(0, token + 1), layer);
 }
 
 std::vector<double> projected(const Replay& replay, int layer, int head, int token) {
   std::vector<double> out(static_cast<size_t>(replay.hidden), 0.0);
-  const float *v = replay.value(token, head / Replay::kGroup, layer),
+  const float *v = replay.value(token, head / replay.group, layer),
               *w = replay.projection(head, layer);
   for (int d = 0; d < Replay::kDim; ++d) {
     for (int i = 0; i < replay.hidden; ++i) {
@@ -55,13 +45,14 @@ Scores scores_of(const Replay& replay, bool of_attention, int kernel) {
     double sum = 0;
     for (int h = 0; h < Replay::kHeads; ++h) {
       std::vector<double> raw(kPrefix, 0.0);
-      std::vector<std::vector<double>> squares(Replay::kGroup, std::vector<double>(kPrefix, 0.0));
+      std::vector<std::vector<double>> squares(static_cast<size_t>(replay.group),
+                                               std::vector<double>(kPrefix, 0.0));
       for (int i = kPrefix; i < kPrompt; ++i) {
         std::vector<double> mean(kPrefix, 0.0);
-        for (int g = 0; g < Replay::kGroup; ++g) {
-          const auto a = attention(replay, l, h * Replay::kGroup + g, i);
+        for (int g = 0; g < replay.group; ++g) {
+          const auto a = attention(replay, l, h * replay.group + g, i);
           for (size_t t = 0; t < kPrefix; ++t) {
-            mean[t] += a[t] / Replay::kGroup;
+            mean[t] += a[t] / replay.group;
             if (!of_attention) squares[size_t(g)][t] += a[t] * a[t];
           }
         }
@@ -70,10 +61,10 @@ Scores scores_of(const Replay& replay, bool of_attention, int kernel) {
           for (size_t t = 0; t < kPrefix; ++t) of_head[t] += mean[t] * mean[t];
         }
       }
-      for (int g = 0; g < Replay::kGroup; ++g) {
+      for (int g = 0; g < replay.group; ++g) {
         for (int t = 0; t < kPrefix; ++t) {
           raw[size_t(t)] += std::sqrt(squares[size_t(g)][size_t(t)]) *
-                            norm(projected(replay, l, h * Replay::kGroup + g, t)) / Replay::kGroup;
+                            norm(projected(replay, l, h * replay.group + g, t)) / replay.group;
         }
       }
       auto& pooled = layer.emplace_back(kPrefix, 0.0);
@@ -138,6 +129,18 @@ TEST(LaProxTest, KeepsTheBestOfAllLayersAndHeads) {
   }
 }
 
+// Logits come 16 heads at a time: exactly that many, and a rest.
+TEST(LaProxTest, TakesManyQueryHeads) {
+  for (const int group : {16, 20}) {
+    const Replay replay(kPrompt, 1, 7, 1, kHidden, group);
+    const auto want = best_of_all(scores_of(replay, true, 7), Replay::kHeads * (112 - kInWindow));
+    for (const char* variant : {"ref", "cpu"}) {
+      EXPECT_EQ(replay.run(laprox(variant, 112, ",kernel_size=7"), kPrompt).positions, want)
+          << variant << ", G " << group;
+    }
+  }
+}
+
 TEST(LaProxTest, KeepsExactlyTheTotal) {
   const Replay replay(kPrompt, 1, 2, 3, kHidden);
   for (const int budget : {0, kInWindow, kInWindow + 1, 100, 300, 511, 512, 1000}) {
@@ -186,10 +189,10 @@ struct Dropped {
 Dropped dropped(const Replay& replay, const std::vector<std::vector<int>>& evicted) {
   Dropped sum;
   std::vector<std::vector<double>> change(kWindow, std::vector<double>(kHidden, 0.0));
-  for (int head = 0; head < Replay::kQueryHeads; ++head) {
+  for (int head = 0; head < replay.query_heads(); ++head) {
     std::vector<std::vector<double>> rows;
     for (int i = kPrefix; i < kPrompt; ++i) rows.push_back(attention(replay, 0, head, i));
-    for (const int t : evicted[size_t(head / Replay::kGroup)]) {
+    for (const int t : evicted[size_t(head / replay.group)]) {
       const std::vector<double> y = projected(replay, 0, head, t);
       std::vector<double> column;
       for (size_t i = 0; i < kWindow; ++i) {
