@@ -2,24 +2,13 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/common/project_value.h"
 #include "plugins/sdk/keep_list.h"
 #include "plugins/sdk/state.h"
 #include "selectors/criticalkv/criticalkv.h"
 
 namespace sikv::criticalkv {
 namespace {
-
-// Sum over the row v [D] times w [D, hidden] of the absolute values; `product` [hidden] is scratch.
-double projected_l1(const float* v, const float* w, int head_dim, int hidden, float* product) {
-  std::fill_n(product, hidden, 0.0f);
-  for (int d = 0; d < head_dim; ++d) {
-    const float* row = w + int64_t{d} * hidden;
-    for (int i = 0; i < hidden; ++i) product[i] += v[d] * row[i];
-  }
-  double sum = 0.0;
-  for (int i = 0; i < hidden; ++i) sum += std::abs(product[i]);
-  return sum;
-}
 
 class CriticalKv final : public WrappingSelector {
  public:
@@ -89,8 +78,8 @@ class CriticalKv final : public WrappingSelector {
     double sum = 0.0;
     for (int g = 0; g < group_; ++g) {
       const int64_t first = int64_t{tokens.head * group_ + g} * dim;
-      sum +=
-          projected_l1(v.data(), args.w_o + first * args.hidden, dim, args.hidden, product.data());
+      project_value(v.data(), args.w_o + first * args.hidden, dim, args.hidden, product.data());
+      for (const float x : product) sum += std::abs(x);
     }
     return static_cast<float>(sum / group_);
   }

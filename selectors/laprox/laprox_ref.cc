@@ -3,6 +3,7 @@
 #include <functional>
 
 #include "kernels/common/head_mean.h"
+#include "kernels/common/project_value.h"
 #include "kernels/common/prompt_eviction.h"
 #include "selectors/laprox/laprox.h"
 
@@ -169,13 +170,7 @@ std::vector<float> explicit_norms(const sikv_observe_args& args, const CacheView
   std::vector<float> norms, v(static_cast<size_t>(dim)), product(static_cast<size_t>(args.hidden));
   for (int t = 0; t < args.prompt_len[b]; ++t) {
     RowsView(args.values).load(b, t, h, dim, v.data());
-    std::fill(product.begin(), product.end(), 0.0f);
-    for (int d = 0; d < dim; ++d) {
-      const float* row_of_w = w + int64_t{d} * args.hidden;
-      for (int i = 0; i < args.hidden; ++i) {
-        product[static_cast<size_t>(i)] += v[static_cast<size_t>(d)] * row_of_w[i];
-      }
-    }
+    project_value(v.data(), w, dim, args.hidden, product.data());
     double square = 0.0;
     for (const float x : product) square += double{x} * x;
     norms.push_back(static_cast<float>(std::sqrt(square)));
