@@ -81,6 +81,7 @@ class PromptEviction : public ScoringSelector {
 
  protected:
   const sikv_shape& shape() const { return shape_; }
+  const sikv_host& host() const { return host_; }
   int window() const { return window_; }
   int group() const { return shape_.num_query_heads / shape_.num_kv_heads; }
   // [prompt_len], finite, or kAlwaysKept like those of the window, which are not asked for.

@@ -2,8 +2,8 @@
 #ifndef SIKV_SELECTORS_LAPROX_LAPROX_H_
 #define SIKV_SELECTORS_LAPROX_LAPROX_H_
 
+#include <functional>
 #include <memory>
-#include <vector>
 
 #include "kernels/common/window_scores.h"
 
@@ -27,21 +27,18 @@ inline constexpr sikv_option_spec kOptions[] = {
 inline constexpr uint32_t kFlags = SIKV_SELECTOR_SELECTS_ALL | SIKV_SELECTOR_NEEDS_W_O |
                                    SIKV_SELECTOR_NEEDS_ALL_LAYERS | SIKV_SELECTOR_EVICTS_TOGETHER;
 
-// norms [prompt_len] of ||v W||_2 for all values v of a row and W [D, hidden], a head's part of the
-// output projection.
-using ProjectedNorms = std::vector<float> (*)(const sikv_observe_args& args, const CacheView& view,
-                                              int row, const float* w);
+// ||v W||_2 of a value v [D].
+using ProjectedNorm = std::function<float(const float* v)>;
 
-// As it is written: D * hidden products a token.
-std::vector<float> explicit_norms(const sikv_observe_args& args, const CacheView& view, int row,
-                                  const float* w);
-// By the Gram matrix W W^T: D * D.
-std::vector<float> gram_norms(const sikv_observe_args& args, const CacheView& view, int row,
-                              const float* w);
+// Of W [D, hidden], a head's part of the output projection, which outlives the answer. As it is
+// written: D * hidden products a token.
+ProjectedNorm explicit_norm(const float* w, int head_dim, int hidden);
+// By the Gram matrix W W^T: D * D, and D * D * hidden / 2 once.
+ProjectedNorm gram_norm(const float* w, int head_dim, int hidden);
 
 struct Math {
   const WindowMath& window;
-  ProjectedNorms norms;
+  ProjectedNorm (*norm)(const float* w, int head_dim, int hidden);
 };
 
 std::unique_ptr<ScoringSelector> make(const CreateArgs& args, const Math& math);

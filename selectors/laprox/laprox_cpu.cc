@@ -2,14 +2,11 @@
 
 namespace sikv::laprox {
 
-std::vector<float> gram_norms(const sikv_observe_args& args, const CacheView& view, int row,
-                              const float* w) {
-  const int heads = view.num_kv_heads(), dim = view.head_dim(), hidden = args.hidden;
-  const int b = row / heads, h = row % heads;
-  if (hidden <= dim) return explicit_norms(args, view, row, w);
-  const auto size = static_cast<size_t>(dim);
+ProjectedNorm gram_norm(const float* w, int head_dim, int hidden) {
+  if (hidden <= head_dim) return explicit_norm(w, head_dim, hidden);
+  const auto size = static_cast<size_t>(head_dim);
   std::vector<float> gram(size * size);
-  for (int x = 0; x < dim; ++x) {
+  for (int x = 0; x < head_dim; ++x) {
     for (int y = 0; y <= x; ++y) {
       float lanes[16] = {};  // adds side by side
       for (int i = 0; i < hidden; i += 16) {
@@ -19,28 +16,24 @@ std::vector<float> gram_norms(const sikv_observe_args& args, const CacheView& vi
       }
       float sum = 0.0f;
       for (const float lane : lanes) sum += lane;
-      gram[static_cast<size_t>(x * dim + y)] = gram[static_cast<size_t>(y * dim + x)] = sum;
+      gram[static_cast<size_t>(x * head_dim + y)] = sum;
+      gram[static_cast<size_t>(y * head_dim + x)] = sum;
     }
   }
-  std::vector<float> norms, v(size), product(size);
-  for (int t = 0; t < args.prompt_len[b]; ++t) {
-    RowsView(args.values).load(b, t, h, dim, v.data());
-    std::fill(product.begin(), product.end(), 0.0f);
-    for (int x = 0; x < dim; ++x) {
-      const float* row_of_gram = gram.data() + int64_t{x} * dim;
-      for (int y = 0; y < dim; ++y) {
-        product[static_cast<size_t>(y)] += v[static_cast<size_t>(x)] * row_of_gram[y];
-      }
+  return [gram = std::move(gram), size](const float* v) {
+    std::vector<float> product(size);
+    for (size_t x = 0; x < size; ++x) {
+      const float* row_of_gram = gram.data() + x * size;
+      for (size_t y = 0; y < size; ++y) product[y] += v[x] * row_of_gram[y];
     }
     double square = 0.0;
     for (size_t y = 0; y < size; ++y) square += double{product[y]} * v[y];
-    norms.push_back(static_cast<float>(std::sqrt(std::max(square, 0.0))));
-  }
-  return norms;
+    return static_cast<float>(std::sqrt(std::max(square, 0.0)));
+  };
 }
 
 std::unique_ptr<ScoringSelector> make_cpu(const CreateArgs& args) {
-  return make(args, {*simd_window_math(), gram_norms});
+  return make(args, {*simd_window_math(), gram_norm});
 }
 
 }  // namespace sikv::laprox

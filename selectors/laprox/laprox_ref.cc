@@ -15,7 +15,7 @@ class LaProx final : public PromptEviction {
   LaProx(const CreateArgs& args, const Math& math)
       : PromptEviction(args, static_cast<int>(args.options.integer("window"))),
         ranking_(args.options, math.window),
-        norms_(math.norms),
+        norm_(math.norm),
         budget_(args.options.budget("budget")),
         of_attention_(args.options.choice("group") == "attention"),
         share_heads_(args.options.flag("share_heads")),
@@ -27,8 +27,15 @@ class LaProx final : public PromptEviction {
   }
 
   void observe(const sikv_observe_args& args, const CacheView& view, Launch launch) override {
+    const int heads = view.num_kv_heads(), dim = view.head_dim();
+    // Once per query head, whatever the number of sequences.
+    norms_of_heads_.resize(static_cast<size_t>(shape().num_query_heads));
+    parallel_for(host(), shape().num_query_heads, [&](int64_t head, int32_t) {
+      norms_of_heads_[static_cast<size_t>(head)] =
+          norm_(args.w_o + head * dim * args.hidden, dim, args.hidden);
+    });
     PromptEviction::observe(args, view, launch);
-    const int heads = view.num_kv_heads();
+    norms_of_heads_.clear();  // w_o is there for this call
     for (int first = 0; share_heads_ && first < view.num_rows(); first += heads) {
       average_heads(
           first, heads, [&](int row) -> auto& { return prompt_scores(view.layer(), row); });
@@ -66,13 +73,14 @@ class LaProx final : public PromptEviction {
                                 sum[t] += probability[t] * probability[t];
                               }
                             });
-    std::vector<float> scores(prompt, 0.0f);
-    for (int g = 0; g < group(); ++g) {
-      const int64_t head = int64_t{row % heads} * group() + g;
-      const auto norms = norms_(args, view, row, args.w_o + head * dim * args.hidden);
+    const RowsView values(args.values);
+    std::vector<float> scores(prompt, 0.0f), v(static_cast<size_t>(dim));
+    for (int g = 0; g < group(); ++g) {  // outside: its matrix stays in the cache
+      const auto& norm = norms_of_heads_[static_cast<size_t>(row % heads * group() + g)];
       const auto& of_head = squares[static_cast<size_t>(g % pools)];
       for (size_t t = 0; t < prompt; ++t) {
-        scores[t] += std::sqrt(of_head[t]) * norms[t] / static_cast<float>(group());
+        values.load(row / heads, static_cast<int>(t), row % heads, dim, v.data());
+        scores[t] += std::sqrt(of_head[t]) * norm(v.data()) / static_cast<float>(group());
       }
     }
     return ranking_.pool(std::move(scores), window());
@@ -155,7 +163,8 @@ class LaProx final : public PromptEviction {
   }
 
   WindowRanking ranking_;
-  ProjectedNorms norms_;
+  decltype(Math::norm) norm_;
+  std::vector<ProjectedNorm> norms_of_heads_;  // while a layer is observed
   Budget budget_;
   bool of_attention_, share_heads_;
   RowState<Row> rows_;
@@ -163,19 +172,14 @@ class LaProx final : public PromptEviction {
 
 }  // namespace
 
-std::vector<float> explicit_norms(const sikv_observe_args& args, const CacheView& view, int row,
-                                  const float* w) {
-  const int heads = view.num_kv_heads(), dim = view.head_dim();
-  const int b = row / heads, h = row % heads;
-  std::vector<float> norms, v(static_cast<size_t>(dim)), product(static_cast<size_t>(args.hidden));
-  for (int t = 0; t < args.prompt_len[b]; ++t) {
-    RowsView(args.values).load(b, t, h, dim, v.data());
-    project_value(v.data(), w, dim, args.hidden, product.data());
+ProjectedNorm explicit_norm(const float* w, int head_dim, int hidden) {
+  return [=](const float* v) {
+    std::vector<float> product(static_cast<size_t>(hidden));
+    project_value(v, w, head_dim, hidden, product.data());
     double square = 0.0;
     for (const float x : product) square += double{x} * x;
-    norms.push_back(static_cast<float>(std::sqrt(square)));
-  }
-  return norms;
+    return static_cast<float>(std::sqrt(square));
+  };
 }
 
 std::unique_ptr<ScoringSelector> make(const CreateArgs& args, const Math& math) {
@@ -183,7 +187,7 @@ std::unique_ptr<ScoringSelector> make(const CreateArgs& args, const Math& math) 
 }
 
 std::unique_ptr<ScoringSelector> make_ref(const CreateArgs& args) {
-  return make(args, {kRefWindowMath, explicit_norms});
+  return make(args, {kRefWindowMath, explicit_norm});
 }
 
 }  // namespace sikv::laprox
