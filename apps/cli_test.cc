@@ -227,6 +227,8 @@ TEST_F(Cli, SelectorsWrapSelectors) {
   const auto with = [&](const char* selector) {
     return Words{"run", config, "--set", std::string("pipeline.selector=") + selector};
   };
+  refused({"run", config, "--set", "pipeline.selector.budget=48"},
+          {"--set pipeline.selector.budget=48", "one of 'quest'", "write base.budget"});
   refused(with("{name: twilight}"), {"'twilight' wraps another selector and has none; add base"});
   refused(with("{name: twilight, base: {name: twilight, base: {name: quest}}}"),
           {"'twilight' is wrapped around itself"});

@@ -411,6 +411,17 @@ class Reader {
     node.at([&] { check_part(spec, part, registry_); });
   }
 
+  // Ids of what a plugin wraps, from outside in, as far as they are written.
+  static std::vector<std::string> bases_of(const ConfigNode& node, const PipelinePart& part) {
+    std::vector<std::string> ids;
+    for (const ConfigNode* base = node.find("base"); base != nullptr; base = base->find("base")) {
+      const ConfigNode* id = base->find(part.id_key);
+      if (id == nullptr || !id->is_scalar()) break;
+      ids.push_back(id->text);
+    }
+    return ids;
+  }
+
   // `key` is the part's family, or `base`.
   void plugin(const ConfigNode& node, std::string_view key, const PipelinePart& part,
               PipelineSpec& spec, PluginSpec& plugin) const {
@@ -428,6 +439,8 @@ class Reader {
       all.insert(all.end(), common.begin(), common.end());
     }
     const std::string owner = fmt::format("{} '{}'", kind_name(part.kind), plugin.id);
+    const std::vector<std::string> bases =
+        wrapper_option(options) != nullptr ? bases_of(node, part) : std::vector<std::string>();
     for (size_t i = 0; i < node.names.size(); ++i) {
       const std::string& name = node.names[i];
       const ConfigNode& value = node.items[i];
@@ -436,8 +449,9 @@ class Reader {
       ConfigNode at_name;
       at_name.where = value.name_where;
       if (!outermost) at_name.at([&] { refuse_common_option_of_base(name); });
-      const sikv_option_spec& option =
-          at_name.at([&]() -> const sikv_option_spec& { return find_option(all, name, owner); });
+      const sikv_option_spec& option = at_name.at([&]() -> const sikv_option_spec& {
+        return find_own_option(all, name, owner, bases, registry_);
+      });
       if (option.type == SIKV_OPTION_SELECTOR) {
         plugin.base.emplace_back();
         this->plugin(value, name, part, spec, plugin.base.back());

@@ -163,6 +163,13 @@ TEST_F(ConfigTest, PlacesErrorsOfNestedSelectors) {
                                 "{name: full}}}}"),
             "c.yaml:7:13: selector 'top_p' is wrapped around itself (top_p around split around "
             "top_p around full); name each selector once");
+  EXPECT_EQ(error_with_selector("{name: top_p, budget: 96, base: {name: self_index}}"),
+            "c.yaml:7:27: selector 'top_p' has no option 'budget': it is one of 'self_index', "
+            "which it wraps; write base.budget");
+  EXPECT_EQ(error_with_selector("{name: split, base: {name: top_p, base: {name: self_index}}, "
+                                "budget: 96}"),
+            "c.yaml:7:74: selector 'split' has no option 'budget': it is one of 'self_index', "
+            "which it wraps; write base.base.budget");
   EXPECT_EQ(error_with_selector("{name: full, base: {name: self_index}}"),
             "c.yaml:7:26: selector 'full' has no option 'base'; it takes pinned, pin, "
             "keep_generated");

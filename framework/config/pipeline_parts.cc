@@ -32,11 +32,16 @@ std::string owner_of(sikv_kind kind, const PluginSpec& plugin) {
   return fmt::format("{} '{}'", kind_name(kind), plugin.id);
 }
 
-bool takes_budget(const PluginSpec& selector, const Registry& registry) {
-  const auto options = registry.options(SIKV_SELECTOR, selector.id);
-  return std::any_of(options.begin(), options.end(), [](const sikv_option_spec& option) {
-    return option.name == std::string_view("budget");
-  });
+bool takes(std::span<const sikv_option_spec> options, std::string_view name) {
+  return std::any_of(options.begin(), options.end(),
+                     [&](const sikv_option_spec& option) { return option.name == name; });
+}
+
+std::vector<std::string> bases_of(const PluginSpec& plugin) {
+  std::vector<std::string> ids;
+  for (const PluginSpec* each : chain_of(plugin)) ids.push_back(each->id);
+  ids.erase(ids.begin());
+  return ids;
 }
 
 // `outermost` takes the common options of selectors, too.
@@ -50,7 +55,7 @@ void check_plugin(PluginSpec& plugin, sikv_kind kind, bool outermost, const Regi
   }
   for (const auto& [name, text] : plugin.options) {
     if (kind == SIKV_SELECTOR && !outermost) refuse_common_option_of_base(name);
-    static_cast<void>(find_option(all, name, owner));
+    static_cast<void>(find_own_option(all, name, owner, bases_of(plugin), registry));
   }
   if (!plugin.base.empty()) check_plugin(plugin.base.front(), SIKV_SELECTOR, false, registry);
   static_cast<void>(OptionSet::parse(list, given_options(plugin, registry, kind), owner));
@@ -95,6 +100,22 @@ void refuse_common_option_of_base(std::string_view name) {
       name);
 }
 
+const sikv_option_spec& find_own_option(std::span<const sikv_option_spec> options,
+                                        std::string_view name, std::string_view owner,
+                                        std::span<const std::string> bases,
+                                        const Registry& registry) {
+  std::string path(name);
+  const std::vector<std::string> known = registry.ids(SIKV_SELECTOR);
+  for (const std::string& base : bases) {
+    path.insert(0, "base.");
+    if (takes(options, name) || std::find(known.begin(), known.end(), base) == known.end()) break;
+    if (!takes(registry.options(SIKV_SELECTOR, base), name)) continue;
+    throw Error("{} has no option '{}': it is one of '{}', which it wraps; write {}", owner, name,
+                base, path);
+  }
+  return find_option(options, name, owner);
+}
+
 void check_part(PipelineSpec& spec, const PipelinePart& part, const Registry& registry) {
   PluginSpec& plugin = spec.*part.plugin;
   check_plugin(plugin, part.kind, true, registry);
@@ -129,7 +150,7 @@ std::vector<const PluginSpec*> chain_of(const PluginSpec& plugin) {
 
 const PluginSpec* budget_holder(const PluginSpec& selector, const Registry& registry) {
   for (const PluginSpec* each : chain_of(selector)) {
-    if (takes_budget(*each, registry)) return each;
+    if (takes(registry.options(SIKV_SELECTOR, each->id), "budget")) return each;
   }
   return nullptr;
 }

@@ -41,6 +41,13 @@ void set_selector_common_option(PipelineSpec& spec, std::string_view name, const
 // Its text in `spec`.
 std::string selector_common_option(const PipelineSpec& spec, std::string_view name);
 
+// An option by name; where one of the selectors `bases` has it, which the plugin wraps from outside
+// in, the Error says how to write that.
+const sikv_option_spec& find_own_option(std::span<const sikv_option_spec> options,
+                                        std::string_view name, std::string_view owner,
+                                        std::span<const std::string> bases,
+                                        const Registry& registry);
+
 // Checks id and options of one part, and of all it wraps, against the registry and puts the options
 // in the order of the plugin's list.
 void check_part(PipelineSpec& spec, const PipelinePart& part, const Registry& registry);

@@ -111,6 +111,10 @@ TEST(PipelineText, RefusesWrappersWithoutSense) {
             "around full); name each selector once");
   EXPECT_EQ(error_with("top_p(base=self_indx)"),
             "column 27: there is no selector 'self_indx'; did you mean 'self_index'?");
+  EXPECT_EQ(
+      error_with("top_p(budget=1,base=self_index)"),
+      "column 16: selector 'top_p' has no option 'budget': it is one of 'self_index', which it "
+      "wraps; write base.budget");
   EXPECT_EQ(error_with("top_p(base=self_index(bugdet=1))"),
             "column 16: selector 'self_index' has no option 'bugdet'; did you mean 'budget'?");
   EXPECT_EQ(error_with("top_p(base=self_index(pinned=1))"),
