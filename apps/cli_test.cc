@@ -236,6 +236,34 @@ TEST_F(Cli, SelectorsWrapSelectors) {
   refused(with("{name: adakv, base: {name: quest}}"), {"'adakv'", "wrap snapkv"});
 }
 
+// What a plugin refuses when it is made, and what parts refuse of each other.
+TEST_F(Cli, RefusalsOfPluginsHaveAPlace) {
+  const auto config = [&](const char* keys, const char* selector) {
+    return tiny("placed.yaml", std::string("pipeline:\n"
+                                           "  keys: {codec: ") +
+                                   keys +
+                                   "}\n"
+                                   "  values: {codec: fp16}\n"
+                                   "  selector: {name: " +
+                                   selector +
+                                   "}\n"
+                                   "  attention: {kernel: gather_attention}\n");
+  };
+  for (const char* command : {"run", "compare", "explain"}) {
+    refused({command, config("turboquant, form: prod, bits: 1", "full")},
+            {"placed.yaml:6:9: ", "use 2 bits or more"});
+    refused({command, config("fp16", "adakv, base: {name: snapkv, kernel_size: 4}")},
+            {"placed.yaml:8:33: ", "give an odd number"});
+    refused({command, config("fp16", "adakv, base: {name: quest}")},
+            {"placed.yaml:8:13: ", "wrap snapkv"});
+    refused({command, config("fp16", "self_index")}, {"placed.yaml:8:13: ", "sign_vq"});
+    refused({command, tiny("line.yaml",
+                           "pipeline: turboquant(form=prod,bits=1)+fp16 > full > "
+                           "gather_attention\n")},
+            {"line.yaml:5:11: ", "use 2 bits or more"});
+  }
+}
+
 TEST_F(Cli, UnwritableOutputIsFoundBeforeTheWork) {
   const std::string config = tiny_quest();
   refused({"run", config, "--json", "/dev/full"}, {"/dev/full"});

@@ -389,7 +389,9 @@ class Reader {
 
   PipelineSpec pipeline(const ConfigNode& node) const {
     if (node.is_scalar()) {
-      return node.at([&] { return parse_pipeline(node.text, registry_); });
+      PipelineSpec spec = node.at([&] { return parse_pipeline(node.text, registry_); });
+      for (const PipelinePart& part : kPipelineParts) place(spec.*part.plugin, node.where);
+      return spec;
     }
     check_keys(node, "pipeline", fields::kPipelineKeys);
     PipelineSpec spec;
@@ -404,6 +406,11 @@ class Reader {
     }
     if (const ConfigNode* force = node.find("force")) forced(*force, spec);
     return spec;
+  }
+
+  static void place(PluginSpec& plugin, const std::string& where) {
+    plugin.where = where;
+    for (PluginSpec& base : plugin.base) place(base, where);
   }
 
   void part(const ConfigNode& node, const PipelinePart& part, PipelineSpec& spec) const {
@@ -431,6 +438,7 @@ class Reader {
     const ConfigNode& id =
         need(node, key, part.id_key, fmt::format("the id of a {}", kind_name(part.kind)));
     plugin.id = read_text(id, part.id_key);
+    plugin.where = node.where;
     const auto options = id.at([&] { return registry_.options(part.kind, plugin.id); });
     std::vector<sikv_option_spec> all(options.begin(), options.end());
     const bool outermost = &plugin == &(spec.*part.plugin);

@@ -23,6 +23,7 @@ struct PluginSpec {
   std::string id;
   std::vector<std::pair<std::string, std::string>> options;  // all but `base`
   std::vector<PluginSpec> base;  // of a wrapper: the one selector that it wraps
+  std::string where = {};        // "file:line:column" for errors; empty: from no config
 };
 
 // Which tokens stay exact beside the selection, served by the framework for every selector.

@@ -19,6 +19,25 @@ std::string forced_variant(const PipelineSpec& spec, const std::string& role,
   return {};
 }
 
+// The place in the config, where there is one, goes in front.
+template <typename... Args>
+[[noreturn]] void fail(const PluginSpec& plugin, fmt::format_string<Args...> format,
+                       Args&&... args) {
+  const std::string text = fmt::format(format, std::forward<Args>(args)...);
+  if (plugin.where.empty()) throw Error("{}", text);
+  throw Error("{}: {}", plugin.where, text);
+}
+
+// Runs `make`; its Error gets the place of `plugin` in front.
+template <typename Make>
+auto placed(const PluginSpec& plugin, Make&& make) {
+  try {
+    return make();
+  } catch (const Error& error) {
+    fail(plugin, "{}", error.what());
+  }
+}
+
 }  // namespace
 
 std::pair<const Variant*, OptionSet> Composition::choose(const char* role, sikv_kind kind,
@@ -35,23 +54,27 @@ std::pair<const Variant*, OptionSet> Composition::choose(const char* role, sikv_
 template <typename T>
 std::unique_ptr<T> Composition::make(const char* role, sikv_kind kind, const PluginSpec& plugin,
                                      const Registry& registry, Device& device) {
-  const auto [variant, options] = choose(role, kind, plugin, registry, device);
-  return std::make_unique<T>(*variant, options, shape_, device.info(), device.host());
+  const auto chosen = choose(role, kind, plugin, registry, device);
+  return placed(plugin, [&] {
+    return std::make_unique<T>(*chosen.first, chosen.second, shape_, device.info(), device.host());
+  });
 }
 
 std::unique_ptr<SelectorInstance> Composition::make_selector(const PluginSpec& plugin,
                                                              const Registry& registry,
                                                              Device& device) {
   const char* const role = &plugin == &spec_.selector ? "selector" : kBaseRole;
-  const auto [variant, options] = choose(role, SIKV_SELECTOR, plugin, registry, device);
+  const auto chosen = choose(role, SIKV_SELECTOR, plugin, registry, device);
   if (&plugin == budget_holder(std::as_const(spec_.selector), registry)) {
-    budget_ = *options.find("budget");
-    budget_->name = budget_->text = nullptr;  // they point into `options`
+    budget_ = *chosen.second.find("budget");
+    budget_->name = budget_->text = nullptr;  // they point into `chosen`
   }
   std::unique_ptr<SelectorInstance> base;
   if (!plugin.base.empty()) base = make_selector(plugin.base.front(), registry, device);
-  return std::make_unique<SelectorInstance>(*variant, options, shape_, device.info(), device.host(),
-                                            std::move(base));
+  return placed(plugin, [&] {
+    return std::make_unique<SelectorInstance>(*chosen.first, chosen.second, shape_, device.info(),
+                                              device.host(), std::move(base));
+  });
 }
 
 Composition::Composition(const PipelineSpec& spec, const Registry& registry, Device& device,
@@ -65,31 +88,32 @@ Composition::Composition(const PipelineSpec& spec, const Registry& registry, Dev
   value_layout_ = values_->describe();
 
   if (const std::string reason = selector_->refusal(key_layout_); !reason.empty()) {
-    throw Error("selector {} cannot read what key codec {} writes: {}", spec.selector.id,
-                spec.keys.id, reason);
+    fail(spec.selector, "selector {} cannot read what key codec {} writes: {}", spec.selector.id,
+         spec.keys.id, reason);
   }
   if (const std::string reason = kernel_->refusal(key_layout_, value_layout_); !reason.empty()) {
-    throw Error("attention kernel {} cannot read what codecs {} and {} write: {}", spec.kernel.id,
-                spec.keys.id, spec.values.id, reason);
+    fail(spec.kernel, "attention kernel {} cannot read what codecs {} and {} write: {}",
+         spec.kernel.id, spec.keys.id, spec.values.id, reason);
   }
   if (const std::string reason = line_conflict(key_layout_, value_layout_); !reason.empty()) {
-    throw Error(
+    fail(
+        spec.values,
         "value codec {} keeps bytes in the lines of the keys, but key codec {} writes {}, {}: give "
         "both codecs a layout with such lines, or neither",
         spec.values.id, spec.keys.id, layout_text(key_layout_), reason);
   }
   const bool selects_all = selector_->table().flags & SIKV_SELECTOR_SELECTS_ALL;
   if (kernel_->attends_all() && !selects_all) {
-    throw Error(
-        "attention kernel {} attends to every token, so selector {} would have no effect: use "
-        "selector full, or kernel gather_attention or sparse_flash",
-        spec.kernel.id, spec.selector.id);
+    fail(spec.kernel,
+         "attention kernel {} attends to every token, so selector {} would have no effect: use "
+         "selector full, or kernel gather_attention or sparse_flash",
+         spec.kernel.id, spec.selector.id);
   }
   if (selector_->weighs() && !kernel_->weighs()) {
-    throw Error(
-        "selector {} gives its tokens weights, which attention kernel {} ({}) does not apply: use "
-        "gather_attention on the CPU",
-        spec.selector.id, spec.kernel.id, kernel_->variant().variant);
+    fail(spec.selector,
+         "selector {} gives its tokens weights, which attention kernel {} ({}) does not apply: use "
+         "gather_attention on the CPU",
+         spec.selector.id, spec.kernel.id, kernel_->variant().variant);
   }
   const auto plan = selector_->plan();
   capacity_ = plan.capacity;
