@@ -388,7 +388,13 @@ TEST_F(Cli, CompareTakesSeveralConfigsOfOneSource) {
   EXPECT_EQ(read_json(path("c.json"))["rows"].size(), 3u);
   const std::string other =
       tiny("other.yaml", "pipeline: fp16+fp16 > full > dense_attention\n", "context: 700");
-  refused({"compare", tiny_quest(), other}, {"quest.yaml", "other.yaml", "source"});
+  refused({"compare", tiny_quest(), other},
+          {"quest.yaml and other.yaml differ in source.synthetic.context,"});
+  const std::string full = "pipeline: fp16+fp16 > full > dense_attention\n";
+  refused({"compare", tiny_quest(), tiny("steps.yaml", full + "measure: {steps: 2}\n")},
+          {"differ in measure.steps,"});
+  refused({"compare", tiny_quest(), tiny("seed.yaml", full, "context: 600, seed: 2")},
+          {"differ in source.synthetic.seed,"});
 }
 
 TEST_F(Cli, CompareHasBothBoundsAtEveryBudget) {

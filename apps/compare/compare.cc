@@ -37,29 +37,50 @@ bool same_trace(const SourceSpec& a, const SourceSpec& b) {
   return a.trace == b.trace || std::filesystem::equivalent(a.trace, b.trace, missing);
 }
 
-bool same_lengths(const SourceSpec& a, const SourceSpec& b) {
-  return a.layers == b.layers && a.judge == b.judge && a.prompt == b.prompt && a.steps == b.steps;
+// The first field in which two configs differ that must agree for their rows to stand side by side;
+// empty if none does.
+std::string source_difference(const std::string& owner, const SourceSpec& a, const SourceSpec& b) {
+  const std::pair<const char*, bool> fields[] = {{"trace", same_trace(a, b)},
+                                                 {"layers", a.layers == b.layers},
+                                                 {"judge", a.judge == b.judge},
+                                                 {"prompt", a.prompt == b.prompt},
+                                                 {"steps", a.steps == b.steps}};
+  for (const auto& [name, same] : fields) {
+    if (!same) return owner + "." + name;
+  }
+  return {};
 }
 
-bool same_source(const Config& a, const Config& b) {
-  const auto synthetic = [](const Config& config) {
-    const SyntheticSpec spec = config.source.synthetic.value_or(SyntheticSpec());
-    return std::tuple(config.source.synthetic.has_value(), spec.kind, spec.context, spec.batch,
-                      spec.batch_max, spec.dtype, spec.seed);
-  };
-  const auto model = [](const Config& config) {
-    const ModelSpec spec = config.model.value_or(ModelSpec());
-    return std::tuple(spec.layers, spec.query_heads, spec.kv_heads, spec.head_dim, spec.rope_theta);
-  };
-  const auto same_named = [&](const auto& named) {
-    const auto other = a.sources.find(named.first);
-    return other == a.sources.end() ||
-           (same_trace(other->second, named.second) && same_lengths(other->second, named.second));
-  };
-  return same_trace(a.source, b.source) && synthetic(a) == synthetic(b) &&
-         (!a.source.synthetic || model(a) == model(b)) && same_lengths(a.source, b.source) &&
-         std::all_of(b.sources.begin(), b.sources.end(), same_named) &&
-         a.measure.steps == b.measure.steps && a.measure.warmup == b.measure.warmup;
+std::string difference(const Config& a, const Config& b) {
+  if (a.source.synthetic.has_value() != b.source.synthetic.has_value()) return "source";
+  if (a.source.synthetic) {
+    const SyntheticSpec &x = *a.source.synthetic, &y = *b.source.synthetic;
+    const ModelSpec &m = *a.model, &n = *b.model;
+    const std::pair<const char*, bool> fields[] = {
+        {"source.synthetic.kind", x.kind == y.kind},
+        {"source.synthetic.context", x.context == y.context},
+        {"source.synthetic.batch", x.batch == y.batch && x.batch_max == y.batch_max},
+        {"source.synthetic.dtype", x.dtype == y.dtype},
+        {"source.synthetic.seed", x.seed == y.seed},
+        {"model.layers", m.layers == n.layers},
+        {"model.query_heads", m.query_heads == n.query_heads},
+        {"model.kv_heads", m.kv_heads == n.kv_heads},
+        {"model.head_dim", m.head_dim == n.head_dim},
+        {"model.rope_theta", m.rope_theta == n.rope_theta}};
+    for (const auto& [name, same] : fields) {
+      if (!same) return name;
+    }
+  }
+  std::string field = source_difference("source", a.source, b.source);
+  for (const auto& [name, source] : b.sources) {
+    const auto other = a.sources.find(name);
+    if (!field.empty()) break;
+    if (other != a.sources.end())
+      field = source_difference("sources." + name, other->second, source);
+  }
+  if (!field.empty()) return field;
+  if (a.measure.steps != b.measure.steps) return "measure.steps";
+  return a.measure.warmup != b.measure.warmup ? "measure.warmup" : "";
 }
 
 Table::Better better_of(const Summary& summary) {
@@ -164,11 +185,11 @@ class Comparison {
       configs_.push_back(flags_.config.load(file, registry_));
       Config& first = configs_.front();
       const Config& config = configs_.back();
-      if (!same_source(first, config)) {
+      if (const std::string field = difference(first, config); !field.empty()) {
         throw Error(
-            "{} and {} differ in source or measured steps, so their rows cannot stand side by "
-            "side: give both the same source, or set it with --set",
-            first.file.string(), config.file.string());
+            "{} and {} differ in {}, so their rows cannot stand side by side: give both the same, "
+            "or set it with --set",
+            first.file.string(), config.file.string(), field);
       }
       first.sources.insert(config.sources.begin(), config.sources.end());
       for (const PipelineSpec& spec : expand_budgets(config, registry_)) plan_.add(spec);
