@@ -6,7 +6,9 @@ cmake_minimum_required(VERSION 3.25)
 
 set(commit unknown)
 find_program(GIT git)
-if(GIT)
+if(DEFINED ENV{SIKV_COMMIT})  # of a copy without its repository
+  set(commit $ENV{SIKV_COMMIT})
+elseif(GIT)
   execute_process(
     COMMAND ${GIT} -C ${SOURCE} describe --always --abbrev=12 --dirty --exclude=*
     OUTPUT_VARIABLE described RESULT_VARIABLE failed ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)

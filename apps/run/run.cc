@@ -62,8 +62,10 @@ std::string report(const Source& source, const Measured& measured, const TableSt
       fmt::format("{}\n  on   {}\n  ran  {}\n", measured.pipeline, source.text, join(variants));
   if (!measured.metrics.empty()) text += "\n" + metrics_table(measured, style);
   text += "\n" + memory_table(measured.ledger, measured.bytes_per_token, style);
-  text += fmt::format("  compression against fp16: {:.2f}x of the pages, {:.2f}x of everything\n",
-                      measured.compression, measured.compression_total);
+  text += fmt::format(
+      "  smaller than fp16: a stored token {:.2f} times, the whole cache {:.2f} times (of all tokens, "
+      "evicted ones too)\n",
+      measured.compression, measured.compression_total);
   text += "\n" + latency_table(measured, style);
   if (!measured.counters.empty()) text += "\n" + counters_table(measured, style);
   return text;
