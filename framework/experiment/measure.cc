@@ -392,7 +392,9 @@ Measured measure_pipeline(const PipelineSpec& spec, const Registry& registry, De
     if (grows_with_context(line.role)) growing += static_cast<double>(line.bytes);
   }
   if (encoded > 0) measured.memory_per_token = growing / heads / static_cast<double>(encoded);
-  measured.attended_bytes = attended_bytes(pipeline, judge.attended());
+  // Of all layers, as the selector's bytes are.
+  measured.attended_bytes =
+      attended_bytes(pipeline, device.is_cuda() ? judge.attended() : pipeline.attended());
   const StageTimes& times = pipeline.times();
   measured.prefill_s = {{"fit", times.fit}, {"encode", times.encode}, {"observe", times.observe}};
   for (const auto& [stage, samples] : times.steps) {

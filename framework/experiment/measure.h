@@ -55,7 +55,7 @@ struct Measured {
   // context costs. Tail, pinned tokens and working memory are the same for all, or do not grow.
   double memory_per_token = 0;
   // Bytes read per step for one KV head of one layer, on average: by the selector to decide, where
-  // it counts them, and of the tokens attended to, where a metric that looks at them is asked for.
+  // it counts them, and of the tokens attended to (on a GPU where a metric looks at them).
   std::optional<double> scan_bytes, attended_bytes;
   double compression_total = 0;  // dense fp16 bytes of the whole cache / ledger total
   Ledger ledger;
