@@ -43,16 +43,6 @@ class RowScorer {
 std::unique_ptr<RowScorer> simd_scorer();
 bool simd_scorer_runs();
 
-// Bytes that a scan of stored keys reads per token.
-inline double key_bytes_per_token(const LayoutView& layout) {
-  double bytes = 0;
-  for (uint32_t i = 0; i < layout.raw().num_planes; ++i) {
-    const sikv_plane& plane = layout.raw().planes[i];
-    bytes += static_cast<double>(plane.bytes_per_tile) / plane.tile_tokens;
-  }
-  return bytes;
-}
-
 // `best` in falling order of score, ties to the lower: orders `indices` in place.
 inline void rank(std::span<const float> scores, std::vector<int32_t>& indices) {
   std::sort(indices.begin(), indices.end(), [&](int32_t a, int32_t b) {

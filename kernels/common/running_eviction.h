@@ -140,7 +140,7 @@ class RunningEviction : public ScoringSelector {
                                   : length - attention.size() + i;
       visit(position, attention[i]);
     }
-    return stored_bytes(view.key().layout().raw(), view.encoded_len(row));
+    return row_key_bytes(view, row, view.encoded_len(row) - std::ssize(view.pinned_slots(row)));
   }
 
  private:

@@ -3,6 +3,7 @@
 #define SIKV_PLUGINS_SDK_ERROR_H_
 
 #include <cstdio>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -36,6 +37,11 @@ int32_t guarded(sikv_message* why, Body&& body) noexcept {
     return SIKV_OK;
   } catch (const Refused& refused) {
     write_message(why, refused.what());
+    return SIKV_REFUSED;
+  } catch (const std::bad_alloc&) {
+    write_message(
+        why,
+        "it needs more memory than there is: lower batch, context or the sizes among its options");
     return SIKV_REFUSED;
   } catch (const std::exception& error) {
     write_message(why, error.what());

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "plugins/abi/sikv_abi.h"
+#include "plugins/sdk/view.h"
 
 namespace sikv {
 
@@ -39,6 +40,14 @@ inline int64_t stored_bytes(const sikv_layout& layout, int64_t tokens) {
   int64_t bytes = 0;
   for (uint32_t i = 0; i < layout.num_planes; ++i) bytes += plane_bytes(layout.planes[i], tokens);
   return bytes;
+}
+
+// Bytes of a row's keys: `slots` of the stored ones, and all exact ones, pinned or in the tail.
+inline int64_t row_key_bytes(const CacheView& view, int row, int64_t slots) {
+  const int64_t exact =
+      std::ssize(view.pinned_slots(row)) + view.tail_len(row / view.num_kv_heads());
+  return stored_bytes(view.key().layout().raw(), slots) +
+         exact * view.head_dim() * sikv_dtype_bytes(view.dtype());
 }
 
 }  // namespace sikv

@@ -1,4 +1,5 @@
 #include "kernels/common/key_selector.h"
+#include "plugins/sdk/scan_cost.h"
 #include "selectors/hisa/hisa.h"
 
 namespace sikv::hisa {
@@ -24,14 +25,6 @@ void stored(const CacheView& view, int row, std::span<const int32_t> slots, cons
   std::vector<float> keys(slots.size() * static_cast<size_t>(view.head_dim()));
   view.key().decode(row, slots, keys.data());
   pooled(keys.data(), std::ssize(slots), view.head_dim(), q, out);
-}
-
-double bytes_per_token(const sikv_layout& layout) {
-  double bytes = 0.0;
-  for (uint32_t i = 0; i < layout.num_planes; ++i) {
-    bytes += static_cast<double>(layout.planes[i].bytes_per_tile) / layout.planes[i].tile_tokens;
-  }
-  return bytes;
 }
 
 class Hisa : public KeySelector<State> {
@@ -71,8 +64,8 @@ class Hisa : public KeySelector<State> {
 
   uint64_t scan_bytes(const RowQuery& query, const State& state) const override {
     const int64_t candidates = std::min(query.tokens, wanted(query) * block_tokens_);
-    return state.bytes() + static_cast<uint64_t>(static_cast<double>(candidates) *
-                                                 bytes_per_token(query.view.key().layout().raw()));
+    return state.bytes() +
+           static_cast<uint64_t>(stored_bytes(query.view.key().layout().raw(), candidates));
   }
 
  private:

@@ -3,6 +3,7 @@
 
 #include "kernels/common/gaussian_directions.h"
 #include "kernels/common/sign_codes.h"
+#include "plugins/sdk/scan_cost.h"
 #include "plugins/sdk/select.h"
 #include "plugins/sdk/state.h"
 #include "selectors/magicpig/magicpig.h"
@@ -158,7 +159,7 @@ class MagicPig : public Selector {
         weight = static_cast<float>(-std::log(u + epsilon_));
       }
     }
-    count.bytes += static_cast<double>(slots.size()) * dim * sikv_dtype_bytes(shape_.dtype);
+    count.bytes += static_cast<double>(stored_bytes(view.key().layout().raw(), std::ssize(slots)));
     count.sampled = static_cast<double>(slots.size());
     return count;
   }

@@ -5,6 +5,7 @@
 #include "kernels/common/exact_scores.h"
 #include "kernels/common/frozen_prefix.h"
 #include "kernels/common/sharing_counts.h"
+#include "plugins/sdk/scan_cost.h"
 #include "plugins/sdk/state.h"
 #include "selectors/prhs/prhs.h"
 
@@ -186,9 +187,7 @@ class Prhs : public WrappingSelector {
       ScoreRequest scored = request;
       scored.slots = slots;
       worker.scorer.score(scored, worker.scores);
-      worker.counts.scan_bytes +=
-          static_cast<double>(std::ssize(slots) + std::ssize(pinned) + request.tail) *
-          key_bytes_per_token(view.key().layout());
+      worker.counts.scan_bytes += static_cast<double>(row_key_bytes(view, row, std::ssize(slots)));
       if (kept < std::ssize(slots)) worker.scorer.best(worker.scores, kept, worker.best);
     }
     out.clear();

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "kernels/common/sharing_counts.h"
+#include "plugins/sdk/scan_cost.h"
 #include "plugins/sdk/select.h"
 #include "plugins/sdk/state.h"
 #include "selectors/prhs_cis/prhs_cis.h"
@@ -89,7 +90,7 @@ class Cis : public Selector {
     const std::vector<int32_t> slots = domain.all();
     request.slots = slots;
     worker.scorer->score(request, worker.scores);
-    counts.scan_bytes += key_bytes_per_token(view.key().layout()) * view.length(row);
+    counts.scan_bytes += static_cast<double>(row_key_bytes(view, row, std::ssize(slots)));
     const int64_t wanted = budget_.tokens(view.length(row));
     if (wanted < std::ssize(slots)) {
       worker.scorer->best(worker.scores, wanted, worker.best);

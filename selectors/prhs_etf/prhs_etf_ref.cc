@@ -4,6 +4,7 @@
 #include "kernels/common/exact_scores.h"
 #include "kernels/common/frozen_prefix.h"
 #include "kernels/common/index_sharing.h"
+#include "plugins/sdk/scan_cost.h"
 #include "plugins/sdk/select.h"
 #include "selectors/prhs_etf/prhs_etf.h"
 
@@ -90,8 +91,7 @@ class Etf : public Selector {
     worker.runs += 1;
     worker.frozen += live;
     worker.tokens += encoded;
-    const auto read = std::ssize(slots) + std::ssize(view.pinned_slots(row)) + tail;
-    worker.scan_bytes += static_cast<double>(read) * key_bytes_per_token(view.key().layout());
+    worker.scan_bytes += static_cast<double>(row_key_bytes(view, row, std::ssize(slots)));
   }
 
   Budget budget_;
