@@ -133,18 +133,6 @@ def main():
     parser.add_argument("--json", type=pathlib.Path, required=True)
     args = parser.parse_args()
     shapes = [tuple(map(int, shape.split("x"))) for shape in args.shape]
-    rows = []
-    with torch.inference_mode():
-        model = make_model()
-        for batch, context in shapes:
-            rows.append(attempt({"kind": "first_token", "context": context}, lambda: measure_first_token(model, context)))
-            for compiled in [False, True] if args.compile else [False]:
-                rows.append(
-                    attempt(
-                        {"kind": "decode", "context": context, "compiled": compiled},
-                        lambda: measure_decode(model, batch, context, args, compiled),
-                    )
-                )
     found = environment.environment(
         ROOT,
         "scripts/bench_gpu_model",
@@ -152,7 +140,23 @@ def main():
         {"torch": torch.__version__, "transformers": transformers.__version__},
     )
     found["gpu"] = torch.cuda.get_device_name()
-    args.json.write_text(json.dumps({"environment": found, "rows": rows}, indent=1) + "\n")
+    rows = []
+
+    def add(row):
+        rows.append(row)
+        args.json.write_text(json.dumps({"environment": found, "rows": rows}, indent=1) + "\n")
+
+    with torch.inference_mode():
+        model = make_model()
+        for batch, context in shapes:
+            add(attempt({"kind": "first_token", "context": context}, lambda: measure_first_token(model, context)))
+            for compiled in [False, True] if args.compile else [False]:
+                add(
+                    attempt(
+                        {"kind": "decode", "context": context, "compiled": compiled},
+                        lambda: measure_decode(model, batch, context, args, compiled),
+                    )
+                )
 
 
 main()
