@@ -459,7 +459,19 @@ TEST_F(Cli, CompareKeepsAFullerResultUntilItIsDone) {
   const Result fewer = sikv({"compare", tiny_quest(), "--json", "c.json"});
   EXPECT_EQ(fewer.code, 0) << fewer.err;
   EXPECT_TRUE(contains(fewer.err, "3 of 3 rows are those of c.json")) << fewer.err;
-  EXPECT_EQ(read_json(path("c.json"))["rows"].size(), 3u);
+  EXPECT_TRUE(contains(fewer.err, "c.json keeps 3 rows of other pipelines")) << fewer.err;
+  const std::string kept = read_text(path("c.json"));
+  EXPECT_EQ(read_json(path("c.json"))["rows"].size(), 6u);
+
+  const auto other = [](const char* set) {
+    return Words{"compare", "quest.yaml", "--json", "c.json", "--set", set};
+  };
+  refused(other("measure.steps=2"),
+          {"c.json holds 6 rows measured otherwise (measure.steps is 0 there and 2 here): name "
+           "another file, or remove it"});
+  refused(other("measure.metrics=[recall]"), {"6 rows", "measure.metrics", "[\"recall\"] here"});
+  refused(other("source.synthetic.context=700"), {"6 rows", "(source is '", "600"});
+  EXPECT_EQ(read_text(path("c.json")), kept);
 
   write_file(path("old.json"), R"({"environment": {}, "rows": [{"pipeline": "a"}]})");
   refused({"compare", tiny_quest(), "--json", "old.json"}, {"old.json", "holds no comparison"});

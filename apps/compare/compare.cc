@@ -142,6 +142,7 @@ class Comparison {
     load_sources();
     file_.emplace(flags.json, environment(command_line, devices_->open(specs_.front(), registry_)),
                   "comparison that can go on", "source");
+    refuse_other_setups();
     rows_.resize(specs_.size());
   }
 
@@ -252,6 +253,38 @@ class Comparison {
             {"metrics", config().measure.metrics}};
   }
 
+  // Empty if the row was measured as those of one of the sources are; else the field that differs,
+  // as in a config.
+  std::string other_setup(const Json& row) const {
+    const Json& there = row["setup"];
+    for (const auto& [name, source] : sources_) {
+      const Json here = setup(source);
+      if (there["source"] != here["source"]) continue;
+      for (const char* field : {"warmup", "steps", "metrics"}) {
+        const Json old = there.value(field, Json());
+        if (old == here[field]) continue;
+        return fmt::format("measure.{} is {} there and {} here", field, old.dump(),
+                           here[field].dump());
+      }
+      return {};
+    }
+    return fmt::format("source is '{}' there", there["source"].get<std::string>());
+  }
+
+  // Rows that cannot stand beside those to be measured are not thrown away.
+  void refuse_other_setups() const {
+    std::string first;
+    int others = 0;
+    for (const Json& row : file_->rows()) {
+      const std::string other = other_setup(row);
+      if (other.empty()) continue;
+      if (others++ == 0) first = other;
+    }
+    if (others == 0) return;
+    throw Error("{} holds {} row{} measured otherwise ({}): name another file, or remove it",
+                flags_.json.string(), others, others == 1 ? "" : "s", first);
+  }
+
   ComparedRow row_of(const PipelineSpec& spec, Measured measured) const {
     const Source& source = sources_.at(spec.entry.source);
     return {std::move(measured), spec.entry, !is_bound(spec),
@@ -336,7 +369,12 @@ class Comparison {
         json.back().update(league_json(rows[i], front[i], class_front[i]));
       }
     }
+    const size_t shown = json.size();
     file_->finish(std::move(json));
+    if (const size_t more = file_->rows().size() - shown; more > 0) {
+      note(fmt::format("{} keeps {} row{} of other pipelines", flags_.json.string(), more,
+                       more == 1 ? "" : "s"));
+    }
     if (!flags_.csv.empty()) {
       write_text(flags_.csv, rows_csv(measured(rows)));
       std::error_code not_there;
@@ -391,7 +429,8 @@ Command add_compare(CLI::App& app, const std::vector<std::string>& command_line)
   auto flags = std::make_shared<CompareFlags>();
   command->add_option("CONFIG", flags->files, "YAML configs with the same source")->required();
   add_output_option(*command, "--json", flags->json,
-                    "writes all rows there, too, and takes those it has from there");
+                    "writes all rows there, too, and takes those it has from there; what it has of "
+                    "other pipelines stays, and rows of another source or measure are refused");
   add_output_option(*command, "--csv", flags->csv, "the same as a spreadsheet");
   add_output_option(*command, "--svg", flags->svg, "draws output error against bytes read");
   flags->config.add_to(*command);
