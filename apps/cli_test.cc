@@ -257,11 +257,25 @@ TEST_F(Cli, RefusalsOfPluginsHaveAPlace) {
     refused({command, config("fp16", "adakv, base: {name: quest}")},
             {"placed.yaml:8:13: ", "wrap snapkv"});
     refused({command, config("fp16", "self_index")}, {"placed.yaml:8:13: ", "sign_vq"});
+    refused(
+        {command, config("kivi", "snapkv, budget: 64")},
+        {"placed.yaml:8:13: selector snapkv", "key codec kivi writes kivi(", "32 tokens share"});
+    refused({command, config("kivi", "criticalkv, base: {name: snapkv, budget: 64}")},
+            {"placed.yaml:8:13: selector criticalkv", "key codec kivi"});
     refused({command, tiny("line.yaml",
                            "pipeline: turboquant(form=prod,bits=1)+fp16 > full > "
                            "gather_attention\n")},
             {"line.yaml:5:11: ", "use 2 bits or more"});
   }
+}
+
+// Whole pages leave, where tokens share bytes.
+TEST_F(Cli, StreamingEvictsFromSharedScales) {
+  const Result run = sikv({"run", tiny("s.yaml",
+                                       "pipeline: kivi+kivi > streaming(budget=64,evict=true) > "
+                                       "gather_attention\n",
+                                       "context: 1500")});
+  EXPECT_EQ(run.code, 0) << run.err;
 }
 
 TEST_F(Cli, UnwritableOutputIsFoundBeforeTheWork) {

@@ -393,7 +393,7 @@ void KvCache::evict(int index, int row, std::span<const int32_t> wanted) {
         throw Error(
             "layout {} shares its scales among {} tokens, and the selector keeps only some of "
             "them: use a codec with scales per token, or a selector that keeps whole pages, as "
-            "streaming does (pinned: 0)",
+            "streaming does",
             layout_text(p < static_cast<int>(key_.layout.num_planes) ? key_.layout : value_.layout),
             tile);
       }
