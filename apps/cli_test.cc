@@ -360,6 +360,25 @@ TEST_F(Cli, RunShowsAndWritesOneRow) {
   EXPECT_TRUE(contains(json["source"].get<std::string>(), "synthetic"));
 }
 
+// By what was encoded, not by what is left: evicting lowers it.
+TEST_F(Cli, EvictingLowersBytesPerToken) {
+  const Result result =
+      sikv({"compare",
+            tiny("e.yaml",
+                 "pipelines:\n"
+                 "  - fp16+fp16 > streaming(budget=192,evict=true,pinned=0) > gather_attention\n"
+                 "  - fp16+fp16 > streaming(budget=192,pinned=0) > gather_attention\n",
+                 "context: 1100"),
+            "--json", "e.json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.out, "bytes/token: pages in use, per encoded token")) << result.out;
+  const auto json = read_json(path("e.json"));
+  const auto &evicting = json["rows"][0]["metrics"], &keeping = json["rows"][1]["metrics"];
+  EXPECT_EQ(keeping["bytes_per_token"], 256);
+  EXPECT_EQ(evicting["bytes_per_token"], 64);  // one page of four
+  EXPECT_GT(evicting["compression_total"], keeping["compression_total"]);
+}
+
 TEST_F(Cli, CompareAddsTheBoundsAndGroupsByBudget) {
   const std::string config = tiny("c.yaml",
                                   "pipelines:\n"

@@ -62,6 +62,7 @@ std::string report(const Source& source, const Measured& measured, const TableSt
       fmt::format("{}\n  on   {}\n  ran  {}\n", measured.pipeline, source.text, join(variants));
   if (!measured.metrics.empty()) text += "\n" + metrics_table(measured, style);
   text += "\n" + memory_table(measured.ledger, measured.bytes_per_token, style);
+  text += "  bytes/token: pages in use, per encoded token, evicted ones too\n";
   text += fmt::format(
       "  smaller than fp16: a stored token {:.2f} times, the whole cache {:.2f} times (of all tokens, "
       "evicted ones too)\n",
