@@ -319,6 +319,23 @@ TEST_F(Cli, NotesWhatOneMayNotExpect) {
   EXPECT_TRUE(contains(large.err, "everything is selected")) << large.err;
 }
 
+TEST_F(Cli, OneOfASweepIsMeasuredAndTheRestNamed) {
+  const std::string one = "pipeline: fp16+fp16 > full > dense_attention\n";
+  const std::string config = tiny("sweep.yaml", one, "context: [300, 400], batch: [1, 2, 3]");
+  for (const char* command : {"run", "compare"}) {
+    const Result result = sikv({command, config});
+    EXPECT_EQ(result.code, 0) << result.err;
+    EXPECT_TRUE(contains(result.err,
+                         "sweep.yaml: measured at context 300, batch 1, without context 400 and "
+                         "batch 2, 3: sikv throughput measures all of them\n"))
+        << result.err;
+  }
+  const Result max = sikv({"run", tiny("max.yaml", one, "context: 300, batch: max")});
+  EXPECT_TRUE(contains(max.err, "batch 1, without batch max: ")) << max.err;
+  refused({"run", SIKV_SOURCE_DIR "/configs/throughput.yaml"},
+          {"use sikv compare, or sikv throughput, which takes context 8192 and batch 4, too"});
+}
+
 TEST_F(Cli, AFullDiskIsAnErrorAndLeavesNoHalfFile) {
   const std::string config = tiny_quest();
   const Result result = wait_for(start({"run", config, "--json", "x.json"}, "/dev/null", 512));

@@ -1,6 +1,7 @@
 #include "apps/common/command.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -41,6 +42,31 @@ void note_surprises(const Config& config, const Source& source, const Measured& 
         "a prompt of {} tokens fills no page of {}: nothing is encoded, bytes/token is 0",
         source.prompt, SIKV_PAGE_TOKENS));
   }
+}
+
+std::string left_of_sweep(const Config& config) {
+  if (!config.source.synthetic) return {};
+  const SyntheticSpec& synthetic = *config.source.synthetic;
+  std::vector<std::string> left;
+  const auto add = [&](const char* what, const auto& entries) {
+    if (entries.size() < 2) return;
+    left.push_back(fmt::format("{} {}", what,
+                               fmt::join(entries.begin() + 1, entries.end(), ", ")));
+  };
+  add("context", synthetic.context);
+  add("batch", synthetic.batch);
+  if (synthetic.batch_max) left.emplace_back("batch max");
+  return join(left, " and ");
+}
+
+void note_left_of_sweep(const Config& config) {
+  const std::string left = left_of_sweep(config);
+  if (left.empty()) return;
+  const SyntheticSpec& synthetic = *config.source.synthetic;
+  note(fmt::format(
+      "{}: measured at context {}, batch {}, without {}: sikv throughput measures all of them",
+      config.file.string(), synthetic.context.front(),
+      synthetic.batch_max ? 1 : synthetic.batch.front(), left));
 }
 
 void PluginFlags::add_to(CLI::App& app) {

@@ -139,6 +139,7 @@ class Comparison {
       : flags_(flags), registry_(flags.config.open_registry()), plan_(registry_) {
     check_outputs();
     read_configs();
+    note_left_of_sweep(config());
     plan_.add_bounds();
     devices_.emplace(config().threads);
     drop_missing();

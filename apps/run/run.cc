@@ -78,9 +78,12 @@ void run(const RunFlags& flags, const std::vector<std::string>& command_line) {
   const Config config = flags.config.load(flags.file, registry);
   const auto pipelines = expand_budgets(config, registry);
   if (pipelines.size() != 1) {
-    throw Error("{} gives {} pipelines, budgets counted, and run takes one: use sikv compare",
-                flags.file.string(), pipelines.size());
+    const std::string left = left_of_sweep(config);
+    throw Error("{} gives {} pipelines, budgets counted, and run takes one: use sikv compare{}",
+                flags.file.string(), pipelines.size(),
+                left.empty() ? "" : ", or sikv throughput, which takes " + left + ", too");
   }
+  note_left_of_sweep(config);
   Devices devices(config.threads);
   Device& device = devices.open(pipelines[0], registry);
   const Source source = load_source(on_source_of(config, pipelines[0]));
