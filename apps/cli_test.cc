@@ -527,6 +527,29 @@ TEST_F(Cli, CompareKeepsAFullerResultUntilItIsDone) {
   refused({"compare", tiny_quest(), "--json", "old.json"}, {"old.json", "holds no comparison"});
 }
 
+TEST_F(Cli, BudgetsThatNothingTakesAreTheBounds) {
+  const Result result = sikv({"compare",
+                              tiny("b.yaml",
+                                   "pipelines: [rot_lm+rot_lm > full > gather_attention,\n"
+                                   "            fp16+fp16 > magicpig > gather_attention]\n"
+                                   "budgets: [16, 64]\n"),
+                              "--json", "b.json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(result.err,
+            "note: b.yaml: budgets do not apply to magicpig, full, which have no budget to set\n");
+  EXPECT_TRUE(
+      contains(result.out,
+               "oracle, random: bounds that compare adds; oracle over rot_lm+rot_lm, as the "
+               "first pipeline, random over fp16+fp16\n"))
+      << result.out;
+  std::multiset<int> budgets;
+  const auto json = read_json(path("b.json"));
+  for (const auto& row : json["rows"]) {
+    if (row["budget"].is_number()) budgets.insert(row["budget"].get<int>());
+  }
+  EXPECT_EQ(budgets, (std::multiset<int>{16, 16, 64, 64}));
+}
+
 TEST_F(Cli, BudgetsSayWhatTheyStandInFor) {
   const Result result = sikv({"compare", tiny_quest(), "--set", "budgets=[16, 64]"});
   EXPECT_EQ(result.code, 0) << result.err;

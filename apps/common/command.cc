@@ -100,6 +100,10 @@ Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry) 
         config.budgets.empty() ? "" : fmt::format(" [{}]", join(config.budgets));
     note(fmt::format("{}: budgets{} stand in for {}", file.string(), given, join(budgets)));
   }
+  if (const auto ids = without_budget(config, registry); !ids.empty()) {
+    note(fmt::format("{}: budgets do not apply to {}, which {} no budget to set",
+                     file.string(), join(ids), ids.size() == 1 ? "has" : "have"));
+  }
   if (threads_) config.threads = *threads_;
   if (!device_.empty()) {
     check_device_name(device_);

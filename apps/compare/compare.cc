@@ -140,7 +140,7 @@ class Comparison {
     check_outputs();
     read_configs();
     note_left_of_sweep(config());
-    plan_.add_bounds();
+    bounds_legend_ = plan_.add_bounds(budgets_);
     devices_.emplace(config().threads);
     drop_missing();
     load_sources();
@@ -198,6 +198,11 @@ class Comparison {
       }
       first.sources.insert(config.sources.begin(), config.sources.end());
       for (const PipelineSpec& spec : expand_budgets(config, registry_)) plan_.add(spec);
+      for (const std::string& budget : config.budgets) {
+        if (std::find(budgets_.begin(), budgets_.end(), budget) == budgets_.end()) {
+          budgets_.push_back(budget);
+        }
+      }
       for (const std::string& metric : config.measure.metrics) {
         auto& metrics = first.measure.metrics;
         if (std::find(metrics.begin(), metrics.end(), metric) == metrics.end()) {
@@ -410,13 +415,16 @@ class Comparison {
     }
     print(text + "\n" +
           (config().group_by == GroupBy::kMemory ? league_table(rows, style)
-                                                 : budget_table(rows, style)));
+                                                 : budget_table(rows, style)) +
+          bounds_legend_);
   }
 
   const CompareFlags& flags_;
   Registry registry_;
   Plan plan_;
   std::vector<Config> configs_;
+  std::vector<std::string> budgets_;  // `budgets` of all configs
+  std::string bounds_legend_;
   std::optional<Devices> devices_;
   std::vector<PipelineSpec> specs_;        // of those whose source is there
   std::map<std::string, Source> sources_;  // by name; "" comes first

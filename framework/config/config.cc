@@ -579,6 +579,28 @@ std::vector<std::string> overridden_budgets(const Config& config, const Registry
   return overridden;
 }
 
+std::vector<std::string> without_budget(const Config& config, const Registry& registry) {
+  std::vector<std::string> without, selecting_all;
+  bool any = false;
+  for (const PipelineSpec& pipeline : config.pipelines) {
+    if (budgets_of(config, pipeline).empty()) continue;
+    const std::string& id = pipeline.selector.id;
+    if (budget_holder(pipeline.selector, registry) != nullptr) {
+      any = true;
+      continue;
+    }
+    const bool all = std::any_of(
+        registry.variants().begin(), registry.variants().end(), [&](const Variant& variant) {
+          return variant.kind == SIKV_SELECTOR && variant.id == id &&
+                 (variant.selector().flags & SIKV_SELECTOR_SELECTS_ALL) != 0;
+        });
+    auto& ids = all ? selecting_all : without;
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
+  }
+  if (!any) without.insert(without.end(), selecting_all.begin(), selecting_all.end());
+  return without;
+}
+
 const SourceSpec& source_of(const Config& config, const PipelineSpec& pipeline) {
   return pipeline.entry.source.empty() ? config.source : config.sources.at(pipeline.entry.source);
 }
