@@ -338,9 +338,22 @@ class Reader {
     }
   }
 
+  // As check_keys, and the keys are told in any case: a pipeline is written in one of two ways.
+  static void check_entry_keys(const ConfigNode& node) {
+    std::vector<std::string> known(fields::kEntryKeys.begin(), fields::kEntryKeys.end());
+    known.insert(known.end(), fields::kPipelineKeys.begin(), fields::kPipelineKeys.end());
+    for (size_t i = 0; i < node.names.size(); ++i) {
+      if (std::find(known.begin(), known.end(), node.names[i]) != known.end()) continue;
+      throw Error("{}: an entry of pipelines has no key '{}'{} (it takes {})",
+                  node.items[i].name_where, node.names[i], did_you_mean(node.names[i], known),
+                  join(known));
+    }
+  }
+
   // One of `pipelines`: a pipeline, and what else is said of it.
   PipelineSpec entry(const ConfigNode& node, const Config& config) const {
     if (!node.is_map()) return pipeline(node);
+    check_entry_keys(node);
     ConfigNode parts = node;
     parts.names.clear();
     parts.items.clear();
