@@ -302,7 +302,11 @@ TEST_F(Cli, OnlyResultsAreReplacedByResults) {
   refused({"schema", "--out", config}, {config, "is not a JSON schema"});
   refused({"dataset", "synth", "--out", config}, {config, "is not a trace"});
   write_file(path("sweep.json"), R"({"environment": {}, "rows": [{"setup": {}}]})");
-  refused({"run", config, "--json", "sweep.json"}, {"sweep.json", "is not a result"});
+  refused({"run", config, "--json", "sweep.json"},
+          {"sweep.json", "holds 1 row that a comparison, a sweep or an evaluation goes on from"});
+  refused({"run", config, "--json", "c.json"},
+          {"'c.json' exists and holds 3 rows that 'sikv compare quest.yaml --json c.json --csv "
+           "c.csv' goes on from"});
   EXPECT_EQ(read_text(path(config)), text);
 }
 
