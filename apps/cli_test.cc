@@ -850,6 +850,9 @@ TEST_F(Cli, RefusedLibrariesAreToldWithTheReason) {
   const std::string config = tiny("b.yaml", "pipeline: fp16+fp16 > broken > gather_attention\n");
   refused({"run", config, "--plugin-path", "more"}, {"broken", "refused"});
   refused({"plugins", "--plugin-path", "nowhere"}, {"nowhere"});
+  fs::create_directories(path("built/lib/sikv/plugins"));
+  refused({"plugins", "--plugin-path", "built"},
+          {"--plugin-path built: no plugin library", "did you mean built/lib/sikv/plugins?"});
 }
 
 TEST_F(Cli, DatasetsAreMadeReadAndChecked) {
