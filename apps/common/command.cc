@@ -50,8 +50,7 @@ std::string left_of_sweep(const Config& config) {
   std::vector<std::string> left;
   const auto add = [&](const char* what, const auto& entries) {
     if (entries.size() < 2) return;
-    left.push_back(fmt::format("{} {}", what,
-                               fmt::join(entries.begin() + 1, entries.end(), ", ")));
+    left.push_back(fmt::format("{} {}", what, fmt::join(entries.begin() + 1, entries.end(), ", ")));
   };
   add("context", synthetic.context);
   add("batch", synthetic.batch);
@@ -85,10 +84,9 @@ void check_plugins_in(const std::filesystem::path& folder) {
   }
   const std::filesystem::path below = folder / "lib/sikv/plugins";
   std::error_code failed;
-  throw Error("--plugin-path {}: no plugin library (lib*.so) lies there{}", folder.string(),
-              std::filesystem::is_directory(below, failed)
-                  ? "; did you mean " + below.string() + "?"
-                  : "");
+  throw Error(
+      "--plugin-path {}: no plugin library (lib*.so) lies there{}", folder.string(),
+      std::filesystem::is_directory(below, failed) ? "; did you mean " + below.string() + "?" : "");
 }
 
 }  // namespace
@@ -123,8 +121,8 @@ Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry) 
     note(fmt::format("{}: budgets{} stand in for {}", file.string(), given, join(budgets)));
   }
   if (const auto ids = without_budget(config, registry); !ids.empty()) {
-    note(fmt::format("{}: budgets do not apply to {}, which {} no budget to set",
-                     file.string(), join(ids), ids.size() == 1 ? "has" : "have"));
+    note(fmt::format("{}: budgets do not apply to {}, which {} no budget to set", file.string(),
+                     join(ids), ids.size() == 1 ? "has" : "have"));
   }
   if (threads_) config.threads = *threads_;
   if (!device_.empty()) {
