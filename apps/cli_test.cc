@@ -257,11 +257,25 @@ TEST_F(Cli, RefusalsOfPluginsHaveAPlace) {
     refused({command, config("fp16", "adakv, base: {name: quest}")},
             {"placed.yaml:8:13: ", "wrap snapkv"});
     refused({command, config("fp16", "self_index")}, {"placed.yaml:8:13: ", "sign_vq"});
+    refused(
+        {command, config("kivi", "snapkv, budget: 64")},
+        {"placed.yaml:8:13: selector snapkv", "key codec kivi writes kivi(", "32 tokens share"});
+    refused({command, config("kivi", "criticalkv, base: {name: snapkv, budget: 64}")},
+            {"placed.yaml:8:13: selector criticalkv", "key codec kivi"});
     refused({command, tiny("line.yaml",
                            "pipeline: turboquant(form=prod,bits=1)+fp16 > full > "
                            "gather_attention\n")},
             {"line.yaml:5:11: ", "use 2 bits or more"});
   }
+}
+
+// Whole pages leave, where tokens share bytes.
+TEST_F(Cli, StreamingEvictsFromSharedScales) {
+  const Result run = sikv({"run", tiny("s.yaml",
+                                       "pipeline: kivi+kivi > streaming(budget=64,evict=true) > "
+                                       "gather_attention\n",
+                                       "context: 1500")});
+  EXPECT_EQ(run.code, 0) << run.err;
 }
 
 TEST_F(Cli, UnwritableOutputIsFoundBeforeTheWork) {
@@ -288,7 +302,11 @@ TEST_F(Cli, OnlyResultsAreReplacedByResults) {
   refused({"schema", "--out", config}, {config, "is not a JSON schema"});
   refused({"dataset", "synth", "--out", config}, {config, "is not a trace"});
   write_file(path("sweep.json"), R"({"environment": {}, "rows": [{"setup": {}}]})");
-  refused({"run", config, "--json", "sweep.json"}, {"sweep.json", "is not a result"});
+  refused({"run", config, "--json", "sweep.json"},
+          {"sweep.json", "holds 1 row that a comparison, a sweep or an evaluation goes on from"});
+  refused({"run", config, "--json", "c.json"},
+          {"'c.json' exists and holds 3 rows that 'sikv compare quest.yaml --json c.json --csv "
+           "c.csv' goes on from"});
   EXPECT_EQ(read_text(path(config)), text);
 }
 
@@ -303,6 +321,23 @@ TEST_F(Cli, NotesWhatOneMayNotExpect) {
                                          "gather_attention\n")});
   EXPECT_EQ(large.code, 0) << large.err;
   EXPECT_TRUE(contains(large.err, "everything is selected")) << large.err;
+}
+
+TEST_F(Cli, OneOfASweepIsMeasuredAndTheRestNamed) {
+  const std::string one = "pipeline: fp16+fp16 > full > dense_attention\n";
+  const std::string config = tiny("sweep.yaml", one, "context: [300, 400], batch: [1, 2, 3]");
+  for (const char* command : {"run", "compare"}) {
+    const Result result = sikv({command, config});
+    EXPECT_EQ(result.code, 0) << result.err;
+    EXPECT_TRUE(contains(result.err,
+                         "sweep.yaml: measured at context 300, batch 1, without context 400 and "
+                         "batch 2, 3: sikv throughput measures all of them\n"))
+        << result.err;
+  }
+  const Result max = sikv({"run", tiny("max.yaml", one, "context: 300, batch: max")});
+  EXPECT_TRUE(contains(max.err, "batch 1, without batch max: ")) << max.err;
+  refused({"run", SIKV_SOURCE_DIR "/configs/throughput.yaml"},
+          {"use sikv compare, or sikv throughput, which takes context 8192 and batch 4, too"});
 }
 
 TEST_F(Cli, AFullDiskIsAnErrorAndLeavesNoHalfFile) {
@@ -344,6 +379,25 @@ TEST_F(Cli, RunShowsAndWritesOneRow) {
   EXPECT_EQ(row["variants"]["selector"], "ref");
   EXPECT_TRUE(contains(json["environment"]["command"].get<std::string>(), "sikv run"));
   EXPECT_TRUE(contains(json["source"].get<std::string>(), "synthetic"));
+}
+
+// By what was encoded, not by what is left: evicting lowers it.
+TEST_F(Cli, EvictingLowersBytesPerToken) {
+  const Result result =
+      sikv({"compare",
+            tiny("e.yaml",
+                 "pipelines:\n"
+                 "  - fp16+fp16 > streaming(budget=192,evict=true,pinned=0) > gather_attention\n"
+                 "  - fp16+fp16 > streaming(budget=192,pinned=0) > gather_attention\n",
+                 "context: 1100"),
+            "--json", "e.json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.out, "bytes/token: pages in use, per encoded token")) << result.out;
+  const auto json = read_json(path("e.json"));
+  const auto &evicting = json["rows"][0]["metrics"], &keeping = json["rows"][1]["metrics"];
+  EXPECT_EQ(keeping["bytes_per_token"], 256);
+  EXPECT_EQ(evicting["bytes_per_token"], 64);  // one page of four
+  EXPECT_GT(evicting["compression_total"], keeping["compression_total"]);
 }
 
 TEST_F(Cli, CompareAddsTheBoundsAndGroupsByBudget) {
@@ -459,10 +513,45 @@ TEST_F(Cli, CompareKeepsAFullerResultUntilItIsDone) {
   const Result fewer = sikv({"compare", tiny_quest(), "--json", "c.json"});
   EXPECT_EQ(fewer.code, 0) << fewer.err;
   EXPECT_TRUE(contains(fewer.err, "3 of 3 rows are those of c.json")) << fewer.err;
-  EXPECT_EQ(read_json(path("c.json"))["rows"].size(), 3u);
+  EXPECT_TRUE(contains(fewer.err, "c.json keeps 3 rows of other pipelines")) << fewer.err;
+  const std::string kept = read_text(path("c.json"));
+  EXPECT_EQ(read_json(path("c.json"))["rows"].size(), 6u);
+
+  const auto other = [](const char* set) {
+    return Words{"compare", "quest.yaml", "--json", "c.json", "--set", set};
+  };
+  refused(other("measure.steps=2"),
+          {"c.json holds 6 rows measured otherwise (measure.steps is 0 there and 2 here): name "
+           "another file, or remove it"});
+  refused(other("measure.metrics=[recall]"), {"6 rows", "measure.metrics", "[\"recall\"] here"});
+  refused(other("source.synthetic.context=700"), {"6 rows", "(source is '", "600"});
+  EXPECT_EQ(read_text(path("c.json")), kept);
 
   write_file(path("old.json"), R"({"environment": {}, "rows": [{"pipeline": "a"}]})");
   refused({"compare", tiny_quest(), "--json", "old.json"}, {"old.json", "holds no comparison"});
+}
+
+TEST_F(Cli, BudgetsThatNothingTakesAreTheBounds) {
+  const Result result = sikv({"compare",
+                              tiny("b.yaml",
+                                   "pipelines: [rot_lm+rot_lm > full > gather_attention,\n"
+                                   "            fp16+fp16 > magicpig > gather_attention]\n"
+                                   "budgets: [16, 64]\n"),
+                              "--json", "b.json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(result.err,
+            "note: b.yaml: budgets do not apply to magicpig, full, which have no budget to set\n");
+  EXPECT_TRUE(
+      contains(result.out,
+               "oracle, random: bounds that compare adds; oracle over rot_lm+rot_lm, as the "
+               "first pipeline, random over fp16+fp16\n"))
+      << result.out;
+  std::multiset<int> budgets;
+  const auto json = read_json(path("b.json"));
+  for (const auto& row : json["rows"]) {
+    if (row["budget"].is_number()) budgets.insert(row["budget"].get<int>());
+  }
+  EXPECT_EQ(budgets, (std::multiset<int>{16, 16, 64, 64}));
 }
 
 TEST_F(Cli, BudgetsSayWhatTheyStandInFor) {
@@ -761,6 +850,9 @@ TEST_F(Cli, RefusedLibrariesAreToldWithTheReason) {
   const std::string config = tiny("b.yaml", "pipeline: fp16+fp16 > broken > gather_attention\n");
   refused({"run", config, "--plugin-path", "more"}, {"broken", "refused"});
   refused({"plugins", "--plugin-path", "nowhere"}, {"nowhere"});
+  fs::create_directories(path("built/lib/sikv/plugins"));
+  refused({"plugins", "--plugin-path", "built"},
+          {"--plugin-path built: no plugin library", "did you mean built/lib/sikv/plugins?"});
 }
 
 TEST_F(Cli, DatasetsAreMadeReadAndChecked) {

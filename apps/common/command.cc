@@ -1,6 +1,7 @@
 #include "apps/common/command.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -43,13 +44,58 @@ void note_surprises(const Config& config, const Source& source, const Measured& 
   }
 }
 
+std::string left_of_sweep(const Config& config) {
+  if (!config.source.synthetic) return {};
+  const SyntheticSpec& synthetic = *config.source.synthetic;
+  std::vector<std::string> left;
+  const auto add = [&](const char* what, const auto& entries) {
+    if (entries.size() < 2) return;
+    left.push_back(fmt::format("{} {}", what, fmt::join(entries.begin() + 1, entries.end(), ", ")));
+  };
+  add("context", synthetic.context);
+  add("batch", synthetic.batch);
+  if (synthetic.batch_max) left.emplace_back("batch max");
+  return join(left, " and ");
+}
+
+void note_left_of_sweep(const Config& config) {
+  const std::string left = left_of_sweep(config);
+  if (left.empty()) return;
+  const SyntheticSpec& synthetic = *config.source.synthetic;
+  note(fmt::format(
+      "{}: measured at context {}, batch {}, without {}: sikv throughput measures all of them",
+      config.file.string(), synthetic.context.front(),
+      synthetic.batch_max ? 1 : synthetic.batch.front(), left));
+}
+
 void PluginFlags::add_to(CLI::App& app) {
   app.add_option("--plugin-path", folders_, "a folder with more plugins; may be repeated")
       ->type_name("DIR")
       ->allow_extra_args(false);
 }
 
-Registry PluginFlags::open() const { return Registry::standard(folders_, served_devices); }
+namespace {
+
+// Error if no plugin library lies in the folder, as in an install or a build folder above it.
+void check_plugins_in(const std::filesystem::path& folder) {
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("lib") && name.ends_with(".so")) return;
+  }
+  const std::filesystem::path below = folder / "lib/sikv/plugins";
+  std::error_code failed;
+  throw Error(
+      "--plugin-path {}: no plugin library (lib*.so) lies there{}", folder.string(),
+      std::filesystem::is_directory(below, failed) ? "; did you mean " + below.string() + "?" : "");
+}
+
+}  // namespace
+
+Registry PluginFlags::open() const {
+  Registry registry = Registry::standard(folders_, served_devices);
+  for (const auto& folder : folders_) check_plugins_in(folder);
+  return registry;
+}
 
 void ConfigFlags::add_to(CLI::App& app) {
   app.add_option("--set", sets_,
@@ -73,6 +119,10 @@ Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry) 
     const std::string given =
         config.budgets.empty() ? "" : fmt::format(" [{}]", join(config.budgets));
     note(fmt::format("{}: budgets{} stand in for {}", file.string(), given, join(budgets)));
+  }
+  if (const auto ids = without_budget(config, registry); !ids.empty()) {
+    note(fmt::format("{}: budgets do not apply to {}, which {} no budget to set", file.string(),
+                     join(ids), ids.size() == 1 ? "has" : "have"));
   }
   if (threads_) config.threads = *threads_;
   if (!device_.empty()) {

@@ -35,6 +35,12 @@ void note(const std::string& text);
 // that the source leaves unused, a budget that selects everything, a prompt that fills no page.
 void note_surprises(const Config& config, const Source& source, const Measured& measured);
 
+// What commands that take the first context and batch of a synthetic source alone leave out, as in
+// "context 8192 and batch 4, 8"; empty if nothing.
+std::string left_of_sweep(const Config& config);
+// The same as a note, before anything is measured.
+void note_left_of_sweep(const Config& config);
+
 // The plugins of the install, of SIKV_PLUGIN_PATH and of --plugin-path.
 class PluginFlags {
  public:

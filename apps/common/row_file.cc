@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <utility>
 
 #include "framework/base/error.h"
@@ -44,16 +45,19 @@ const RowFile::Json* RowFile::find(const std::string& pipeline, const Json& setu
 }
 
 const RowFile::Json& RowFile::add(Json row) {
-  std::erase_if(rows_, [&](const Json& old) {
-    return old["pipeline"] == row["pipeline"] && old["setup"] == row["setup"];
-  });
+  std::erase_if(rows_, [&](const Json& old) { return same_row(old, row); });
   rows_.push_back(std::move(row));
   write();
   return rows_.back();
 }
 
 void RowFile::finish(std::vector<Json> rows) {
-  rows_ = std::move(rows);
+  const auto is_new = [&](const Json& old) {
+    return std::any_of(rows.begin(), rows.end(),
+                       [&](const Json& row) { return same_row(old, row); });
+  };
+  std::erase_if(rows_, is_new);
+  rows_.insert(rows_.begin(), std::move_iterator(rows.begin()), std::move_iterator(rows.end()));
   write();
 }
 

@@ -27,12 +27,17 @@ class RowFile {
   // Adds a row and writes the file.
   const Json& add(Json row);
 
+  const std::vector<Json>& rows() const { return rows_; }
+
   // Fields of the file behind its environment; written with the next row.
   Json& head() { return head_; }
-  // The last call: writes `rows` and nothing else.
+  // The last call: writes `rows`, and behind them what is left of other pipelines and setups.
   void finish(std::vector<Json> rows);
 
  private:
+  static bool same_row(const Json& a, const Json& b) {
+    return a["pipeline"] == b["pipeline"] && a["setup"] == b["setup"];
+  }
   void write() const;
 
   std::filesystem::path path_;

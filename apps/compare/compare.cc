@@ -126,6 +126,9 @@ std::string budget_table(const std::vector<ComparedRow>& rows, const TableStyle&
   return table.text(style) +
          "* best of its group, oracle and random aside; p99: 1 % of (layer, KV head, "
          "step) are worse;\n"
+         "  bytes/token: pages in use, per encoded token, evicted ones too, and KV head; total "
+         "compr.: "
+         "of the whole cache\n"
          "  us/step: append, select and attend of all layers, mean over the steps\n";
 }
 
@@ -136,12 +139,14 @@ class Comparison {
       : flags_(flags), registry_(flags.config.open_registry()), plan_(registry_) {
     check_outputs();
     read_configs();
-    plan_.add_bounds();
+    note_left_of_sweep(config());
+    bounds_legend_ = plan_.add_bounds(budgets_);
     devices_.emplace(config().threads);
     drop_missing();
     load_sources();
     file_.emplace(flags.json, environment(command_line, devices_->open(specs_.front(), registry_)),
                   "comparison that can go on", "source");
+    refuse_other_setups();
     rows_.resize(specs_.size());
   }
 
@@ -193,6 +198,11 @@ class Comparison {
       }
       first.sources.insert(config.sources.begin(), config.sources.end());
       for (const PipelineSpec& spec : expand_budgets(config, registry_)) plan_.add(spec);
+      for (const std::string& budget : config.budgets) {
+        if (std::find(budgets_.begin(), budgets_.end(), budget) == budgets_.end()) {
+          budgets_.push_back(budget);
+        }
+      }
       for (const std::string& metric : config.measure.metrics) {
         auto& metrics = first.measure.metrics;
         if (std::find(metrics.begin(), metrics.end(), metric) == metrics.end()) {
@@ -250,6 +260,38 @@ class Comparison {
             {"warmup", config().measure.warmup},
             {"steps", config().measure.steps},
             {"metrics", config().measure.metrics}};
+  }
+
+  // Empty if the row was measured as those of one of the sources are; else the field that differs,
+  // as in a config.
+  std::string other_setup(const Json& row) const {
+    const Json& there = row["setup"];
+    for (const auto& [name, source] : sources_) {
+      const Json here = setup(source);
+      if (there["source"] != here["source"]) continue;
+      for (const char* field : {"warmup", "steps", "metrics"}) {
+        const Json old = there.value(field, Json());
+        if (old == here[field]) continue;
+        return fmt::format("measure.{} is {} there and {} here", field, old.dump(),
+                           here[field].dump());
+      }
+      return {};
+    }
+    return fmt::format("source is '{}' there", there["source"].get<std::string>());
+  }
+
+  // Rows that cannot stand beside those to be measured are not thrown away.
+  void refuse_other_setups() const {
+    std::string first;
+    int others = 0;
+    for (const Json& row : file_->rows()) {
+      const std::string other = other_setup(row);
+      if (other.empty()) continue;
+      if (others++ == 0) first = other;
+    }
+    if (others == 0) return;
+    throw Error("{} holds {} row{} measured otherwise ({}): name another file, or remove it",
+                flags_.json.string(), others, others == 1 ? "" : "s", first);
   }
 
   ComparedRow row_of(const PipelineSpec& spec, Measured measured) const {
@@ -336,7 +378,12 @@ class Comparison {
         json.back().update(league_json(rows[i], front[i], class_front[i]));
       }
     }
+    const size_t shown = json.size();
     file_->finish(std::move(json));
+    if (const size_t more = file_->rows().size() - shown; more > 0) {
+      note(fmt::format("{} keeps {} row{} of other pipelines", flags_.json.string(), more,
+                       more == 1 ? "" : "s"));
+    }
     if (!flags_.csv.empty()) {
       write_text(flags_.csv, rows_csv(measured(rows)));
       std::error_code not_there;
@@ -368,13 +415,16 @@ class Comparison {
     }
     print(text + "\n" +
           (config().group_by == GroupBy::kMemory ? league_table(rows, style)
-                                                 : budget_table(rows, style)));
+                                                 : budget_table(rows, style)) +
+          bounds_legend_);
   }
 
   const CompareFlags& flags_;
   Registry registry_;
   Plan plan_;
   std::vector<Config> configs_;
+  std::vector<std::string> budgets_;  // `budgets` of all configs
+  std::string bounds_legend_;
   std::optional<Devices> devices_;
   std::vector<PipelineSpec> specs_;        // of those whose source is there
   std::map<std::string, Source> sources_;  // by name; "" comes first
@@ -391,7 +441,8 @@ Command add_compare(CLI::App& app, const std::vector<std::string>& command_line)
   auto flags = std::make_shared<CompareFlags>();
   command->add_option("CONFIG", flags->files, "YAML configs with the same source")->required();
   add_output_option(*command, "--json", flags->json,
-                    "writes all rows there, too, and takes those it has from there");
+                    "writes all rows there, too, and takes those it has from there; what it has of "
+                    "other pipelines stays, and rows of another source or measure are refused");
   add_output_option(*command, "--csv", flags->csv, "the same as a spreadsheet");
   add_output_option(*command, "--svg", flags->svg, "draws output error against bytes read");
   flags->config.add_to(*command);

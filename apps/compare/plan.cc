@@ -1,5 +1,7 @@
 #include "apps/compare/plan.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "framework/config/pipeline_parts.h"
@@ -24,9 +26,8 @@ void Plan::add(const PipelineSpec& spec) {
   }
 }
 
-void Plan::add_bounds() {
+std::string Plan::add_bounds(std::vector<std::string> budgets) {
   const PipelineSpec first = specs_.front();
-  std::vector<std::string> budgets;
   std::set<std::pair<std::string, std::string>> there;  // selector, budget
   for (const PipelineSpec& spec : specs_) {
     const std::string budget = budget_of(spec.selector);
@@ -39,6 +40,7 @@ void Plan::add_bounds() {
     }
   }
   if (budgets.empty()) budgets.push_back(budget_of({kUpperBound, {}, {}}));
+  const size_t given = specs_.size();
   for (const char* bound : {kUpperBound, kLowerBound}) {
     for (const std::string& budget : budgets) {
       if (there.contains({bound, budget})) continue;
@@ -53,6 +55,13 @@ void Plan::add_bounds() {
       add(spec);
     }
   }
+  if (specs_.size() == given) return {};
+  const std::string text = pipeline_text(first, registry_);
+  return fmt::format(
+      "  oracle, random: bounds that compare adds; oracle over {}, as the first pipeline, random "
+      "over "
+      "fp16+fp16\n",
+      text.substr(0, text.find(" > ")));
 }
 
 // As written, or the default; empty for a selector without a budget.

@@ -19,9 +19,10 @@ class Plan {
   // Unless the same pipeline on the same source is there already.
   void add(const PipelineSpec& spec);
 
-  // The oracle with the codecs of the first pipeline and random with exact K and V, at every budget
-  // that occurs, unless a pipeline uses that selector at that budget already.
-  void add_bounds();
+  // The oracle with the codecs of the first pipeline and random with exact K and V, at the configs'
+  // `budgets` and every other that occurs, unless a pipeline uses that selector at that budget
+  // already. Returns a line of a legend that says so, empty if nothing was added.
+  std::string add_bounds(std::vector<std::string> budgets);
 
   const std::vector<PipelineSpec>& specs() const { return specs_; }
 

@@ -308,7 +308,7 @@ Command add_plugins(CLI::App& app) {
       "sikv plugins",
       "sikv plugins show rot_lm",
       "sikv plugins show selector/self_index",
-      "sikv plugins list --plugin-path my_selector/build",
+      "sikv plugins list --plugin-path my_selector/build/lib/sikv/plugins",
   }));
   return {command, [=] {
             const Registry registry = flags->plugins.open();

@@ -62,6 +62,7 @@ std::string report(const Source& source, const Measured& measured, const TableSt
       fmt::format("{}\n  on   {}\n  ran  {}\n", measured.pipeline, source.text, join(variants));
   if (!measured.metrics.empty()) text += "\n" + metrics_table(measured, style);
   text += "\n" + memory_table(measured.ledger, measured.bytes_per_token, style);
+  text += "  bytes/token: pages in use, per encoded token, evicted ones too\n";
   text += fmt::format(
       "  smaller than fp16: a stored token {:.2f} times, the whole cache {:.2f} times (of all tokens, "
       "evicted ones too)\n",
@@ -77,9 +78,12 @@ void run(const RunFlags& flags, const std::vector<std::string>& command_line) {
   const Config config = flags.config.load(flags.file, registry);
   const auto pipelines = expand_budgets(config, registry);
   if (pipelines.size() != 1) {
-    throw Error("{} gives {} pipelines, budgets counted, and run takes one: use sikv compare",
-                flags.file.string(), pipelines.size());
+    const std::string left = left_of_sweep(config);
+    throw Error("{} gives {} pipelines, budgets counted, and run takes one: use sikv compare{}",
+                flags.file.string(), pipelines.size(),
+                left.empty() ? "" : ", or sikv throughput, which takes " + left + ", too");
   }
+  note_left_of_sweep(config);
   Devices devices(config.threads);
   Device& device = devices.open(pipelines[0], registry);
   const Source source = load_source(on_source_of(config, pipelines[0]));

@@ -33,7 +33,7 @@ Command add_schema(CLI::App& app) {
   flags->plugins.add_to(*command);
   command->footer(examples({
       "sikv schema --out sikv.schema.json",
-      "sikv schema --plugin-path build/plugins",
+      "sikv schema --plugin-path my_selector/build/lib/sikv/plugins",
   }));
   return {command, [flags] { schema(*flags); }};
 }

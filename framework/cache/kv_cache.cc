@@ -393,7 +393,7 @@ void KvCache::evict(int index, int row, std::span<const int32_t> wanted) {
         throw Error(
             "layout {} shares its scales among {} tokens, and the selector keeps only some of "
             "them: use a codec with scales per token, or a selector that keeps whole pages, as "
-            "streaming does (pinned: 0)",
+            "streaming does",
             layout_text(p < static_cast<int>(key_.layout.num_planes) ? key_.layout : value_.layout),
             tile);
       }
@@ -472,11 +472,15 @@ Ledger KvCache::ledger() const {
   return ledger;
 }
 
-double KvCache::bytes_per_token() const {
+double KvCache::bytes_per_token() const { return page_bytes_by(&Layer::next_position); }
+
+double KvCache::bytes_per_stored_token() const { return page_bytes_by(&Layer::encoded_len); }
+
+double KvCache::page_bytes_by(MirroredArray Layer::*counts) const {
   uint64_t tokens = 0;
   for (const Layer& layer : layers_) {
-    tokens = std::accumulate(layer.encoded_len.host(),
-                             layer.encoded_len.host() + layer.encoded_len.size(), tokens);
+    const MirroredArray& rows = layer.*counts;
+    tokens = std::accumulate(rows.host(), rows.host() + rows.size(), tokens);
   }
   const uint64_t bytes = page_bytes().total() * static_cast<uint64_t>(pool_.in_use());
   return tokens == 0 ? 0.0 : static_cast<double>(bytes) / static_cast<double>(tokens);

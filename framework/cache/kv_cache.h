@@ -121,7 +121,10 @@ class KvCache {
   // Bytes of pages in use by role, side tables, tail, pinned, page tables.
   Ledger ledger() const;
   // Bytes of all planes of the pages in use per encoded token and KV head; 0 while nothing is.
+  // Evicted tokens count too, so that evicting lowers it.
   double bytes_per_token() const;
+  // The same by the tokens that are left.
+  double bytes_per_stored_token() const;
   int64_t pages_in_use() const { return pool_.in_use(); }
 
  private:
@@ -151,6 +154,8 @@ class KvCache {
   int num_planes() const;
   // Bytes of the planes of one page by role, then what lines leave unused.
   Ledger page_bytes() const;
+  // Bytes of all pages in use by what `counts` holds of all rows.
+  double page_bytes_by(MirroredArray Layer::*counts) const;
 
   Device& device_;
   sikv_shape shape_;

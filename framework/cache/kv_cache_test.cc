@@ -206,6 +206,8 @@ TEST_F(KvCacheTest, EvictionMovesTokensFreesPagesAndRemembersPositions) {
   cache.evict(0, 0, keep);
   EXPECT_EQ(cache.pages_in_use(), 1);
   EXPECT_EQ(cache.encoded_len(0, 0), static_cast<int>(keep.size()));
+  EXPECT_DOUBLE_EQ(cache.bytes_per_token() * 768,
+                   cache.bytes_per_stored_token() * static_cast<double>(keep.size()));
   sikv_cache_view view = cache.view(0);
   for (size_t i = 0; i < keep.size(); ++i) {
     const int slot = static_cast<int>(i);

@@ -338,9 +338,22 @@ class Reader {
     }
   }
 
+  // As check_keys, and the keys are told in any case: a pipeline is written in one of two ways.
+  static void check_entry_keys(const ConfigNode& node) {
+    std::vector<std::string> known(fields::kEntryKeys.begin(), fields::kEntryKeys.end());
+    known.insert(known.end(), fields::kPipelineKeys.begin(), fields::kPipelineKeys.end());
+    for (size_t i = 0; i < node.names.size(); ++i) {
+      if (std::find(known.begin(), known.end(), node.names[i]) != known.end()) continue;
+      throw Error("{}: an entry of pipelines has no key '{}'{} (it takes {})",
+                  node.items[i].name_where, node.names[i], did_you_mean(node.names[i], known),
+                  join(known));
+    }
+  }
+
   // One of `pipelines`: a pipeline, and what else is said of it.
   PipelineSpec entry(const ConfigNode& node, const Config& config) const {
     if (!node.is_map()) return pipeline(node);
+    check_entry_keys(node);
     ConfigNode parts = node;
     parts.names.clear();
     parts.items.clear();
@@ -577,6 +590,28 @@ std::vector<std::string> overridden_budgets(const Config& config, const Registry
     }
   }
   return overridden;
+}
+
+std::vector<std::string> without_budget(const Config& config, const Registry& registry) {
+  std::vector<std::string> without, selecting_all;
+  bool any = false;
+  for (const PipelineSpec& pipeline : config.pipelines) {
+    if (budgets_of(config, pipeline).empty()) continue;
+    const std::string& id = pipeline.selector.id;
+    if (budget_holder(pipeline.selector, registry) != nullptr) {
+      any = true;
+      continue;
+    }
+    const bool all = std::any_of(
+        registry.variants().begin(), registry.variants().end(), [&](const Variant& variant) {
+          return variant.kind == SIKV_SELECTOR && variant.id == id &&
+                 (variant.selector().flags & SIKV_SELECTOR_SELECTS_ALL) != 0;
+        });
+    auto& ids = all ? selecting_all : without;
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
+  }
+  if (!any) without.insert(without.end(), selecting_all.begin(), selecting_all.end());
+  return without;
 }
 
 const SourceSpec& source_of(const Config& config, const PipelineSpec& pipeline) {

@@ -119,6 +119,10 @@ std::vector<PipelineSpec> expand_budgets(const Config& config, const Registry& r
 // The options `budget` that `budgets` override, as in "budget=192 of quest".
 std::vector<std::string> overridden_budgets(const Config& config, const Registry& registry);
 
+// Selectors without a budget for `budgets` to set, by id; those that select everything only if no
+// other selector has one either.
+std::vector<std::string> without_budget(const Config& config, const Registry& registry);
+
 // The source of one of its pipelines.
 const SourceSpec& source_of(const Config& config, const PipelineSpec& pipeline);
 // The config with that source as its own; Error if its trace is still to be made.

@@ -297,6 +297,10 @@ TEST_F(ConfigTest, RefusesWrongTypesAndRanges) {
             "c.yaml:1:12: pipelines is empty, expected a list of pipelines");
   EXPECT_EQ(error_with("pipelines: {}"),
             "c.yaml:1:12: pipelines is a map, expected a list of pipelines");
+  EXPECT_EQ(error_with("pipelines: [{label: a, pipline: sign_vq+intq > full > sparse_flash}]"),
+            "c.yaml:1:24: an entry of pipelines has no key 'pipline'; did you mean 'pipeline'? (it "
+            "takes label, pipeline, source, fitted, reconstruction, budgets, keys, values, "
+            "selector, attention, device, force)");
   EXPECT_EQ(error_with("plugin_path: no/such/folder"),
             "c.yaml:1:14: the plugin folder 'no/such/folder' cannot be read: No such file or "
             "directory; correct the path");

@@ -377,7 +377,8 @@ Measured measure_pipeline(const PipelineSpec& spec, const Registry& registry, De
   measured.metrics = judge.summaries();
   measured.bytes_per_token = pipeline.cache().bytes_per_token();
   const double dense_row = 4.0 * source.head_dim;
-  if (measured.bytes_per_token > 0) measured.compression = dense_row / measured.bytes_per_token;
+  const double stored = pipeline.cache().bytes_per_stored_token();
+  if (stored > 0) measured.compression = dense_row / stored;
   measured.ledger = pipeline.ledger();
   const double tokens = static_cast<double>(num_layers) * source.num_sequences *
                         source.num_kv_heads *

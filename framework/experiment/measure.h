@@ -49,8 +49,8 @@ struct Measured {
   std::vector<ChosenVariant> variants;
   // dropped_mass, recall, selection_error, output_error, kv_error: those asked for.
   std::map<std::string, Summary> metrics;
-  double bytes_per_token = 0;  // encoded pages, per token and KV head
-  double compression = 0;      // 4 D / bytes_per_token
+  double bytes_per_token = 0;  // pages in use, per encoded token and KV head, evicted ones too
+  double compression = 0;      // of a stored token: 4 D / its bytes
   // Pages in use, side tables and the selector's state, per encoded token and KV head: what a long
   // context costs. Tail, pinned tokens and working memory are the same for all, or do not grow.
   double memory_per_token = 0;

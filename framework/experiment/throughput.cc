@@ -345,7 +345,8 @@ Throughput ThroughputBench::run(const PipelineSpec& spec, const sikv_shape& shap
   row.ledger = pipeline.ledger();
   row.bytes_per_token = pipeline.cache().bytes_per_token();
   const double dense_row = 4.0 * shape.head_dim;
-  if (row.bytes_per_token > 0) row.compression = dense_row / row.bytes_per_token;
+  const double stored = pipeline.cache().bytes_per_stored_token();
+  if (stored > 0) row.compression = dense_row / stored;
   row.compression_total = dense_row * shape.num_layers * shape.max_sequences * shape.num_kv_heads *
                           shape.max_tokens / static_cast<double>(row.ledger.total());
   const StageTimes& times = pipeline.times();

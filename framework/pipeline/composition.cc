@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <tuple>
 
 #include "framework/base/error.h"
 #include "framework/config/pipeline_parts.h"
@@ -36,6 +37,24 @@ auto placed(const PluginSpec& plugin, Make&& make) {
   } catch (const Error& error) {
     fail(plugin, "{}", error.what());
   }
+}
+
+// Whether it gives back single tokens, which ranking them tells, or what it wraps does; others keep
+// whole pages where they must.
+bool evicts_single_tokens(const SelectorInstance& selector) {
+  if (!selector.evicts()) return false;
+  const SelectorInstance* ranking = &selector;
+  while (ranking != nullptr && !ranking->scores()) ranking = ranking->base();
+  return ranking != nullptr;
+}
+
+// The plane whose bytes serve several tokens, or nullptr.
+const sikv_plane* shared_plane(const sikv_layout& layout) {
+  const sikv_plane* const end = layout.planes + layout.num_planes;
+  const sikv_plane* const found = std::find_if(layout.planes, end, [](const sikv_plane& plane) {
+    return plane.organisation == SIKV_SHARED;
+  });
+  return found == end ? nullptr : found;
 }
 
 }  // namespace
@@ -101,6 +120,18 @@ Composition::Composition(const PipelineSpec& spec, const Registry& registry, Dev
         "value codec {} keeps bytes in the lines of the keys, but key codec {} writes {}, {}: give "
         "both codecs a layout with such lines, or neither",
         spec.values.id, spec.keys.id, layout_text(key_layout_), reason);
+  }
+  if (evicts_single_tokens(*selector_)) {
+    for (const auto& [what, codec, layout] :
+         {std::tuple("key", &spec.keys, &key_layout_), {"value", &spec.values, &value_layout_}}) {
+      const sikv_plane* const plane = shared_plane(*layout);
+      if (plane == nullptr) continue;
+      fail(spec.selector,
+           "selector {} gives single tokens back, but {} codec {} writes {}, where {} tokens share "
+           "their scales: use a codec with scales per token, or a selector that keeps whole pages, "
+           "as streaming does",
+           spec.selector.id, what, codec->id, layout_text(*layout), plane->tile_tokens);
+    }
   }
   const bool selects_all = selector_->table().flags & SIKV_SELECTOR_SELECTS_ALL;
   if (kernel_->attends_all() && !selects_all) {

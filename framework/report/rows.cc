@@ -208,10 +208,20 @@ void check_result_path(const std::filesystem::path& path) {
     file.seekg(0);
     const Json json = Json::parse(file, nullptr, false);
     const Json rows = json.is_object() ? json.value("rows", Json::array()) : Json::array();
-    // Rows of sweeps and evaluations, which resume, name their setup.
+    // Rows of comparisons, sweeps and evaluations, which resume, name their setup.
     const bool resumes = std::any_of(rows.begin(), rows.end(),
                                      [](const Json& row) { return row.contains("setup"); });
     if (json.contains("environment") && !resumes) return;
+    if (json.contains("environment")) {
+      const Json& made = json["environment"];
+      const bool named = made.contains("command") && made["command"].is_string();
+      throw Error(
+          "'{}' exists and holds {} row{} that {} goes on from: give another name, or remove it "
+          "first",
+          path.string(), rows.size(), rows.size() == 1 ? "" : "s",
+          named ? fmt::format("'{}'", made["command"].get<std::string>())
+                : "a comparison, a sweep or an evaluation");
+    }
   }
   throw Error("'{}' exists and is not a result of sikv: give another name, or remove it first",
               path.string());

@@ -11,7 +11,8 @@
 //      "variants": {"keys": "cpu", ...}, "counters": {...},
 //      "bytes_read": {"scan": 30720, "attended": 90000}}]}
 //
-// Tails are the bad side of each metric. Latencies are sums over all layers; bytes read are of one
+// Bytes per token are those of the pages in use per encoded token, evicted ones too; `compression`
+// is that of a stored token. Tails are the bad side of each metric. Latencies are sums over all layers; bytes read are of one
 // KV head in one layer and step, null where nothing counted them.
 #ifndef SIKV_FRAMEWORK_REPORT_ROWS_H_
 #define SIKV_FRAMEWORK_REPORT_ROWS_H_

@@ -96,7 +96,10 @@ class Bench {
                         .keys = keys.rows,
                         .values = values.rows,
                         .queries = typed.data(),
-                        .prompt_len = prompt.data()},
+                        .prompt_len = prompt.data(),
+                        .w_o = nullptr,
+                        .hidden = 0,
+                        .reserved2 = 0},
                        workspace_.data(), nullptr);
   }
 
