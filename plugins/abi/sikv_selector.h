@@ -17,8 +17,9 @@ extern "C" {
 #endif
 
 /* Table flags. */
-#define SIKV_SELECTOR_SELECTS_ALL 2u /* every selection is SIKV_SELECT_ALL */
-#define SIKV_SELECTOR_UNORDERED 1u   /* slots of a selection may come in any order */
+/* Every selection is SIKV_SELECT_ALL; of a wrapper, with a base of which that holds. */
+#define SIKV_SELECTOR_SELECTS_ALL 2u
+#define SIKV_SELECTOR_UNORDERED 1u /* slots of a selection may come in any order */
 /* Since 1.3, needs: the framework meets them, or refuses when the config is read. */
 #define SIKV_SELECTOR_NEEDS_ALL_QUERIES 4u /* observe gets the queries of every prompt position */
 #define SIKV_SELECTOR_NEEDS_ALL_LAYERS 8u  /* the cache holds every layer of the model */

@@ -253,6 +253,8 @@ TEST(Life, PartsThatDoNotFitAreRefusedWhenThePipelineIsMade) {
             std::string::npos);
   EXPECT_NE(refusal("rot_lm+rot_lm > full > dense_attention").find("gather_attention"),
             std::string::npos);
+  // What an evicting base leaves is selected as a whole, also through wrappers that cut anew.
+  EXPECT_EQ(refusal("fp16+fp16 > adakv(base=snapkv) > dense_attention"), "");
 }
 
 TEST(Life, ForcedVariantsRunOrFail) {
