@@ -31,6 +31,9 @@ extern "C" {
  * not into a wrapper, which would change the selection under them. */
 #define SIKV_SELECTOR_WEIGHS 64u
 
+/* Queries that observe gives at most to a selector without NEEDS_ALL_QUERIES. */
+#define SIKV_PROMPT_QUERIES 128
+
 /* The prompt of every sequence, after its full pages were encoded and before the first step. */
 typedef struct sikv_observe_args {
   uint32_t struct_size;

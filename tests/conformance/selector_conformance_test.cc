@@ -199,6 +199,15 @@ TEST_P(SelectorConformance, FollowsPagesThatComeInDecode) {
   const auto compare = [&](FilledCache& filled, const Case& c) {
     SelectorSession session(variant(), choices, filled, c.group);
     if (!session.accepted()) return;
+// No option asks for more prompt queries than a selector gets.
+TEST_P(SelectorConformance, WindowsAreOfQueriesThatAreGiven) {
+  for (const sikv_option_spec& option : variant().options) {
+    if (std::string_view(option.name) == "window") {
+      EXPECT_LE(option.max, SIKV_PROMPT_QUERIES);
+    }
+  }
+}
+
     const auto set_encoded = [&](const std::vector<int>& encoded) {
       for (int row = 0; row < filled.cache.num_rows(); ++row) {
         filled.cache.set_encoded_len(row, encoded[static_cast<size_t>(row / 2)]);
