@@ -9,8 +9,9 @@
 
 namespace sikv {
 
-// Last prompt queries that selectors get which do not need all: more than any of them learns from.
-inline constexpr int kPromptQueries = 128;
+// Last prompt queries that selectors get which do not need all, where the prompt has as many: no
+// option asks for more.
+inline constexpr int kPromptQueries = SIKV_PROMPT_QUERIES;
 
 // What a source of prompts gives.
 struct Offer {

@@ -214,9 +214,18 @@ void Pipeline::flush_full_tails(int layer) {
 void Pipeline::check_prompt(const sikv_rows& keys, int num_queries,
                             const OutputProjection& projection) const {
   const SelectorInstance& selector = composition_.selector();
-  const int longest = *std::max_element(keys.count, keys.count + shape_.max_sequences);
+  const auto [shortest, longest] =
+      std::minmax_element(keys.count, keys.count + shape_.max_sequences);
   check_needs(selector, {"the prompt of this run", shape_.num_layers, shape_.num_layers,
-                         longest - num_queries, projection.w_o != nullptr});
+                         *longest - num_queries, projection.w_o != nullptr});
+  // Whoever gets all queries knows that shorter prompts have none of the first positions.
+  if (num_queries > *shortest && (selector.table().flags & SIKV_SELECTOR_NEEDS_ALL_QUERIES) == 0) {
+    throw Error(
+        "the last {} queries of every prompt are given, but sequence {} has a prompt of {}: give "
+        "at "
+        "most as many as the shortest prompt has",
+        num_queries, shortest - keys.count, *shortest);
+  }
 }
 
 void Pipeline::evict_after(int layer) {

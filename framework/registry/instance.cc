@@ -161,7 +161,7 @@ void CodecInstance::decode(const sikv_decode_args& args, void* stream) const {
 
 namespace {
 
-// What a wrapper takes over from its base; whether all is selected is its own matter.
+// What a wrapper takes over from its base.
 constexpr uint32_t kInherited = SIKV_SELECTOR_UNORDERED | SIKV_SELECTOR_NEEDS_ALL_QUERIES |
                                 SIKV_SELECTOR_NEEDS_ALL_LAYERS | SIKV_SELECTOR_NEEDS_W_O |
                                 SIKV_SELECTOR_EVICTS_TOGETHER;
@@ -185,6 +185,7 @@ SelectorInstance::SelectorInstance(const Variant& variant, const OptionSet& opti
                 variant.name(), wrapped()->variant().name());
   }
   table_->flags |= inner.flags & kInherited;
+  if ((inner.flags & SIKV_SELECTOR_SELECTS_ALL) == 0) table_->flags &= ~SIKV_SELECTOR_SELECTS_ALL;
   if (inner.evict == nullptr) table_->evict = nullptr;
   if (inner.score == nullptr) table_->score = nullptr;
 }

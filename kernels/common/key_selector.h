@@ -148,12 +148,21 @@ class KeySelector : public Selector {
   virtual uint64_t scan_bytes(const RowQuery& query, const State& state) const = 0;
   // Sets the scores [encoded_len] of slots that are taken first to +inf.
   virtual void force(const RowQuery& /*query*/, float* /*scores*/) const {}
-  // The same for the encoded ones of the `count` newest tokens.
-  static void take_newest(const RowQuery& query, int64_t count, float* scores) {
+  // Of one slot. True if it comes out of the budget, as pinned ones do not.
+  static bool take(const RowQuery& query, int64_t slot, float* scores) {
+    scores[slot] = std::numeric_limits<float>::infinity();
+    const auto pinned = query.view.pinned_slots(query.row);
+    return !std::binary_search(pinned.begin(), pinned.end(), slot);
+  }
+  // Of the encoded ones of the `count` newest tokens, as far as `room` of the budget goes: of more
+  // than that the oldest would be selected, since ties go to the lower slot.
+  static void take_newest(const RowQuery& query, int64_t count, int64_t room, float* scores) {
     const CacheView& view = query.view;
     const int64_t n = view.encoded_len(query.row);
     count = std::clamp<int64_t>(count - view.tail_len(query.row / view.num_kv_heads()), 0, n);
-    std::fill_n(scores + n - count, count, std::numeric_limits<float>::infinity());
+    for (int64_t slot = n - 1; slot >= n - count && room > 0; --slot) {
+      if (take(query, slot, scores)) --room;
+    }
   }
 
   const sikv_shape& shape() const { return shape_; }

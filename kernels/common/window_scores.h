@@ -147,7 +147,8 @@ inline std::vector<float> window_attention(const sikv_observe_args& args, const 
 
 // Options of methods that rank by it.
 inline constexpr sikv_option_spec kWindowOption =
-    int_option("window", "32", 1, 4096, "last prompt queries that score, and tokens always kept");
+    int_option("window", "32", 1, SIKV_PROMPT_QUERIES,
+               "last prompt queries that score, and tokens always kept; 128 queries are given");
 inline constexpr sikv_option_spec kKernelOption =
     int_option("kernel_size", "7", 1, 63, "scores that are pooled around each token; odd");
 inline constexpr sikv_option_spec kPoolingOption =

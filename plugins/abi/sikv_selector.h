@@ -17,8 +17,9 @@ extern "C" {
 #endif
 
 /* Table flags. */
-#define SIKV_SELECTOR_SELECTS_ALL 2u /* every selection is SIKV_SELECT_ALL */
-#define SIKV_SELECTOR_UNORDERED 1u   /* slots of a selection may come in any order */
+/* Every selection is SIKV_SELECT_ALL; of a wrapper, with a base of which that holds. */
+#define SIKV_SELECTOR_SELECTS_ALL 2u
+#define SIKV_SELECTOR_UNORDERED 1u /* slots of a selection may come in any order */
 /* Since 1.3, needs: the framework meets them, or refuses when the config is read. */
 #define SIKV_SELECTOR_NEEDS_ALL_QUERIES 4u /* observe gets the queries of every prompt position */
 #define SIKV_SELECTOR_NEEDS_ALL_LAYERS 8u  /* the cache holds every layer of the model */
@@ -29,6 +30,9 @@ extern "C" {
 /* Since 1.3: run fills log_weights; only goes with kernels that add them (SIKV_KERNEL_WEIGHS), and
  * not into a wrapper, which would change the selection under them. */
 #define SIKV_SELECTOR_WEIGHS 64u
+
+/* Queries that observe gives at most to a selector without NEEDS_ALL_QUERIES. */
+#define SIKV_PROMPT_QUERIES 128
 
 /* The prompt of every sequence, after its full pages were encoded and before the first step. */
 typedef struct sikv_observe_args {

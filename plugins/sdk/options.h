@@ -37,6 +37,8 @@ class Options {
     return find(name, SIKV_OPTION_CHOICE).text;
   }
   std::string_view text(std::string_view name) const { return find(name, SIKV_OPTION_TEXT).text; }
+  // The id of what a wrapper wraps.
+  std::string_view base() const { return find("base", SIKV_OPTION_SELECTOR).text; }
   Budget budget(std::string_view name) const {
     const sikv_option_value& value = find(name, SIKV_OPTION_BUDGET);
     return {value.i, value.f};

@@ -123,7 +123,8 @@ class ScoringSelector : public EvictingSelector {
 };
 
 // A selector around another: passes on whatever a method does not override. Registered with
-// scoring_selector<>, too; the framework asks for evictions and scores only if the base has them.
+// scoring_selector<>, too; the framework asks for evictions and scores only if the base has them. One
+// that passes run on is registered with SIKV_SELECTOR_SELECTS_ALL, which then is the base's answer.
 class WrappingSelector : public ScoringSelector {
  public:
   explicit WrappingSelector(const CreateArgs& args) : base_(args.base) {}

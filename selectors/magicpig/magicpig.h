@@ -40,6 +40,11 @@ class Tables {
   Tables(int bits, int tables)
       : bits_(bits), tables_(tables), first_(static_cast<size_t>(tables) << bits, -1) {}
 
+  // Of the buckets alone, before there is a token.
+  static constexpr int64_t empty_bytes(int bits, int tables) {
+    return (int64_t{tables} << bits) * int64_t{sizeof(int32_t)};
+  }
+
   bool empty() const { return first_.empty(); }
   int64_t tokens() const { return tables_ == 0 ? 0 : std::ssize(next_) / tables_; }
   uint64_t bytes() const { return (first_.size() + next_.size()) * sizeof(int32_t); }

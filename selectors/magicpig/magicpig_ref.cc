@@ -18,6 +18,9 @@ struct Row {
   uint64_t bytes() const { return center.size() * sizeof(float) + tables.bytes(); }
 };
 
+// Several times what the published settings take.
+constexpr int64_t kMostEmptyBytes = int64_t{16} << 20;
+
 class MagicPig : public Selector {
  public:
   explicit MagicPig(const CreateArgs& args)
@@ -29,7 +32,14 @@ class MagicPig : public Selector {
         host_(args.host),
         planes_(gaussian_directions(static_cast<uint64_t>(args.options.integer("seed")),
                                     int64_t{shape_.head_dim} * bits_ * tables_)),
-        rows_(shape_) {}
+        rows_(shape_) {
+    if (const int64_t bytes = Tables::empty_bytes(bits_, tables_); bytes > kMostEmptyBytes) {
+      throw Refused("the empty tables of each layer and KV head would take " +
+                    std::to_string(bytes >> 20) + " MiB with bits " + std::to_string(bits_) +
+                    " and tables " + std::to_string(tables_) + ", and at most " +
+                    std::to_string(kMostEmptyBytes >> 20) + " MiB are allowed: lower either");
+    }
+  }
 
   // A sample has no size that is known before.
   Plan plan() override { return {shape_.max_tokens, 0}; }

@@ -4,6 +4,7 @@
 
 #include <random>
 
+#include "framework/base/error.h"
 #include "tests/support/selector_session.h"
 
 namespace sikv::testing {
@@ -228,6 +229,20 @@ TEST(MagicPigTest, HeadsHaveWeightsOfTheirOwn) {
   }
   EXPECT_GT(only_one, 0);
   EXPECT_GT(both, 0);
+}
+
+TEST(MagicPigTest, RefusesTablesThatTakeTooMuch) {
+  const sikv_shape shape = tight_shape(kSpec, kGroup);
+  EXPECT_NO_THROW(make_selector(magicpig(), {{"bits", "12"}, {"tables", "1024"}}, shape, cpu()));
+  try {
+    make_selector(magicpig(), {{"bits", "16"}, {"tables", "150"}}, shape, cpu());
+    FAIL() << "made";
+  } catch (const Error& error) {
+    EXPECT_STREQ(
+        error.what(),
+        "selector 'magicpig' (ref): the empty tables of each layer and KV head would take "
+        "37 MiB with bits 16 and tables 150, and at most 16 MiB are allowed: lower either");
+  }
 }
 
 }  // namespace

@@ -74,10 +74,12 @@ class PqCache : public KeySelector<State> {
 
   void force(const RowQuery& query, float* scores) const override {
     const int n = query.view.encoded_len(query.row);
+    int64_t room = query.budget;
     for (int slot = 0; slot < n && query.view.position(query.row, slot) < sinks_; ++slot) {
-      scores[slot] = std::numeric_limits<float>::infinity();
+      if (take(query, slot, scores)) --room;
     }
-    take_newest(query, static_cast<int64_t>(recent_ * static_cast<double>(query.budget)), scores);
+    take_newest(query, static_cast<int64_t>(recent_ * static_cast<double>(query.budget)), room,
+                scores);
   }
 
  private:

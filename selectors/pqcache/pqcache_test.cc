@@ -169,6 +169,17 @@ TEST(PqCacheTest, TakesSinksAndTheNewestTokens) {
   for (int32_t i = 0; i < 31; ++i) EXPECT_EQ(slots[static_cast<size_t>(79 - i)], 299 - i);
 }
 
+// Where sinks and newest are more than the budget, as many of the newest stay as the sinks leave.
+TEST(PqCacheTest, TakesTheVeryNewestBesideTheSinks) {
+  const FilledCache filled = make_cache({.num_kv_heads = 1, .encoded = {300}});
+  SelectorSession session(pqcache_ref(), {{"budget", "80"}, {"sinks", "16"}, {"recent", "1"}},
+                          filled, 1);
+  session.observe_everything();
+  const Slots slots = session.select(0)[0];
+  ASSERT_EQ(slots.size(), 80u);
+  for (int32_t i = 0; i < 80; ++i) EXPECT_EQ(slots[static_cast<size_t>(i)], i < 16 ? i : 220 + i);
+}
+
 // 64 centroids of D numbers in fp32 per row; a byte per part and token, in pages.
 TEST(PqCacheTest, CountsCodesAndCentroids) {
   const FilledCache filled = make_cache({.num_kv_heads = 2, .encoded = {300, 270}});

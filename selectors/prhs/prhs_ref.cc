@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "kernels/common/exact_scores.h"
@@ -25,6 +26,12 @@ class Prhs : public WrappingSelector {
         below_(static_cast<size_t>(shape_.max_sequences * shape_.num_kv_heads)),
         shared_(below_.size()),
         workers_(static_cast<size_t>(args.device.num_threads)) {
+    if (base_.selects_all() && base_.evicts()) {
+      throw Refused(
+          "'" + std::string(args.options.base()) +
+          "' evicts, and what is left is attended to as a whole: wrap one that chooses in "
+          "every step, such as quest");
+    }
     if (base_.selects_all()) {
       throw Refused(
           "prhs shares what its base chooses, and this base takes every token: choose one with a "

@@ -175,5 +175,21 @@ TEST(PrhsTest, RefusesABaseThatTakesEverything) {
   }
 }
 
+// Also through a wrapper that leaves run to its base.
+TEST(PrhsTest, RefusesABaseThatEvicts) {
+  Layers layers;
+  for (const Choices& base :
+       {Choices{{"base", "snapkv"}}, Choices{{"base", "adakv"}, {"base.base", "snapkv"}}}) {
+    try {
+      SelectorSession session(prhs(), base, layers.filled, kGroup);
+      FAIL() << "accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.what(), "selector 'prhs' (ref): '" + base[0].second +
+                                  "' evicts, and what is left is attended to as a whole: wrap one "
+                                  "that chooses in every step, such as quest");
+    }
+  }
+}
+
 }  // namespace
 }  // namespace sikv::testing

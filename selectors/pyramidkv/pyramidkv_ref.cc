@@ -23,7 +23,7 @@ class PyramidKv final : public PromptEviction {
   int64_t kept(int layer, int, int64_t prompt, int64_t competing,
                int64_t in_window) const override {
     const int64_t budget = budget_.tokens(prompt), share = std::max<int64_t>(budget - in_window, 0);
-    if (share >= competing) return budget;
+    if (share >= competing || prompt < 2 * share) return budget;
     return in_window +
            layer_shares(shape().num_layers, share, competing, beta_)[static_cast<size_t>(layer)];
   }

@@ -4,6 +4,7 @@
 
 #include "selectors/pyramidkv/pyramidkv.h"
 #include "tests/support/evictions.h"
+#include "tests/support/replay.h"
 
 namespace sikv::testing {
 namespace {
@@ -45,6 +46,32 @@ TEST(PyramidKvTest, KeepsWhatSnapKvKeepsOfTheLayersBudget) {
               kept_after_prompt(find_variant(SIKV_SELECTOR, "snapkv", variant),
                                 {{"budget", "90"}, {"window", "4"}}, filled, 2));
   }
+}
+
+// Tokens in pages that each head of each of 3 layers has left of a prompt; the window is in the tail.
+std::vector<size_t> lengths(int prompt, const std::string& selector) {
+  const Replay replay(prompt, 1, 7, 3);
+  std::vector<size_t> lengths;
+  for (const auto& positions : replay.run(selector, 32).positions) {
+    lengths.push_back(positions.size());
+  }
+  return lengths;
+}
+
+TEST(PyramidKvTest, LayersOfACacheHaveTheirShares) {
+  const std::vector<int64_t> shares = pyramidkv::layer_shares(3, 90, 512, 20);
+  ASSERT_GT(shares[0], shares[1]);
+  ASSERT_GT(shares[1], shares[2]);
+  std::vector<size_t> want;
+  for (const int64_t share : shares)
+    want.insert(want.end(), Replay::kHeads, static_cast<size_t>(share));
+  EXPECT_EQ(lengths(552, "pyramidkv(budget=90,pinned=0)"), want);
+}
+
+// As the source does: 552 tokens are fewer than twice 300.
+TEST(PyramidKvTest, AShortPromptHasNoPyramid) {
+  EXPECT_EQ(lengths(552, "pyramidkv(budget=300,pinned=0)"),
+            std::vector<size_t>(3 * Replay::kHeads, 300));
 }
 
 }  // namespace

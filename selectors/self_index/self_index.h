@@ -34,8 +34,9 @@ inline constexpr sikv_option_spec kOptions[] = {
                  "schedule auto: dropped mass that a longer period may add"),
     float_option("refresh_cosine", "0", -1, 1,
                  "scan early when the query's cosine to the last scanned one is below; 0 = never"),
-    int_option("window", "48", 1, 4096,
-               "last prompt queries that schedule auto and refresh_cosine learn from"),
+    int_option(
+        "window", "48", 1, SIKV_PROMPT_QUERIES,
+        "last prompt queries that schedule auto and refresh_cosine learn from; 128 are given"),
     bool_option("stagger", "false", "spread the scans of a period evenly over its steps"),
 };
 

@@ -49,7 +49,7 @@ class Sparq : public KeySelector<State> {
   }
 
   void force(const RowQuery& query, float* scores) const override {
-    take_newest(query, local_, scores);
+    take_newest(query, local_, query.budget, scores);
   }
 
  private:

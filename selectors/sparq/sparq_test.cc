@@ -74,6 +74,15 @@ TEST(SparqTest, TakesTheNewestTokens) {
   EXPECT_EQ(rows[1], without.select(0)[1]);
 }
 
+TEST(SparqTest, TakesTheVeryNewestWhereLocalIsMoreThanTheBudget) {
+  const FilledCache filled = make_cache({.num_kv_heads = 1, .encoded = {300}, .tail = {9}});
+  SelectorSession session(sparq(), {{"budget", "40"}, {"local", "100"}}, filled, 1);
+  session.observe_everything();
+  Slots newest(40);
+  std::iota(newest.begin(), newest.end(), 260);
+  EXPECT_EQ(session.select(0)[0], newest);
+}
+
 // A second copy of the keys in pages, of which a step reads some channels.
 TEST(SparqTest, CountsItsCopyOfTheKeys) {
   const FilledCache filled =

@@ -188,6 +188,22 @@ TEST(TwilightTest, EvictsWhereItsBaseDoes) {
   EXPECT_TRUE(evicting.selector().evicts());
 }
 
+// Of what an evicting base leaves, also through a wrapper that leaves run to it.
+TEST(TwilightTest, PrunesWhatABaseSelectsAsAWhole) {
+  const FilledCache filled = make_cache(kSpec, kGroup);
+  for (const Choices& base :
+       {Choices{{"base", "snapkv"}}, Choices{{"base", "adakv"}, {"base.base", "snapkv"}}}) {
+    Choices choices = base;
+    choices.emplace_back("p", "0.5");
+    SelectorSession session(variant_of("ref"), choices, filled, kGroup);
+    session.observe_everything();
+    const std::vector<Slots> kept = session.select(0);
+    for (int row = 0; row < filled.cache.num_rows(); ++row) {
+      EXPECT_LT(kept[static_cast<size_t>(row)].size(), candidates(filled.cache, row).size());
+    }
+  }
+}
+
 TEST(TwilightTest, HasNoBaseOfItsOwn) {
   const Variant& variant = variant_of("ref");
   try {

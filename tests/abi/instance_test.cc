@@ -131,9 +131,9 @@ TEST_F(InstanceTest, AWrapperHasTheNeedsAndTheHooksOfItsBase) {
   const SelectorInstance evicting = wrap("ref", "evicting");
   EXPECT_TRUE(evicting.evicts());
   EXPECT_TRUE(evicting.scores());
-  // Whether all is selected is the wrapper's own matter.
+  // It passes run on: all is selected where the base selects all.
   EXPECT_EQ(evicting.table().flags, SIKV_SELECTOR_NEEDS_ALL_QUERIES | SIKV_SELECTOR_NEEDS_W_O |
-                                        SIKV_SELECTOR_EVICTS_TOGETHER);
+                                        SIKV_SELECTOR_EVICTS_TOGETHER | SIKV_SELECTOR_SELECTS_ALL);
   ASSERT_NE(evicting.base(), nullptr);
   EXPECT_EQ(evicting.base()->variant().id, "evicting");
 

@@ -37,7 +37,8 @@ std::unique_ptr<sikv::Selector> make_mute(const sikv::CreateArgs&) {
 
 }  // namespace
 
-SIKV_PLUGIN("wrapping", "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR),
-            (sikv::scoring_selector<make, kOptions, sikv::probe_ref,
-                                    SIKV_SELECTOR_NEEDS_ALL_QUERIES>("ref")),
-            (sikv::selector<make_mute, kOptions>("mute")))
+SIKV_PLUGIN(
+    "wrapping", "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR),
+    (sikv::scoring_selector<make, kOptions, sikv::probe_ref,
+                            SIKV_SELECTOR_NEEDS_ALL_QUERIES | SIKV_SELECTOR_SELECTS_ALL>("ref")),
+    (sikv::selector<make_mute, kOptions>("mute")))

@@ -63,6 +63,14 @@ Choices with_budget(const Variant& variant, Choices choices, const char* budget)
   return choices;
 }
 
+// Where all that is left is selected, what is left tells selectors apart. Empty for those that keep
+// everything.
+std::vector<Slots> keep_lists(SelectorSession& session, const FilledCache& filled) {
+  SelectorInstance& selector = session.selector();
+  if (!selector.evicts() || selector.variant().device != SIKV_CPU) return {};
+  return evictions(selector, filled.cache);
+}
+
 // Every combination of named values; where candidates are kept from step to step, that too.
 std::vector<Choices> all_modes(const Variant& variant) {
   std::vector<Choices> modes = all_choices(variant);
@@ -177,15 +185,27 @@ TEST_P(SelectorConformance, AnswersTheSameAgainAndWithMoreThreads) {
                      if (!session.accepted()) return;
                      session.observe_everything();
                      threaded.observe_everything();
+                     const std::vector<Slots> kept = keep_lists(session, filled);
+                     EXPECT_EQ(keep_lists(threaded, filled), kept);
                      const std::vector<Slots> first = session.select(0);
                      EXPECT_EQ(threaded.select(0), first);
                      EXPECT_EQ(threaded.select(1), session.select(1));
                      EXPECT_EQ(threaded.select(2), session.select(2));
                      // A sequence that starts anew knows nothing of what was before.
                      session.observe_everything();
+                     EXPECT_EQ(keep_lists(session, filled), kept);
                      EXPECT_EQ(session.select(0), first);
                    }
                  });
+}
+
+// No option asks for more prompt queries than a selector gets.
+TEST_P(SelectorConformance, WindowsAreOfQueriesThatAreGiven) {
+  for (const sikv_option_spec& option : variant().options) {
+    if (std::string_view(option.name) == "window") {
+      EXPECT_LE(option.max, SIKV_PROMPT_QUERIES);
+    }
+  }
 }
 
 // A page that came in decode is as good as one of the prompt. Keys lie far from zero, where state
@@ -210,6 +230,7 @@ TEST_P(SelectorConformance, FollowsPagesThatComeInDecode) {
     session.observe_page({256, 512, -1});
     SelectorSession whole(variant(), choices, filled, c.group);
     whole.observe_everything();
+    EXPECT_EQ(keep_lists(session, filled), keep_lists(whole, filled));
     EXPECT_EQ(session.select(0), whole.select(0));
   };
   for_each_cache(variant(), {grown}, default_layouts(SIKV_KEY_CODEC), compare, Pattern::kOffset);
@@ -243,10 +264,9 @@ TEST_P(VariantConformance, MatchesTheReference) {
                      if (!session.accepted()) continue;
                      session.observe_everything();
                      reference.observe_everything();
-                     // Where all that is left is selected, what is left tells variants apart.
-                     if (session.selector().evicts() && variant().device == SIKV_CPU) {
-                       expect_equal_but_for_the_cut(evictions(session.selector(), filled.cache),
-                                                    evictions(reference.selector(), filled.cache));
+                     if (variant().device == SIKV_CPU) {
+                       expect_equal_but_for_the_cut(keep_lists(session, filled),
+                                                    keep_lists(reference, filled));
                      }
                      for (int step = 0; step < 3; ++step) {
                        SCOPED_TRACE("step " + std::to_string(step));

@@ -8,6 +8,7 @@
 #include "framework/base/error.h"
 #include "framework/base/random.h"
 #include "framework/config/pipeline_text.h"
+#include "plugins/sdk/plugin.h"
 #include "tests/support/plugins.h"
 
 namespace sikv {
@@ -99,7 +100,79 @@ TEST(Evaluation, SelectorsThatNeedAllQueriesOrOutputProjectionsGetThem) {
        {"h2o(budget=700,pinned=8)", "expected_attention(budget=700,pinned=8)",
         "criticalkv(base=snapkv(budget=700),pinned=8)", "laprox(budget=700,pinned=8)"}) {
     EXPECT_GT(kl(selector), 0) << selector;
-    EXPECT_LT(kl(selector), kl("random(budget=100,pinned=8)")) << selector;
+    EXPECT_LT(kl(selector), kl("random(budget=700,pinned=8)")) << selector;
+  }
+}
+
+// What selectors that need both are given of a prompt, by layer.
+struct Given {
+  std::vector<std::vector<std::byte>> queries;
+  std::vector<std::vector<float>> w_o;
+};
+
+Given& given() {
+  static Given given;
+  return given;
+}
+
+class Recorder final : public Selector {
+ public:
+  explicit Recorder(const CreateArgs& args) : shape_(args.shape) {}
+  Plan plan() override { return {}; }
+  void observe(const sikv_observe_args& args, const CacheView& view, Launch) override {
+    const int64_t width = int64_t{shape_.num_query_heads} * shape_.head_dim;
+    const auto* const q = static_cast<const std::byte*>(args.queries);
+    given().queries.emplace_back(q, q + args.num_queries * width * sikv_dtype_bytes(view.dtype()));
+    given().w_o.emplace_back(args.w_o, args.w_o + width * args.hidden);
+  }
+  void run(const sikv_select_args& args, const CacheView& view, Launch) override {
+    for (int row = 0; row < view.num_rows(); ++row) SelectionRow(args.selection, row).select_all();
+  }
+
+ private:
+  sikv_shape shape_;
+};
+
+std::unique_ptr<Selector> make_recorder(const CreateArgs& args) {
+  return std::make_unique<Recorder>(args);
+}
+
+// The queries of every position in order, and each layer's own w_o, which transformer_test compares
+// with the file.
+TEST(Evaluation, QueriesAndOutputProjectionsAreThoseOfTheModel) {
+  const sikv_plugin_entry entry =
+      selector<make_recorder, kNoOptions, probe_ref,
+               SIKV_SELECTOR_NEEDS_ALL_QUERIES | SIKV_SELECTOR_NEEDS_W_O>("ref");
+  const sikv_plugin_tables_t tables = {sizeof tables, 1, &entry};
+  Registry with_recorder;
+  with_recorder.add_folder(SIKV_PLUGIN_FOLDER);
+  with_recorder.add_linked(
+      "linked/recorder",
+      sdk::descriptor("recorder", "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR), ""), &tables);
+  Transformer model = load();
+  const EvalText text = random_text(300, 1);
+  Evaluation evaluation(model, text, SIKV_FP32, 64, true, with_recorder, cpu(3));
+  given() = {};
+  evaluation.run(parse_pipeline("fp16+fp16 > recorder > sparse_flash", with_recorder), cpu(3));
+  const auto layers = static_cast<size_t>(model.config().num_layers);
+  ASSERT_EQ(given().queries.size(), layers);
+  for (size_t l = 0; l < layers; ++l) {
+    EXPECT_EQ(given().w_o[l], model.output_projection(static_cast<int>(l)));
+  }
+  // Queries of a position do not depend on those behind it: each is the last of a shorter prompt.
+  const size_t row = given().queries[0].size() / 300;
+  for (const size_t position : {0u, 150u, 299u}) {
+    const Prompt shorter = model.prefill(std::span(text.tokens).first(position + 1), SIKV_FP32, 1);
+    for (size_t l = 0; l < layers; ++l) {
+      const auto* const got =
+          reinterpret_cast<const float*>(given().queries[l].data() + position * row);
+      const auto* const want = reinterpret_cast<const float*>(shorter.layers[l].q.data());
+      ASSERT_EQ(shorter.layers[l].q.size(), row);
+      for (size_t i = 0; i < row / sizeof(float); ++i) {
+        ASSERT_NEAR(got[i], want[i], 1e-4 * (1 + std::abs(want[i])))
+            << "layer " << l << ", position " << position;
+      }
+    }
   }
 }
 

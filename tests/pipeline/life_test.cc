@@ -236,6 +236,23 @@ TEST(Life, NaNInAStepNamesItsPlace) {
   }
 }
 
+TEST(Life, QueriesBeforeAPromptBeginsAreRefused) {
+  const Batch batch({300, 20});
+  Pipeline pipeline(parse_pipeline("fp16+fp16 > full > gather_attention", registry()), registry(),
+                    cpu(), shape(1, 2, 1000), 4);
+  const std::vector<float> q(2 * 21 * kQueryHeads * kDim);
+  try {
+    pipeline.prefill(0, batch.keys(), batch.values(), q.data(), 21);
+    FAIL() << "expected an Error";
+  } catch (const Error& error) {
+    EXPECT_STREQ(
+        error.what(),
+        "the last 21 queries of every prompt are given, but sequence 1 has a prompt of 20: "
+        "give at most as many as the shortest prompt has");
+  }
+  EXPECT_NO_THROW(pipeline.prefill(0, batch.keys(), batch.values(), q.data(), 20));
+}
+
 TEST(Life, PartsThatDoNotFitAreRefusedWhenThePipelineIsMade) {
   const auto refusal = [](const char* text) -> std::string {
     try {
@@ -253,6 +270,8 @@ TEST(Life, PartsThatDoNotFitAreRefusedWhenThePipelineIsMade) {
             std::string::npos);
   EXPECT_NE(refusal("rot_lm+rot_lm > full > dense_attention").find("gather_attention"),
             std::string::npos);
+  // What an evicting base leaves is selected as a whole, also through wrappers that cut anew.
+  EXPECT_EQ(refusal("fp16+fp16 > adakv(base=snapkv) > dense_attention"), "");
 }
 
 TEST(Life, ForcedVariantsRunOrFail) {
