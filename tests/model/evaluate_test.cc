@@ -90,7 +90,9 @@ TEST(Evaluation, CompressionCostsAndScansAreCounted) {
   EXPECT_EQ(every.variants.size(), 4u);
 }
 
-TEST(Evaluation, SelectorsThatNeedAllQueriesOrOutputProjectionsGetThem) {
+// That they run: in a random model on random text no choice of 700 is better than chance. That what
+// they get is right is the next test's.
+TEST(Evaluation, SelectorsThatNeedAllQueriesOrOutputProjectionsRun) {
   Transformer model = load();
   Evaluation evaluation(model, random_text(1000, 4), SIKV_FP16, 64, true, registry(), cpu(3));
   const auto kl = [&](const char* selector) {
@@ -100,7 +102,6 @@ TEST(Evaluation, SelectorsThatNeedAllQueriesOrOutputProjectionsGetThem) {
        {"h2o(budget=700,pinned=8)", "expected_attention(budget=700,pinned=8)",
         "criticalkv(base=snapkv(budget=700),pinned=8)", "laprox(budget=700,pinned=8)"}) {
     EXPECT_GT(kl(selector), 0) << selector;
-    EXPECT_LT(kl(selector), kl("random(budget=700,pinned=8)")) << selector;
   }
 }
 
