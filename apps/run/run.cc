@@ -64,7 +64,8 @@ std::string report(const Source& source, const Measured& measured, const TableSt
   text += "\n" + memory_table(measured.ledger, measured.bytes_per_token, style);
   text += "  bytes/token: pages in use, per encoded token, evicted ones too\n";
   text += fmt::format(
-      "  smaller than fp16: a stored token {:.2f} times, the whole cache {:.2f} times (of all tokens, "
+      "  smaller than fp16: a stored token {:.2f} times, the whole cache {:.2f} times (of all "
+      "tokens, "
       "evicted ones too)\n",
       measured.compression, measured.compression_total);
   text += "\n" + latency_table(measured, style);
