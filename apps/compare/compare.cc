@@ -127,8 +127,7 @@ std::string budget_table(const std::vector<ComparedRow>& rows, const TableStyle&
          "* best of its group, oracle and random aside; p99: 1 % of (layer, KV head, "
          "step) are worse;\n"
          "  bytes/token: pages in use, per encoded token, evicted ones too, and KV head; total "
-         "compr.: "
-         "of the whole cache\n"
+         "compr.: of the whole cache\n"
          "  us/step: append, select and attend of all layers, mean over the steps\n";
 }
 

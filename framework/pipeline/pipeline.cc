@@ -75,7 +75,6 @@ void Pipeline::prefill(int layer, const sikv_rows& host_keys, const sikv_rows& h
   MirroredArray encoded(device_, n, 0), first_slot(device_, n * static_cast<size_t>(H), 0);
   for (int b = 0; b < B; ++b) {
     const int32_t count = host_keys.count[b];
-    if (count < 1) throw Error("sequence {} has an empty prompt: give at least 1 token", b);
     const int32_t whole = count / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS;
     encoded.edit(static_cast<size_t>(b)) = whole;
     for (int h = 0; h < H; ++h) {
@@ -216,14 +215,16 @@ void Pipeline::check_prompt(const sikv_rows& keys, int num_queries,
   const SelectorInstance& selector = composition_.selector();
   const auto [shortest, longest] =
       std::minmax_element(keys.count, keys.count + shape_.max_sequences);
+  if (*shortest < 1) {
+    throw Error("sequence {} has an empty prompt: give at least 1 token", shortest - keys.count);
+  }
   check_needs(selector, {"the prompt of this run", shape_.num_layers, shape_.num_layers,
                          *longest - num_queries, projection.w_o != nullptr});
   // Whoever gets all queries knows that shorter prompts have none of the first positions.
   if (num_queries > *shortest && (selector.table().flags & SIKV_SELECTOR_NEEDS_ALL_QUERIES) == 0) {
     throw Error(
         "the last {} queries of every prompt are given, but sequence {} has a prompt of {}: give "
-        "at "
-        "most as many as the shortest prompt has",
+        "at most as many as the shortest prompt has",
         num_queries, shortest - keys.count, *shortest);
   }
 }

@@ -14,7 +14,8 @@
 namespace sikv {
 
 // log x for a normal x > 0. With x = m 2^e and m in [sqrt(1/2), sqrt(2)), log m = 2 atanh s,
-// s = (m - 1) / (m + 1); |s| < 0.172, and the series to s^21 leaves less than 1e-17.
+// s = (m - 1) / (m + 1); |s| < 0.172, and the series to s^21 leaves less than 1e-17. The steps are
+// those of portable_log (framework/base/random.h), which plugins do not see.
 inline double ieee_log(double x) {
   const auto bits = std::bit_cast<uint64_t>(x);
   int exponent = static_cast<int>(bits >> 52) - 1023;
