@@ -2,16 +2,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <boost/asio/post.hpp>
-#include <boost/asio/thread_pool.hpp>
 #include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -19,14 +14,12 @@
 #include "framework/base/log.h"
 #include "framework/base/text.h"
 #include "framework/device/device.h"
+#include "framework/device/worker_team.h"
 
 namespace sikv {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-
-// Set while a thread runs a body, so that nested calls run serially on that worker.
-thread_local int current_worker = -1;
 
 std::string processor_name() {
   std::ifstream cpuinfo("/proc/cpuinfo");
@@ -48,7 +41,7 @@ uint64_t available_bytes() {
 
 class CpuDevice final : public Device {
  public:
-  explicit CpuDevice(int threads) : threads_(threads), pool_(threads > 1 ? threads - 1 : 1) {
+  explicit CpuDevice(int threads) : team_(threads) {
     info_.struct_size = sizeof info_;
     info_.type = SIKV_CPU;
     info_.num_threads = threads;
@@ -57,7 +50,6 @@ class CpuDevice final : public Device {
     std::snprintf(info_.name, sizeof info_.name, "%s", processor_name().c_str());
     host_ = {sizeof host_, 0, this, &CpuDevice::parallel_for, &CpuDevice::write_log};
   }
-  ~CpuDevice() override { pool_.join(); }
 
   void* allocate(size_t bytes) override {
     const size_t size = rounded(bytes);
@@ -118,49 +110,11 @@ class CpuDevice final : public Device {
 
   static void parallel_for(void* context, int64_t n, void (*body)(void*, int64_t, int32_t),
                            void* arg) {
-    auto& device = *static_cast<CpuDevice*>(context);
-    if (current_worker >= 0 || device.threads_ == 1 || n <= 1) {
-      const int worker = current_worker >= 0 ? current_worker : 0;
-      for (int64_t i = 0; i < n; ++i) body(arg, i, worker);
-      return;
-    }
-    // Helpers that have not begun when the caller runs out of work are not waited for: on a busy
-    // machine their start alone can take milliseconds.
-    struct Job {
-      std::atomic<int64_t> next{0};
-      std::mutex mutex;
-      std::condition_variable idle;
-      int running = 0;
-      bool closed = false;
-    };
-    const auto job = std::make_shared<Job>();
-    const auto work = [n, body, arg](Job& job, int worker) {
-      current_worker = worker;
-      for (int64_t i = job.next++; i < n; i = job.next++) body(arg, i, worker);
-      current_worker = -1;
-    };
-    const int helpers = static_cast<int>(std::min<int64_t>(device.threads_, n)) - 1;
-    for (int worker = 1; worker <= helpers; ++worker) {
-      boost::asio::post(device.pool_, [job, work, worker] {
-        {
-          const std::lock_guard lock(job->mutex);
-          if (job->closed) return;
-          ++job->running;
-        }
-        work(*job, worker);
-        const std::lock_guard lock(job->mutex);
-        if (--job->running == 0) job->idle.notify_one();
-      });
-    }
-    work(*job, 0);
-    std::unique_lock lock(job->mutex);
-    job->closed = true;
-    job->idle.wait(lock, [&] { return job->running == 0; });
+    static_cast<CpuDevice*>(context)->team_.run(n, body, arg);
   }
 
   std::vector<Clock::time_point> marks_;
-  int threads_;
-  boost::asio::thread_pool pool_;
+  WorkerTeam team_;
 };
 
 }  // namespace

@@ -36,14 +36,17 @@ Choices base_choices(const Choices& choices) {
 
 bool is_wrapper(const Variant& variant) { return wrapper_option(variant.options) != nullptr; }
 
-// The first selector that the wrapper takes as base; one that keeps all tokens if it may.
+// The first selector that the wrapper takes as base; one that keeps all tokens if it may, and if it
+// takes those that evict a quick one.
 std::string default_base(const Variant& wrapper) {
   static std::map<std::string, std::string> found;
   std::string& id = found[wrapper.id];
   if (!id.empty()) return id;
   std::vector<std::string> ids = registry().ids(SIKV_SELECTOR);
-  const auto preferred = std::find(ids.begin(), ids.end(), "quest");
-  if (preferred != ids.end()) std::rotate(ids.begin(), preferred, preferred + 1);
+  for (const char* preferred : {"snapkv", "quest"}) {
+    const auto found = std::find(ids.begin(), ids.end(), preferred);
+    if (found != ids.end()) std::rotate(ids.begin(), found, found + 1);
+  }
   for (const std::string& candidate : ids) {
     if (is_wrapper(registry().choose(SIKV_SELECTOR, candidate, device_of(wrapper).info()))) {
       continue;

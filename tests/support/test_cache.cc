@@ -364,15 +364,23 @@ std::vector<float> decode_slots(const CodecInstance& codec, const TestCache& cac
 
 // ---- a filled cache -----------------------------------------------------------------------------
 
+ExactRows::ExactRows(const CacheSpec& spec, Pattern pattern)
+    : k(total_tokens(spec), spec.num_kv_heads, spec.head_dim, spec.dtype), v(k) {
+  k.fill(pattern, derive_seed(spec.seed, 1));
+  v.fill(pattern, derive_seed(spec.seed, 2));
+}
+
 FilledCache::FilledCache(const CacheSpec& spec, CodecInstance key_codec, CodecInstance value_codec,
                          Pattern pattern)
-    : k(total_tokens(spec), spec.num_kv_heads, spec.head_dim, spec.dtype),
-      v(total_tokens(spec), spec.num_kv_heads, spec.head_dim, spec.dtype),
+    : FilledCache(spec, ExactRows(spec, pattern), std::move(key_codec), std::move(value_codec)) {}
+
+FilledCache::FilledCache(const CacheSpec& spec, const ExactRows& rows, CodecInstance key_codec,
+                         CodecInstance value_codec)
+    : k(rows.k),
+      v(rows.v),
       key(std::move(key_codec)),
       value(std::move(value_codec)),
       cache(spec, key.describe(), value.describe()) {
-  k.fill(pattern, derive_seed(spec.seed, 1));
-  v.fill(pattern, derive_seed(spec.seed, 2));
   cache.attach(key, value);
   fit_and_encode(key, k, cache);
   fit_and_encode(value, v, cache);

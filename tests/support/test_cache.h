@@ -134,9 +134,18 @@ void encode_part(CodecInstance& codec, const TestRows& rows, const TestCache& ca
 std::vector<float> decode_slots(const CodecInstance& codec, const TestCache& cache, int row,
                                 std::span<const int32_t> slots);
 
+// What the tokens of a cache were before they were encoded: encoded, then tail. Many caches can be
+// made from the same: drawing them takes longer than most codecs.
+struct ExactRows {
+  explicit ExactRows(const CacheSpec& spec, Pattern pattern = Pattern::kGaussian);
+  TestRows k, v;
+};
+
 // A cache whose tokens went through fit, encode, tail and pinned as the framework sends them, with
-// the exact rows it was made from (encoded, then tail).
+// the exact rows it was made from.
 struct FilledCache {
+  FilledCache(const CacheSpec& spec, const ExactRows& rows, CodecInstance key_codec,
+              CodecInstance value_codec);
   FilledCache(const CacheSpec& spec, CodecInstance key_codec, CodecInstance value_codec,
               Pattern pattern = Pattern::kGaussian);
 

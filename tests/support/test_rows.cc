@@ -49,8 +49,9 @@ float TestRows::at(int sequence, int token, int head, int channel) const {
 }
 
 std::vector<float> TestRows::row(int sequence, int token, int head) const {
-  std::vector<float> x(static_cast<size_t>(head_dim_));
-  for (int d = 0; d < head_dim_; ++d) x[static_cast<size_t>(d)] = at(sequence, token, head, d);
+  const int64_t first = index(sequence, token, head, 0);
+  std::vector<float> x;
+  for (int d = 0; d < head_dim_; ++d) x.push_back(sikv_load(data_.data(), dtype_, first + d));
   return x;
 }
 
