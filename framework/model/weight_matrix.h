@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "framework/device/device.h"
+#include "framework/model/weight_allocator.h"
 
 namespace sikv {
 
@@ -21,7 +22,7 @@ constexpr int weight_bytes(WeightType type) {
 struct WeightMatrix {
   WeightType type = WeightType::kFp32;
   int64_t rows = 0, columns = 0;
-  std::vector<std::byte> data;
+  std::vector<std::byte, WeightAllocator<std::byte>> data;
   std::vector<float> scale;  // [rows] of int8: weight = scale[row] * element; else empty
 
   const std::byte* row(int64_t i) const { return data.data() + i * columns * weight_bytes(type); }
