@@ -3,6 +3,7 @@
 #define SIKV_TESTS_SUPPORT_PLUGINS_H_
 
 #include <memory>
+#include <ostream>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -66,6 +67,10 @@ struct Subject {
   const Variant* found;     // null if it cannot run
   std::string reason;
   bool wraps_nothing = false;
+
+  friend void PrintTo(const Subject& subject, std::ostream* out) {
+    *out << subject.id << ' ' << subject.variant;
+  }
 };
 // Every variant of a kind in the build tree, CUDA libraries that were refused included.
 std::vector<Subject> subjects(sikv_kind kind);
