@@ -850,9 +850,22 @@ TEST_F(Cli, RefusedLibrariesAreToldWithTheReason) {
   const std::string config = tiny("b.yaml", "pipeline: fp16+fp16 > broken > gather_attention\n");
   refused({"run", config, "--plugin-path", "more"}, {"broken", "refused"});
   refused({"plugins", "--plugin-path", "nowhere"}, {"nowhere"});
+}
+
+TEST_F(Cli, FoldersWithoutPluginsAreRefused) {
+  fs::create_directories(path("empty"));
   fs::create_directories(path("built/lib/sikv/plugins"));
-  refused({"plugins", "--plugin-path", "built"},
-          {"--plugin-path built: no plugin library", "did you mean built/lib/sikv/plugins?"});
+  refused({"plugins", "--plugin-path", "empty"},
+          {"--plugin-path: the plugin folder 'empty' holds no plugin library (lib*.so)"});
+  refused({"plugins", "--plugin-path", "built"}, {"did you mean built/lib/sikv/plugins?"});
+  refused({"run",
+           tiny("p.yaml", "plugin_path: [empty]\npipeline: fp16+fp16 > full > gather_attention\n")},
+          {"p.yaml:5:", "the plugin folder 'empty' holds no plugin library"});
+  for (const char* folder : {"empty", "gone"}) {
+    setenv("SIKV_PLUGIN_PATH", folder, 1);
+    refused({"plugins"}, {"SIKV_PLUGIN_PATH: the plugin folder '" + std::string(folder) + "' "});
+  }
+  unsetenv("SIKV_PLUGIN_PATH");
 }
 
 TEST_F(Cli, DatasetsAreMadeReadAndChecked) {

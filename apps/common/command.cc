@@ -74,28 +74,7 @@ void PluginFlags::add_to(CLI::App& app) {
       ->allow_extra_args(false);
 }
 
-namespace {
-
-// Error if no plugin library lies in the folder, as in an install or a build folder above it.
-void check_plugins_in(const std::filesystem::path& folder) {
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with("lib") && name.ends_with(".so")) return;
-  }
-  const std::filesystem::path below = folder / "lib/sikv/plugins";
-  std::error_code failed;
-  throw Error(
-      "--plugin-path {}: no plugin library (lib*.so) lies there{}", folder.string(),
-      std::filesystem::is_directory(below, failed) ? "; did you mean " + below.string() + "?" : "");
-}
-
-}  // namespace
-
-Registry PluginFlags::open() const {
-  Registry registry = Registry::standard(folders_, served_devices);
-  for (const auto& folder : folders_) check_plugins_in(folder);
-  return registry;
-}
+Registry PluginFlags::open() const { return Registry::standard(folders_, served_devices); }
 
 void ConfigFlags::add_to(CLI::App& app) {
   app.add_option("--set", sets_,
