@@ -92,8 +92,9 @@ void ConfigFlags::add_to(CLI::App& app) {
   app.add_option("--device", device_, "cpu, cuda, cuda:N or auto")->type_name("NAME");
 }
 
-Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry) const {
-  Config config = load_config(file, sets_, registry);
+Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry,
+                         SourceUse source) const {
+  Config config = load_config(file, sets_, registry, source);
   if (const auto budgets = overridden_budgets(config, registry); !budgets.empty()) {
     const std::string given =
         config.budgets.empty() ? "" : fmt::format(" [{}]", join(config.budgets));

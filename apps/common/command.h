@@ -57,7 +57,8 @@ class ConfigFlags {
   void add_to(CLI::App& app);
   Registry open_registry() const { return plugins_.open(); }
   // The config with the flags applied to it and to each of its pipelines.
-  Config load(const std::filesystem::path& file, Registry& registry) const;
+  Config load(const std::filesystem::path& file, Registry& registry,
+              SourceUse source = SourceUse::kRead) const;
 
  private:
   void force(Config& config, const std::string& assignment, const Registry& registry) const;
