@@ -269,6 +269,19 @@ TEST_F(Cli, RefusalsOfPluginsHaveAPlace) {
   }
 }
 
+// What is found only once the source is known.
+TEST_F(Cli, NeedsOfSelectorsHaveAPlace) {
+  const std::string config = tiny("needs.yaml",
+                                  "pipeline:\n"
+                                  "  keys: {codec: fp16}\n"
+                                  "  values: {codec: fp16}\n"
+                                  "  selector: {name: adakv, base: {name: h2o, budget: 32}}\n"
+                                  "  attention: {kernel: gather_attention}\n");
+  for (const char* command : {"run", "compare", "explain"}) {
+    refused({command, config}, {"needs.yaml:8:33: selector 'h2o' needs the queries of every"});
+  }
+}
+
 // Whole pages leave, where tokens share bytes.
 TEST_F(Cli, StreamingEvictsFromSharedScales) {
   const Result run = sikv({"run", tiny("s.yaml",
