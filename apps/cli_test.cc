@@ -282,6 +282,15 @@ TEST_F(Cli, NeedsOfSelectorsHaveAPlace) {
   }
 }
 
+TEST_F(Cli, ChannelsAboveThoseOfAHeadAreRefused) {
+  for (const std::string selector : {"sparq", "loki", "double_sparsity", "hshare"}) {
+    refused({"explain", tiny("channels.yaml", "pipeline: fp16+fp16 > " + selector +
+                                                  "(channels=65) > gather_attention\n")},
+            {"channels.yaml:5:11: selector '" + selector + "'",
+             "channels is 65, but a head has 64; give at most as many"});
+  }
+}
+
 // Whole pages leave, where tokens share bytes.
 TEST_F(Cli, StreamingEvictsFromSharedScales) {
   const Result run = sikv({"run", tiny("s.yaml",
@@ -334,6 +343,15 @@ TEST_F(Cli, NotesWhatOneMayNotExpect) {
                                          "gather_attention\n")});
   EXPECT_EQ(large.code, 0) << large.err;
   EXPECT_TRUE(contains(large.err, "everything is selected")) << large.err;
+  const Words all_pinned = {"--set", "pipeline=fp16+fp16 > quest(pinned=512) > gather_attention"};
+  for (const char* command : {"run", "compare", "explain"}) {
+    Words words = {command, tiny_quest()};
+    words.insert(words.end(), all_pinned.begin(), all_pinned.end());
+    const Result pinned = sikv(words);
+    EXPECT_EQ(pinned.code, 0) << pinned.err;
+    EXPECT_TRUE(contains(pinned.err, "a prompt of 600 tokens has 512 that can be pinned"))
+        << pinned.err;
+  }
 }
 
 TEST_F(Cli, OneOfASweepIsMeasuredAndTheRestNamed) {
@@ -580,6 +598,7 @@ TEST_F(Cli, BudgetsSayWhatTheyStandInFor) {
 TEST_F(Cli, ABudgetOfNothingHasNoRecall) {
   const Result result = sikv({"compare", tiny_quest(), "--set", "budgets=[0]"});
   ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.err, "budget=0 of quest selects nothing")) << result.err;
   EXPECT_TRUE(contains(result.out, "budget 0\n")) << result.out;
   EXPECT_FALSE(contains(result.out, "1.000")) << result.out;
 }

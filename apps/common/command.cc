@@ -11,6 +11,7 @@
 #include "framework/base/text.h"
 #include "framework/config/pipeline_parts.h"
 #include "framework/device/cuda_device.h"
+#include "framework/registry/options.h"
 
 namespace sikv {
 
@@ -42,6 +43,15 @@ void note_surprises(const Config& config, const Source& source, const Measured& 
         "a prompt of {} tokens fills no page of {}: nothing is encoded, bytes/token is 0",
         source.prompt, SIKV_PAGE_TOKENS));
   }
+}
+
+void note_pins(const PipelineSpec& spec, int64_t prompt) {
+  const int64_t encoded = prompt / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS;
+  if (encoded == 0 || spec.pinned < encoded) return;
+  note(fmt::format(
+      "pinned={}: a prompt of {} tokens has {} that can be pinned; all are, exact, and nothing is "
+      "left to select",
+      spec.pinned, prompt, encoded));
 }
 
 std::string left_of_sweep(const Config& config) {
@@ -92,6 +102,20 @@ void ConfigFlags::add_to(CLI::App& app) {
   app.add_option("--device", device_, "cpu, cuda, cuda:N or auto")->type_name("NAME");
 }
 
+namespace {
+
+bool selects_nothing(const PluginSpec& holder, const Registry& registry) {
+  const auto options = registry.options(SIKV_SELECTOR, holder.id);
+  return std::any_of(holder.options.begin(), holder.options.end(), [&](const auto& option) {
+    if (option.first != "budget") return false;
+    const sikv_option_value value =
+        parse_option(find_option(options, "budget", holder.id), option.second, holder.id);
+    return value.i == 0 || (value.i < 0 && value.f == 0);
+  });
+}
+
+}  // namespace
+
 Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry,
                          SourceUse source) const {
   Config config = load_config(file, sets_, registry, source);
@@ -103,6 +127,13 @@ Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry,
   if (const auto ids = without_budget(config, registry); !ids.empty()) {
     note(fmt::format("{}: budgets do not apply to {}, which {} no budget to set", file.string(),
                      join(ids), ids.size() == 1 ? "has" : "have"));
+  }
+  for (const PipelineSpec& spec : expand_budgets(config, registry)) {
+    const PluginSpec* const holder = budget_holder(spec.selector, registry);
+    if (holder == nullptr || !selects_nothing(*holder, registry)) continue;
+    note(fmt::format(
+        "{}: budget=0 of {} selects nothing: attention is to pinned tokens and the tail alone",
+        file.string(), holder->id));
   }
   if (threads_) config.threads = *threads_;
   if (!device_.empty()) {

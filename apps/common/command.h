@@ -35,6 +35,9 @@ void note(const std::string& text);
 // that the source leaves unused, a budget that selects everything, a prompt that fills no page.
 void note_surprises(const Config& config, const Source& source, const Measured& measured);
 
+// A note if `pinned` takes all that a prompt has.
+void note_pins(const PipelineSpec& spec, int64_t prompt);
+
 // What commands that take the first context and batch of a synthetic source alone leave out, as in
 // "context 8192 and batch 4, 8"; empty if nothing.
 std::string left_of_sweep(const Config& config);

@@ -251,6 +251,7 @@ class Comparison {
       const Composition composition(spec, registry_, devices_->open(spec, registry_),
                                     source.shape());
       check_needs(composition.selector(), source.offer);
+      note_pins(spec, source.prompt);
     }
   }
 

@@ -139,6 +139,7 @@ void explain(const ExplainFlags& flags) {
     // They lie where the cache does.
     const int64_t weights = device.is_cuda() && config.model ? config.model->weight_bytes : 0;
     for (const Sizes& sizes : all_sizes) {
+      note_pins(spec, sizes.shape.max_tokens - sizes.new_tokens);
       text +=
           "\n" + sizes_text(spec, registry, device, sizes, static_cast<uint64_t>(weights), style);
     }

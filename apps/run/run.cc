@@ -88,6 +88,7 @@ void run(const RunFlags& flags, const std::vector<std::string>& command_line) {
   Devices devices(config.threads);
   Device& device = devices.open(pipelines[0], registry);
   const Source source = load_source(on_source_of(config, pipelines[0]));
+  note_pins(pipelines[0], source.prompt);
   ExactReference exact(source, device);
   const Measured measured =
       measure_pipeline(pipelines[0], registry, device, source, exact, config.measure);
