@@ -333,7 +333,7 @@ class Comparison {
       rows_[i] = row_of(spec, measure_pipeline(spec, registry_, devices_->open(spec, registry_),
                                                source, *exact, config().measure));
       // After every row: whatever stops it, minutes of work are not thrown away.
-      write_partial(*rows_[i], source);
+      write_partial(*rows_[i]);
     }
   }
 
@@ -345,12 +345,6 @@ class Comparison {
     return rows;
   }
 
-  static std::vector<Measured> measured(const std::vector<ComparedRow>& rows) {
-    std::vector<Measured> measured;
-    for (const ComparedRow& row : rows) measured.push_back(row.measured);
-    return measured;
-  }
-
   std::filesystem::path partial_csv() const { return flags_.csv.string() + ".partial"; }
 
   Json row_with_setup(const ComparedRow& row) const {
@@ -359,17 +353,8 @@ class Comparison {
     return json;
   }
 
-  void write_partial(const ComparedRow& row, const Source&) {
-    const std::vector<ComparedRow> rows = done();
-    file_->head() = {{"source", sources_.begin()->second.text},
-                     {"partial", fmt::format("{} of {} rows", rows.size(), specs_.size())}};
-    file_->add(row_with_setup(row));
-    if (!flags_.csv.empty()) write_text(partial_csv(), rows_csv(measured(rows)));
-  }
-
-  void write_whole(const std::vector<ComparedRow>& rows) {
-    file_->head() = {{"source", sources_.begin()->second.text}};
-    if (!skipped_.empty()) file_->head()["left_out"] = skipped_;
+  // With what a table by memory says of them.
+  std::vector<Json> json_of(const std::vector<ComparedRow>& rows) const {
     std::vector<Json> json;
     const std::vector<bool> front = on_front(rows, false), class_front = on_front(rows, true);
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -378,14 +363,28 @@ class Comparison {
         json.back().update(league_json(rows[i], front[i], class_front[i]));
       }
     }
-    const size_t shown = json.size();
-    file_->finish(std::move(json));
-    if (const size_t more = file_->rows().size() - shown; more > 0) {
+    return json;
+  }
+
+  void write_partial(const ComparedRow& row) {
+    const std::vector<ComparedRow> rows = done();
+    file_->head() = {{"source", sources_.begin()->second.text},
+                     {"partial", fmt::format("{} of {} rows", rows.size(), specs_.size())}};
+    file_->add(row_with_setup(row));
+    if (!flags_.csv.empty()) write_text(partial_csv(), rows_csv(json_of(rows)));
+  }
+
+  void write_whole(const std::vector<ComparedRow>& rows) {
+    file_->head() = {{"source", sources_.begin()->second.text}};
+    if (!skipped_.empty()) file_->head()["left_out"] = skipped_;
+    const std::vector<Json> json = json_of(rows);
+    file_->finish(json);
+    if (const size_t more = file_->rows().size() - json.size(); more > 0) {
       note(fmt::format("{} keeps {} row{} of other pipelines", flags_.json.string(), more,
                        more == 1 ? "" : "s"));
     }
     if (!flags_.csv.empty()) {
-      write_text(flags_.csv, rows_csv(measured(rows)));
+      write_text(flags_.csv, rows_csv(json));
       std::error_code not_there;
       std::filesystem::remove(partial_csv(), not_there);
     }
