@@ -823,6 +823,24 @@ TEST_F(Cli, ExplainPlansWhatRunWouldRun) {
   }
 }
 
+// As many bytes as run finds there, and not those of the prompt.
+TEST_F(Cli, ExplainShowsWhatIsHeldAfterEvictions) {
+  const std::string config =
+      tiny("evicts.yaml", "pipeline: fp16+fp16 > snapkv(budget=192) > gather_attention\n",
+           "context: 1500");
+  const auto total_of = [](const std::string& text) {
+    const size_t at = text.find("\n  total ");
+    return text.substr(at, text.find('\n', at + 1) - at);
+  };
+  const Result explained = sikv({"explain", config});
+  ASSERT_EQ(explained.code, 0) << explained.err;
+  EXPECT_EQ(total_of(explained.out), total_of(sikv({"run", config}).out)) << explained.out;
+  EXPECT_TRUE(contains(explained.out, "held after the prompt's evictions: 256 encoded tokens"))
+      << explained.out;
+  EXPECT_TRUE(contains(explained.out, "before anything is evicted: ")) << explained.out;
+  EXPECT_FALSE(contains(sikv({"explain", tiny_quest()}).out, "evict"));
+}
+
 TEST_F(Cli, EveryShippedConfigIsValid) {
   int configs = 0;
   for (const auto& entry : fs::directory_iterator(SIKV_SOURCE_DIR "/configs")) {

@@ -170,6 +170,11 @@ std::optional<int64_t> Composition::budget(int64_t length) const {
                          : static_cast<int64_t>(budget_->f * static_cast<double>(length));
 }
 
+int64_t Composition::kept_of(int64_t prompt) const {
+  const int64_t encoded = prompt / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS;
+  return std::min(encoded, budget(prompt).value_or(encoded) + spec_.pinned);
+}
+
 CacheOptions Composition::cache_options(int max_new_tokens) const {
   return {spec_.pinned,
           spec_.keep_generated ? SIKV_PAGE_TOKENS + max_new_tokens : int{SIKV_PAGE_TOKENS},
