@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <fstream>
 #include <limits>
 
@@ -74,10 +75,21 @@ TEST(Table, PutsLabelsAboveTheRowWhereThereIsNone) {
   Table table({{"a wide column of numbers"}}, "pipeline");
   table.row({{"1"}}, "first(option=value)+second(option=value) > third(option=value)");
   EXPECT_EQ(table.text({60, false}),
+            "  pipeline\n"
             "  a wide column of numbers\n"
             "  first(option=value)+second(option=value) >\n"
             "  third(option=value)\n"
             "                         1\n");
+}
+
+TEST(Table, BreaksLongOptionListsBehindCommas) {
+  Table table({{"x"}}, "pipeline");
+  table.row({{"1"}},
+            "keys+values > selector(first=value,second=value,third=value,fourth=value) > k");
+  EXPECT_EQ(table.text({50, false}),
+            "  x  pipeline\n"
+            "  1  keys+values > selector(first=value,\n"
+            "     second=value,third=value,fourth=value) > k\n");
 }
 
 TEST(Table, ColoursHeaderAndBest) {
@@ -102,11 +114,21 @@ TEST(Table, CountsColumnsNotBytes) {
 }
 
 TEST(Table, APipeGetsNoColourAndNoLimit) {
+  unsetenv("COLUMNS");
   std::FILE* const file = std::tmpfile();
   const TableStyle style = TableStyle::of(file);
   std::fclose(file);
   EXPECT_EQ(style.width, 0);
   EXPECT_FALSE(style.colour);
+}
+
+TEST(Table, APipeIsAsWideAsColumnsSays) {
+  setenv("COLUMNS", "120", 1);
+  std::FILE* const file = std::tmpfile();
+  const TableStyle style = TableStyle::of(file);
+  std::fclose(file);
+  unsetenv("COLUMNS");
+  EXPECT_EQ(style.width, 120);
 }
 
 Measured example() {
