@@ -655,6 +655,27 @@ TEST_F(Cli, CompareByMemoryMarksWhatRowsRestOn) {
   refused({"compare", config, "--svg", config}, {config, "is not a figure"});
 }
 
+// Recall is of the best `budget` tokens, of which a top-p leaves most out.
+TEST_F(Cli, CompareByMemoryTellsTokensSelected) {
+  const std::string config = tiny("few.yaml",
+                                  "pipelines:\n"
+                                  "  - {label: nucleus, pipeline: 'fp16+fp16 > "
+                                  "twilight(p=0.8,base=quest(budget=256),pinned=0) > "
+                                  "gather_attention'}\n"
+                                  "group_by: memory\n",
+                                  "context: 1500");
+  const Result result = sikv({"compare", config, "--json", "few.json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.out, "Recall is of the best `budget` tokens")) << result.out;
+  const auto rows = read_json(path("few.json"))["rows"];
+  const double selected = rows[0]["tokens_selected"];
+  EXPECT_GT(selected, 0);
+  EXPECT_LT(selected, 200);
+  EXPECT_LE(rows[0]["metrics"]["recall"]["mean"], selected / 256);
+  EXPECT_TRUE(contains(result.out, fmt::format("   256  {:8.0f}  ", selected))) << result.out;
+  EXPECT_EQ(rows[1]["tokens_selected"], 256);  // the oracle
+}
+
 // ---- throughput ---------------------------------------------------------------------------------
 
 constexpr const char* kSweep =

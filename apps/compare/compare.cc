@@ -99,6 +99,7 @@ std::string budget_table(const std::vector<ComparedRow>& rows, const TableStyle&
     columns.push_back({spaced(name) + "\nmean", Table::Align::kRight, better});
     columns.push_back({"\np99", Table::Align::kRight, better});
   }
+  columns.push_back({"tokens\nselected"});
   columns.push_back({"bytes\n/token", Table::Align::kRight, Table::Better::kLower});
   columns.push_back({"total\ncompr.", Table::Align::kRight, Table::Better::kHigher});
   columns.push_back({"us\n/step", Table::Align::kRight, Table::Better::kLower});
@@ -115,6 +116,7 @@ std::string budget_table(const std::vector<ComparedRow>& rows, const TableStyle&
         cells.push_back(has ? share_cell(found->second.mean) : Table::Cell{"n/a"});
         cells.push_back(has ? share_cell(found->second.p99) : Table::Cell{"n/a"});
       }
+      cells.push_back(whole_cell(measured.tokens_selected));
       cells.push_back(number_cell(measured.bytes_per_token));
       cells.push_back(number_cell(measured.compression_total));
       cells.push_back(micros_cell(step_seconds(measured.step_s)));
@@ -126,6 +128,8 @@ std::string budget_table(const std::vector<ComparedRow>& rows, const TableStyle&
   return table.text(style) +
          "* best of its group, oracle and random aside; p99: 1 % of (layer, KV head, "
          "step) are worse;\n"
+         "  tokens selected: mean, beside pinned tokens and tail; recall: of the best `budget` "
+         "tokens\n"
          "  bytes/token: pages in use, per encoded token, evicted ones too, and KV head; total "
          "compr.: of the whole cache\n"
          "  us/step: append, select and attend of all layers, mean over the steps\n";

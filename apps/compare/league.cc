@@ -38,10 +38,6 @@ Table::Cell metric_cell(const ComparedRow& row, const char* name) {
   return found == row.measured.metrics.end() ? Table::Cell{"n/a"} : share_cell(found->second.mean);
 }
 
-Table::Cell optional_cell(const std::optional<double>& value) {
-  return value ? Table::Cell{fmt::format("{:.0f}", *value), value} : Table::Cell{"-"};
-}
-
 std::string marks(const EntrySpec& entry) {
   std::string text;
   if (!entry.source.empty()) text += fmt::format(" [{}]", entry.source);
@@ -116,6 +112,7 @@ std::vector<bool> on_front(const std::vector<ComparedRow>& rows, bool of_class) 
 
 std::string league_table(const std::vector<ComparedRow>& rows, const TableStyle& style) {
   Table table({{"budget"},
+               {"tokens\nselected"},
                {"bytes\n/token"},
                {"dropped\nmass"},
                {"recall"},
@@ -134,13 +131,14 @@ std::string league_table(const std::vector<ComparedRow>& rows, const TableStyle&
       const Measured& m = row.measured;
       if (memory_class(row) != memory) continue;
       table.row({{m.budget ? std::to_string(*m.budget) : "all"},
+                 whole_cell(m.tokens_selected),
                  number_cell(m.memory_per_token),
                  metric_cell(row, "dropped_mass"),
                  metric_cell(row, "recall"),
                  metric_cell(row, "selection_error"),
                  metric_cell(row, "output_error"),
-                 optional_cell(m.scan_bytes),
-                 optional_cell(bytes_read(row)),
+                 whole_cell(m.scan_bytes),
+                 whole_cell(bytes_read(row)),
                  micros_cell(step_seconds(m.step_s) / row.num_layers),
                  {front[i]         ? "PP"
                   : class_front[i] ? "P"
@@ -150,6 +148,10 @@ std::string league_table(const std::vector<ComparedRow>& rows, const TableStyle&
   }
   return table.text(style) +
          "\n"
+         "  tokens selected: mean, beside pinned tokens and tail. Recall is of the best `budget` "
+         "tokens, and who selects fewer,\n"
+         "  as a top-p does, cannot find them all; dropped mass and errors are of what is attended "
+         "to\n"
          "  bytes/token: pages in use, side tables and the selector's state, per encoded token and "
          "KV head\n"
          "  scan bytes, bytes read: of one KV head in one layer; read = scan and tokens attended "

@@ -61,6 +61,10 @@ std::string report(const Source& source, const Measured& measured, const TableSt
   std::string text =
       fmt::format("{}\n  on   {}\n  ran  {}\n", measured.pipeline, source.text, join(variants));
   if (!measured.metrics.empty()) text += "\n" + metrics_table(measured, style);
+  if (measured.tokens_selected && measured.budget && measured.metrics.contains("recall")) {
+    text += fmt::format("  recall: of the best {} tokens; {:.4g} were selected, on average\n",
+                        *measured.budget, *measured.tokens_selected);
+  }
   text += "\n" + memory_table(measured.ledger, measured.bytes_per_token, style);
   text += "  bytes/token: pages in use, per encoded token, evicted ones too\n";
   text += fmt::format(

@@ -143,6 +143,7 @@ Measured example() {
   measured.memory_per_token = 272;
   measured.scan_bytes = 30720;
   measured.attended_bytes = 90000;
+  measured.tokens_selected = 95.5;
   measured.ledger.add("value_code", 1000);
   measured.ledger.add("tail", 24);
   measured.prefill_s = {{"fit", 0.5}};
@@ -162,7 +163,7 @@ TEST(Rows, JsonHasThePublishedShape) {
                    "attend": {"mean": 2.5, "median": 2.0, "p95": 3.0},
                    "select": {"mean": 2.0, "median": 1.0, "p95": 3.0}},
     "variants": {"keys": "ref", "selector": "cpu"}, "counters": {"scans": 31.0},
-    "bytes_read": {"scan": 30720.0, "attended": 90000.0}})"));
+    "bytes_read": {"scan": 30720.0, "attended": 90000.0}, "tokens_selected": 95.5})"));
 }
 
 TEST(Rows, JsonIsReadBackAsWritten) {
@@ -172,6 +173,7 @@ TEST(Rows, JsonIsReadBackAsWritten) {
       measured.budget.reset();
       measured.scan_bytes.reset();
       measured.attended_bytes.reset();
+      measured.tokens_selected.reset();
       measured.metrics["kv_error"] = summarize({}, BadSide::kHigh);
     }
     const std::string text = row_json(measured).dump();
@@ -209,7 +211,7 @@ TEST(Rows, CsvHasAColumnForEveryValueOfTheJson) {
             "latency_us.prefill.fit,latency_us.attend.mean,latency_us.attend.median,"
             "latency_us.attend.p95,latency_us.select.mean,latency_us.select.median,"
             "latency_us.select.p95,variants.keys,variants.selector,counters.scans,"
-            "bytes_read.scan,bytes_read.attended");
+            "bytes_read.scan,bytes_read.attended,tokens_selected");
 }
 
 TEST(Rows, CsvQuotesAndLeavesGaps) {

@@ -112,6 +112,8 @@ Json row_json(const Measured& measured) {
   row["variants"] = variants_json(measured.variants);
   row["counters"] = measured.counters;
   row["bytes_read"] = bytes_read_json(measured.scan_bytes, measured.attended_bytes);
+  row["tokens_selected"] = nullptr;
+  if (measured.tokens_selected) row["tokens_selected"] = *measured.tokens_selected;
   return row;
 }
 
@@ -154,6 +156,8 @@ Measured measured_of(const Json& row) {
   const Json& read = row.at("bytes_read");
   if (!read.at("scan").is_null()) measured.scan_bytes = number(read["scan"]);
   if (!read.at("attended").is_null()) measured.attended_bytes = number(read["attended"]);
+  const Json& selected = row.at("tokens_selected");
+  if (!selected.is_null()) measured.tokens_selected = number(selected);
   return measured;
 }
 

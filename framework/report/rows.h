@@ -9,11 +9,11 @@
 //                     "append": {"mean": ..., "median": ..., "p95": ...}, "select": ...,
 //                     "attend": ...},
 //      "variants": {"keys": "cpu", ...}, "counters": {...},
-//      "bytes_read": {"scan": 30720, "attended": 90000}}]}
+//      "bytes_read": {"scan": 30720, "attended": 90000}, "tokens_selected": 96}]}
 //
 // Bytes per token are those of the pages in use per encoded token, evicted ones too; `compression`
-// is that of a stored token. Tails are the bad side of each metric. Latencies are sums over all layers; bytes read are of one
-// KV head in one layer and step, null where nothing counted them.
+// is that of a stored token. Tails are the bad side of each metric. Latencies are sums over all layers; bytes read and
+// tokens selected are of one KV head in one layer and step, null where nothing counted them.
 #ifndef SIKV_FRAMEWORK_REPORT_ROWS_H_
 #define SIKV_FRAMEWORK_REPORT_ROWS_H_
 
