@@ -627,12 +627,13 @@ TEST_F(Cli, CompareByMemoryMarksWhatRowsRestOn) {
   const Result result = sikv({"compare", config, "--json", "l.json", "--svg", "l.svg"});
   ASSERT_EQ(result.code, 0) << result.err;
   EXPECT_TRUE(contains(result.err,
-                       "left out: lost: they need gone.h5, which is not there; another "
+                       "left out: lost: they run on gone.h5, which is not there; another "
                        "script makes it"))
       << result.err;
   for (const char* part :
        {"as fp16 or larger", "times smaller than fp16", "Quest [full] +\n", "index ~\n",
-        "nothing much", "all of it", "3 layers, 2 of them judged", " PP "}) {
+        "nothing much", "all of it", "3 layers, 2 of them judged", " PP ",
+        "      Quest: could run on the first source"}) {
     EXPECT_TRUE(contains(result.out, part)) << part << "\n" << result.out;
   }
   const auto json = read_json(path("l.json"));

@@ -233,7 +233,7 @@ class Comparison {
     }
     for (const auto& [source, names] : skipped) {
       const SourceSpec& spec = missing.at(source);
-      note(fmt::format("left out: {}: they need {}, which is not there; {} makes it", join(names),
+      note(fmt::format("left out: {}: they run on {}, which is not there; {} makes it", join(names),
                        spec.trace.string(), spec.make));
       Json entry = {{"make", spec.make}, {"labels", names}};
       if (!source.empty()) entry["source"] = source;
@@ -255,6 +255,7 @@ class Comparison {
       const Composition composition(spec, registry_, devices_->open(spec, registry_),
                                     source.shape());
       check_needs(composition.selector(), source.offer);
+      needs_.push_back(join(needs_of(composition.selector())));
       note_pins(spec, source.prompt);
     }
   }
@@ -298,10 +299,15 @@ class Comparison {
                 flags_.json.string(), others, others == 1 ? "" : "s", first);
   }
 
-  ComparedRow row_of(const PipelineSpec& spec, Measured measured) const {
+  ComparedRow row_of(size_t i, Measured measured) const {
+    const PipelineSpec& spec = specs_[i];
     const Source& source = sources_.at(spec.entry.source);
-    return {std::move(measured), spec.entry, !is_bound(spec),
-            static_cast<int>(source.layers.size()), source.head_dim};
+    return {std::move(measured),
+            spec.entry,
+            needs_[i],
+            !is_bound(spec),
+            static_cast<int>(source.layers.size()),
+            source.head_dim};
   }
 
   void take_known_rows() {
@@ -310,7 +316,7 @@ class Comparison {
       const Source& source = sources_.at(specs_[i].entry.source);
       const Json* row = file_->find(pipeline_text(specs_[i], registry_), setup(source));
       if (row == nullptr) continue;
-      rows_[i] = row_of(specs_[i], read_row(*row));
+      rows_[i] = row_of(i, read_row(*row));
       ++known;
     }
     if (known > 0) {
@@ -334,8 +340,8 @@ class Comparison {
       const PipelineSpec& spec = specs_[i];
       if (spec.entry.source != name || rows_[i]) continue;
       if (!exact) exact.emplace(source, devices_->open("cpu"));
-      rows_[i] = row_of(spec, measure_pipeline(spec, registry_, devices_->open(spec, registry_),
-                                               source, *exact, config().measure));
+      rows_[i] = row_of(i, measure_pipeline(spec, registry_, devices_->open(spec, registry_),
+                                            source, *exact, config().measure));
       // After every row: whatever stops it, minutes of work are not thrown away.
       write_partial(*rows_[i]);
     }
@@ -430,6 +436,7 @@ class Comparison {
   std::string bounds_legend_;
   std::optional<Devices> devices_;
   std::vector<PipelineSpec> specs_;        // of those whose source is there
+  std::vector<std::string> needs_;         // as specs_
   std::map<std::string, Source> sources_;  // by name; "" comes first
   std::optional<RowFile> file_;
   std::vector<std::optional<ComparedRow>> rows_;  // as specs_

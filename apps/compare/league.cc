@@ -46,13 +46,19 @@ std::string marks(const EntrySpec& entry) {
   return text;
 }
 
+std::string why_other_source(const ComparedRow& row) {
+  if (row.entry.source.empty()) return {};
+  return row.needs.empty() ? "could run on the first source, too; the config's choice"
+                           : "needs " + row.needs;
+}
+
 // "name: text" of each method that has one, once.
-std::string explained(const std::vector<ComparedRow>& rows, std::string EntrySpec::*field,
-                      const char* what) {
+template <typename TextOf>
+std::string explained(const std::vector<ComparedRow>& rows, TextOf&& text_of, const char* what) {
   std::string text;
   std::vector<std::string> said;
   for (const ComparedRow& row : rows) {
-    const std::string& own = row.entry.*field;
+    const std::string own = text_of(row);
     const std::string line = fmt::format("      {}: {}\n", row_name(row), own);
     if (own.empty() || std::find(said.begin(), said.end(), line) != said.end()) continue;
     text += line;
@@ -157,10 +163,14 @@ std::string league_table(const std::vector<ComparedRow>& rows, const TableStyle&
          "  scan bytes, bytes read: of one KV head in one layer; read = scan and tokens attended "
          "to\n"
          "  us/step: append, select and attend of one layer\n"
-         "  PP: on the Pareto front of output error and bytes read, P: on that of its class\n"
-         "  [name]: measured on that source of the config\n" +
-         explained(rows, &EntrySpec::fitted, "+ trained or calibrated:") +
-         explained(rows, &EntrySpec::reconstruction, "~ partly a reconstruction:");
+         "  PP: on the Pareto front of output error and bytes read, P: on that of its class\n" +
+         explained(rows, why_other_source, "[name]: run on the source of that name, given above:") +
+         explained(
+             rows, [](const ComparedRow& row) { return row.entry.fitted; },
+             "+ trained or calibrated:") +
+         explained(
+             rows, [](const ComparedRow& row) { return row.entry.reconstruction; },
+             "~ partly a reconstruction:");
 }
 
 std::string league_svg(const std::vector<ComparedRow>& rows, const std::string& title) {

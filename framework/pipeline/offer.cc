@@ -1,5 +1,7 @@
 #include "framework/pipeline/offer.h"
 
+#include <utility>
+
 #include "framework/base/error.h"
 
 namespace sikv {
@@ -17,6 +19,17 @@ const SelectorInstance& who_needs(const SelectorInstance& selector, uint32_t nee
 }
 
 }  // namespace
+
+std::vector<std::string> needs_of(const SelectorInstance& selector) {
+  std::vector<std::string> needs;
+  for (const auto& [need, name] :
+       {std::pair(SIKV_SELECTOR_NEEDS_ALL_LAYERS, "every layer"),
+        std::pair(SIKV_SELECTOR_NEEDS_ALL_QUERIES, "the queries of the whole prompt"),
+        std::pair(SIKV_SELECTOR_NEEDS_W_O, "w_o")}) {
+    if ((selector.table().flags & need) != 0) needs.emplace_back(name);
+  }
+  return needs;
+}
 
 void check_needs(const SelectorInstance& selector, const Offer& offer) {
   const auto refuse = [&](uint32_t need, const std::string& lack) {
