@@ -633,7 +633,7 @@ TEST_F(Cli, CompareByMemoryMarksWhatRowsRestOn) {
   for (const char* part :
        {"as fp16 or larger", "times smaller than fp16", "Quest [full] +\n", "index ~\n",
         "nothing much", "all of it", "3 layers, 2 of them judged", " PP ",
-        "      Quest: could run on the first source"}) {
+        "      Quest: could run on the first source", "left out are pinned tokens"}) {
     EXPECT_TRUE(contains(result.out, part)) << part << "\n" << result.out;
   }
   const auto json = read_json(path("l.json"));

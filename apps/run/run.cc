@@ -66,7 +66,11 @@ std::string report(const Source& source, const Measured& measured, const TableSt
                         *measured.budget, *measured.tokens_selected);
   }
   text += "\n" + memory_table(measured.ledger, measured.bytes_per_token, style);
-  text += "  bytes/token: pages in use, per encoded token, evicted ones too\n";
+  text += fmt::format(
+      "  bytes/token: pages in use, per encoded token, evicted ones too; {:.4g} with side tables "
+      "and the selector's\n"
+      "  state, as tables by memory count; pinned tokens and tail do not grow with the context\n",
+      measured.memory_per_token);
   text += fmt::format(
       "  smaller than fp16: a stored token {:.2f} times, the whole cache {:.2f} times (of all "
       "tokens, "
