@@ -269,6 +269,28 @@ TEST_F(Cli, RefusalsOfPluginsHaveAPlace) {
   }
 }
 
+// What is found only once the source is known.
+TEST_F(Cli, NeedsOfSelectorsHaveAPlace) {
+  const std::string config = tiny("needs.yaml",
+                                  "pipeline:\n"
+                                  "  keys: {codec: fp16}\n"
+                                  "  values: {codec: fp16}\n"
+                                  "  selector: {name: adakv, base: {name: h2o, budget: 32}}\n"
+                                  "  attention: {kernel: gather_attention}\n");
+  for (const char* command : {"run", "compare", "explain"}) {
+    refused({command, config}, {"needs.yaml:8:33: selector 'h2o' needs the queries of every"});
+  }
+}
+
+TEST_F(Cli, ChannelsAboveThoseOfAHeadAreRefused) {
+  for (const std::string selector : {"sparq", "loki", "double_sparsity", "hshare"}) {
+    refused({"explain", tiny("channels.yaml", "pipeline: fp16+fp16 > " + selector +
+                                                  "(channels=65) > gather_attention\n")},
+            {"channels.yaml:5:11: selector '" + selector + "'",
+             "channels is 65, but a head has 64; give at most as many"});
+  }
+}
+
 // Whole pages leave, where tokens share bytes.
 TEST_F(Cli, StreamingEvictsFromSharedScales) {
   const Result run = sikv({"run", tiny("s.yaml",
@@ -321,6 +343,15 @@ TEST_F(Cli, NotesWhatOneMayNotExpect) {
                                          "gather_attention\n")});
   EXPECT_EQ(large.code, 0) << large.err;
   EXPECT_TRUE(contains(large.err, "everything is selected")) << large.err;
+  const Words all_pinned = {"--set", "pipeline=fp16+fp16 > quest(pinned=512) > gather_attention"};
+  for (const char* command : {"run", "compare", "explain"}) {
+    Words words = {command, tiny_quest()};
+    words.insert(words.end(), all_pinned.begin(), all_pinned.end());
+    const Result pinned = sikv(words);
+    EXPECT_EQ(pinned.code, 0) << pinned.err;
+    EXPECT_TRUE(contains(pinned.err, "a prompt of 600 tokens has 512 that can be pinned"))
+        << pinned.err;
+  }
 }
 
 TEST_F(Cli, OneOfASweepIsMeasuredAndTheRestNamed) {
@@ -567,6 +598,7 @@ TEST_F(Cli, BudgetsSayWhatTheyStandInFor) {
 TEST_F(Cli, ABudgetOfNothingHasNoRecall) {
   const Result result = sikv({"compare", tiny_quest(), "--set", "budgets=[0]"});
   ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.err, "budget=0 of quest selects nothing")) << result.err;
   EXPECT_TRUE(contains(result.out, "budget 0\n")) << result.out;
   EXPECT_FALSE(contains(result.out, "1.000")) << result.out;
 }
@@ -595,12 +627,13 @@ TEST_F(Cli, CompareByMemoryMarksWhatRowsRestOn) {
   const Result result = sikv({"compare", config, "--json", "l.json", "--svg", "l.svg"});
   ASSERT_EQ(result.code, 0) << result.err;
   EXPECT_TRUE(contains(result.err,
-                       "left out: lost: they need gone.h5, which is not there; another "
+                       "left out: lost: they run on gone.h5, which is not there; another "
                        "script makes it"))
       << result.err;
   for (const char* part :
        {"as fp16 or larger", "times smaller than fp16", "Quest [full] +\n", "index ~\n",
-        "nothing much", "all of it", "3 layers, 2 of them judged", " PP "}) {
+        "nothing much", "all of it", "3 layers, 2 of them judged", " PP ",
+        "      Quest: could run on the first source", "left out are pinned tokens"}) {
     EXPECT_TRUE(contains(result.out, part)) << part << "\n" << result.out;
   }
   const auto json = read_json(path("l.json"));
@@ -621,6 +654,27 @@ TEST_F(Cli, CompareByMemoryMarksWhatRowsRestOn) {
   EXPECT_EQ(json["rows"][1]["bytes_read"]["scan"], 32 * 2 * 64 * 2);
   EXPECT_TRUE(contains(read_text(path("l.svg")), ">Quest<"));
   refused({"compare", config, "--svg", config}, {config, "is not a figure"});
+}
+
+// Recall is of the best `budget` tokens, of which a top-p leaves most out.
+TEST_F(Cli, CompareByMemoryTellsTokensSelected) {
+  const std::string config = tiny("few.yaml",
+                                  "pipelines:\n"
+                                  "  - {label: nucleus, pipeline: 'fp16+fp16 > "
+                                  "twilight(p=0.8,base=quest(budget=256),pinned=0) > "
+                                  "gather_attention'}\n"
+                                  "group_by: memory\n",
+                                  "context: 1500");
+  const Result result = sikv({"compare", config, "--json", "few.json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.out, "Recall is of the best `budget` tokens")) << result.out;
+  const auto rows = read_json(path("few.json"))["rows"];
+  const double selected = rows[0]["tokens_selected"];
+  EXPECT_GT(selected, 0);
+  EXPECT_LT(selected, 200);
+  EXPECT_LE(rows[0]["metrics"]["recall"]["mean"], selected / 256);
+  EXPECT_TRUE(contains(result.out, fmt::format("   256  {:8.0f}  ", selected))) << result.out;
+  EXPECT_EQ(rows[1]["tokens_selected"], 256);  // the oracle
 }
 
 // ---- throughput ---------------------------------------------------------------------------------
@@ -791,6 +845,24 @@ TEST_F(Cli, ExplainPlansWhatRunWouldRun) {
   }
 }
 
+// As many bytes as run finds there, and not those of the prompt.
+TEST_F(Cli, ExplainShowsWhatIsHeldAfterEvictions) {
+  const std::string config =
+      tiny("evicts.yaml", "pipeline: fp16+fp16 > snapkv(budget=192) > gather_attention\n",
+           "context: 1500");
+  const auto total_of = [](const std::string& text) {
+    const size_t at = text.find("\n  total ");
+    return text.substr(at, text.find('\n', at + 1) - at);
+  };
+  const Result explained = sikv({"explain", config});
+  ASSERT_EQ(explained.code, 0) << explained.err;
+  EXPECT_EQ(total_of(explained.out), total_of(sikv({"run", config}).out)) << explained.out;
+  EXPECT_TRUE(contains(explained.out, "held after the prompt's evictions: 256 encoded tokens"))
+      << explained.out;
+  EXPECT_TRUE(contains(explained.out, "before anything is evicted: ")) << explained.out;
+  EXPECT_FALSE(contains(sikv({"explain", tiny_quest()}).out, "evict"));
+}
+
 TEST_F(Cli, EveryShippedConfigIsValid) {
   int configs = 0;
   for (const auto& entry : fs::directory_iterator(SIKV_SOURCE_DIR "/configs")) {
@@ -850,9 +922,22 @@ TEST_F(Cli, RefusedLibrariesAreToldWithTheReason) {
   const std::string config = tiny("b.yaml", "pipeline: fp16+fp16 > broken > gather_attention\n");
   refused({"run", config, "--plugin-path", "more"}, {"broken", "refused"});
   refused({"plugins", "--plugin-path", "nowhere"}, {"nowhere"});
+}
+
+TEST_F(Cli, FoldersWithoutPluginsAreRefused) {
+  fs::create_directories(path("empty"));
   fs::create_directories(path("built/lib/sikv/plugins"));
-  refused({"plugins", "--plugin-path", "built"},
-          {"--plugin-path built: no plugin library", "did you mean built/lib/sikv/plugins?"});
+  refused({"plugins", "--plugin-path", "empty"},
+          {"--plugin-path: the plugin folder 'empty' holds no plugin library (lib*.so)"});
+  refused({"plugins", "--plugin-path", "built"}, {"did you mean built/lib/sikv/plugins?"});
+  refused({"run",
+           tiny("p.yaml", "plugin_path: [empty]\npipeline: fp16+fp16 > full > gather_attention\n")},
+          {"p.yaml:5:", "the plugin folder 'empty' holds no plugin library"});
+  for (const char* folder : {"empty", "gone"}) {
+    setenv("SIKV_PLUGIN_PATH", folder, 1);
+    refused({"plugins"}, {"SIKV_PLUGIN_PATH: the plugin folder '" + std::string(folder) + "' "});
+  }
+  unsetenv("SIKV_PLUGIN_PATH");
 }
 
 TEST_F(Cli, DatasetsAreMadeReadAndChecked) {

@@ -11,6 +11,7 @@
 #include "framework/base/text.h"
 #include "framework/config/pipeline_parts.h"
 #include "framework/device/cuda_device.h"
+#include "framework/registry/options.h"
 
 namespace sikv {
 
@@ -44,6 +45,15 @@ void note_surprises(const Config& config, const Source& source, const Measured& 
   }
 }
 
+void note_pins(const PipelineSpec& spec, int64_t prompt) {
+  const int64_t encoded = prompt / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS;
+  if (encoded == 0 || spec.pinned < encoded) return;
+  note(fmt::format(
+      "pinned={}: a prompt of {} tokens has {} that can be pinned; all are, exact, and nothing is "
+      "left to select",
+      spec.pinned, prompt, encoded));
+}
+
 std::string left_of_sweep(const Config& config) {
   if (!config.source.synthetic) return {};
   const SyntheticSpec& synthetic = *config.source.synthetic;
@@ -74,28 +84,7 @@ void PluginFlags::add_to(CLI::App& app) {
       ->allow_extra_args(false);
 }
 
-namespace {
-
-// Error if no plugin library lies in the folder, as in an install or a build folder above it.
-void check_plugins_in(const std::filesystem::path& folder) {
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with("lib") && name.ends_with(".so")) return;
-  }
-  const std::filesystem::path below = folder / "lib/sikv/plugins";
-  std::error_code failed;
-  throw Error(
-      "--plugin-path {}: no plugin library (lib*.so) lies there{}", folder.string(),
-      std::filesystem::is_directory(below, failed) ? "; did you mean " + below.string() + "?" : "");
-}
-
-}  // namespace
-
-Registry PluginFlags::open() const {
-  Registry registry = Registry::standard(folders_, served_devices);
-  for (const auto& folder : folders_) check_plugins_in(folder);
-  return registry;
-}
+Registry PluginFlags::open() const { return Registry::standard(folders_, served_devices); }
 
 void ConfigFlags::add_to(CLI::App& app) {
   app.add_option("--set", sets_,
@@ -113,8 +102,23 @@ void ConfigFlags::add_to(CLI::App& app) {
   app.add_option("--device", device_, "cpu, cuda, cuda:N or auto")->type_name("NAME");
 }
 
-Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry) const {
-  Config config = load_config(file, sets_, registry);
+namespace {
+
+bool selects_nothing(const PluginSpec& holder, const Registry& registry) {
+  const auto options = registry.options(SIKV_SELECTOR, holder.id);
+  return std::any_of(holder.options.begin(), holder.options.end(), [&](const auto& option) {
+    if (option.first != "budget") return false;
+    const sikv_option_value value =
+        parse_option(find_option(options, "budget", holder.id), option.second, holder.id);
+    return value.i == 0 || (value.i < 0 && value.f == 0);
+  });
+}
+
+}  // namespace
+
+Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry,
+                         SourceUse source) const {
+  Config config = load_config(file, sets_, registry, source);
   if (const auto budgets = overridden_budgets(config, registry); !budgets.empty()) {
     const std::string given =
         config.budgets.empty() ? "" : fmt::format(" [{}]", join(config.budgets));
@@ -123,6 +127,13 @@ Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry) 
   if (const auto ids = without_budget(config, registry); !ids.empty()) {
     note(fmt::format("{}: budgets do not apply to {}, which {} no budget to set", file.string(),
                      join(ids), ids.size() == 1 ? "has" : "have"));
+  }
+  for (const PipelineSpec& spec : expand_budgets(config, registry)) {
+    const PluginSpec* const holder = budget_holder(spec.selector, registry);
+    if (holder == nullptr || !selects_nothing(*holder, registry)) continue;
+    note(fmt::format(
+        "{}: budget=0 of {} selects nothing: attention is to pinned tokens and the tail alone",
+        file.string(), holder->id));
   }
   if (threads_) config.threads = *threads_;
   if (!device_.empty()) {

@@ -35,6 +35,9 @@ void note(const std::string& text);
 // that the source leaves unused, a budget that selects everything, a prompt that fills no page.
 void note_surprises(const Config& config, const Source& source, const Measured& measured);
 
+// A note if `pinned` takes all that a prompt has.
+void note_pins(const PipelineSpec& spec, int64_t prompt);
+
 // What commands that take the first context and batch of a synthetic source alone leave out, as in
 // "context 8192 and batch 4, 8"; empty if nothing.
 std::string left_of_sweep(const Config& config);
@@ -57,7 +60,8 @@ class ConfigFlags {
   void add_to(CLI::App& app);
   Registry open_registry() const { return plugins_.open(); }
   // The config with the flags applied to it and to each of its pipelines.
-  Config load(const std::filesystem::path& file, Registry& registry) const;
+  Config load(const std::filesystem::path& file, Registry& registry,
+              SourceUse source = SourceUse::kRead) const;
 
  private:
   void force(Config& config, const std::string& assignment, const Registry& registry) const;

@@ -30,6 +30,10 @@ Table::Cell number_cell(double value) {
           value};
 }
 
+Table::Cell whole_cell(const std::optional<double>& value) {
+  return value ? Table::Cell{fmt::format("{:.0f}", *value), value} : Table::Cell{"-"};
+}
+
 Table::Cell micros_cell(double seconds) { return {fmt::format("{:.1f}", seconds * 1e6), seconds}; }
 
 Table::Cell bytes_cell(uint64_t bytes) { return {bytes_text(bytes), static_cast<double>(bytes)}; }

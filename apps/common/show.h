@@ -2,6 +2,7 @@
 #ifndef SIKV_APPS_COMMON_SHOW_H_
 #define SIKV_APPS_COMMON_SHOW_H_
 
+#include <optional>
 #include <string>
 
 #include "framework/cache/ledger.h"
@@ -13,6 +14,8 @@ namespace sikv {
 Table::Cell share_cell(double value);
 // Four significant digits at most, whole numbers as such.
 Table::Cell number_cell(double value);
+// Rounded to a whole number; "-" where there is none.
+Table::Cell whole_cell(const std::optional<double>& value);
 // Whole and tenths of microseconds, from seconds.
 Table::Cell micros_cell(double seconds);
 Table::Cell bytes_cell(uint64_t bytes);

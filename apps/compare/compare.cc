@@ -99,6 +99,7 @@ std::string budget_table(const std::vector<ComparedRow>& rows, const TableStyle&
     columns.push_back({spaced(name) + "\nmean", Table::Align::kRight, better});
     columns.push_back({"\np99", Table::Align::kRight, better});
   }
+  columns.push_back({"tokens\nselected"});
   columns.push_back({"bytes\n/token", Table::Align::kRight, Table::Better::kLower});
   columns.push_back({"total\ncompr.", Table::Align::kRight, Table::Better::kHigher});
   columns.push_back({"us\n/step", Table::Align::kRight, Table::Better::kLower});
@@ -115,6 +116,7 @@ std::string budget_table(const std::vector<ComparedRow>& rows, const TableStyle&
         cells.push_back(has ? share_cell(found->second.mean) : Table::Cell{"n/a"});
         cells.push_back(has ? share_cell(found->second.p99) : Table::Cell{"n/a"});
       }
+      cells.push_back(whole_cell(measured.tokens_selected));
       cells.push_back(number_cell(measured.bytes_per_token));
       cells.push_back(number_cell(measured.compression_total));
       cells.push_back(micros_cell(step_seconds(measured.step_s)));
@@ -126,6 +128,8 @@ std::string budget_table(const std::vector<ComparedRow>& rows, const TableStyle&
   return table.text(style) +
          "* best of its group, oracle and random aside; p99: 1 % of (layer, KV head, "
          "step) are worse;\n"
+         "  tokens selected: mean, beside pinned tokens and tail; recall: of the best `budget` "
+         "tokens\n"
          "  bytes/token: pages in use, per encoded token, evicted ones too, and KV head; total "
          "compr.: of the whole cache\n"
          "  us/step: append, select and attend of all layers, mean over the steps\n";
@@ -229,7 +233,7 @@ class Comparison {
     }
     for (const auto& [source, names] : skipped) {
       const SourceSpec& spec = missing.at(source);
-      note(fmt::format("left out: {}: they need {}, which is not there; {} makes it", join(names),
+      note(fmt::format("left out: {}: they run on {}, which is not there; {} makes it", join(names),
                        spec.trace.string(), spec.make));
       Json entry = {{"make", spec.make}, {"labels", names}};
       if (!source.empty()) entry["source"] = source;
@@ -251,6 +255,8 @@ class Comparison {
       const Composition composition(spec, registry_, devices_->open(spec, registry_),
                                     source.shape());
       check_needs(composition.selector(), source.offer);
+      needs_.push_back(join(needs_of(composition.selector())));
+      note_pins(spec, source.prompt);
     }
   }
 
@@ -293,10 +299,15 @@ class Comparison {
                 flags_.json.string(), others, others == 1 ? "" : "s", first);
   }
 
-  ComparedRow row_of(const PipelineSpec& spec, Measured measured) const {
+  ComparedRow row_of(size_t i, Measured measured) const {
+    const PipelineSpec& spec = specs_[i];
     const Source& source = sources_.at(spec.entry.source);
-    return {std::move(measured), spec.entry, !is_bound(spec),
-            static_cast<int>(source.layers.size()), source.head_dim};
+    return {std::move(measured),
+            spec.entry,
+            needs_[i],
+            !is_bound(spec),
+            static_cast<int>(source.layers.size()),
+            source.head_dim};
   }
 
   void take_known_rows() {
@@ -305,7 +316,7 @@ class Comparison {
       const Source& source = sources_.at(specs_[i].entry.source);
       const Json* row = file_->find(pipeline_text(specs_[i], registry_), setup(source));
       if (row == nullptr) continue;
-      rows_[i] = row_of(specs_[i], read_row(*row));
+      rows_[i] = row_of(i, read_row(*row));
       ++known;
     }
     if (known > 0) {
@@ -329,10 +340,10 @@ class Comparison {
       const PipelineSpec& spec = specs_[i];
       if (spec.entry.source != name || rows_[i]) continue;
       if (!exact) exact.emplace(source, devices_->open("cpu"));
-      rows_[i] = row_of(spec, measure_pipeline(spec, registry_, devices_->open(spec, registry_),
-                                               source, *exact, config().measure));
+      rows_[i] = row_of(i, measure_pipeline(spec, registry_, devices_->open(spec, registry_),
+                                            source, *exact, config().measure));
       // After every row: whatever stops it, minutes of work are not thrown away.
-      write_partial(*rows_[i], source);
+      write_partial(*rows_[i]);
     }
   }
 
@@ -344,12 +355,6 @@ class Comparison {
     return rows;
   }
 
-  static std::vector<Measured> measured(const std::vector<ComparedRow>& rows) {
-    std::vector<Measured> measured;
-    for (const ComparedRow& row : rows) measured.push_back(row.measured);
-    return measured;
-  }
-
   std::filesystem::path partial_csv() const { return flags_.csv.string() + ".partial"; }
 
   Json row_with_setup(const ComparedRow& row) const {
@@ -358,17 +363,8 @@ class Comparison {
     return json;
   }
 
-  void write_partial(const ComparedRow& row, const Source&) {
-    const std::vector<ComparedRow> rows = done();
-    file_->head() = {{"source", sources_.begin()->second.text},
-                     {"partial", fmt::format("{} of {} rows", rows.size(), specs_.size())}};
-    file_->add(row_with_setup(row));
-    if (!flags_.csv.empty()) write_text(partial_csv(), rows_csv(measured(rows)));
-  }
-
-  void write_whole(const std::vector<ComparedRow>& rows) {
-    file_->head() = {{"source", sources_.begin()->second.text}};
-    if (!skipped_.empty()) file_->head()["left_out"] = skipped_;
+  // With what a table by memory says of them.
+  std::vector<Json> json_of(const std::vector<ComparedRow>& rows) const {
     std::vector<Json> json;
     const std::vector<bool> front = on_front(rows, false), class_front = on_front(rows, true);
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -377,14 +373,28 @@ class Comparison {
         json.back().update(league_json(rows[i], front[i], class_front[i]));
       }
     }
-    const size_t shown = json.size();
-    file_->finish(std::move(json));
-    if (const size_t more = file_->rows().size() - shown; more > 0) {
+    return json;
+  }
+
+  void write_partial(const ComparedRow& row) {
+    const std::vector<ComparedRow> rows = done();
+    file_->head() = {{"source", sources_.begin()->second.text},
+                     {"partial", fmt::format("{} of {} rows", rows.size(), specs_.size())}};
+    file_->add(row_with_setup(row));
+    if (!flags_.csv.empty()) write_text(partial_csv(), rows_csv(json_of(rows)));
+  }
+
+  void write_whole(const std::vector<ComparedRow>& rows) {
+    file_->head() = {{"source", sources_.begin()->second.text}};
+    if (!skipped_.empty()) file_->head()["left_out"] = skipped_;
+    const std::vector<Json> json = json_of(rows);
+    file_->finish(json);
+    if (const size_t more = file_->rows().size() - json.size(); more > 0) {
       note(fmt::format("{} keeps {} row{} of other pipelines", flags_.json.string(), more,
                        more == 1 ? "" : "s"));
     }
     if (!flags_.csv.empty()) {
-      write_text(flags_.csv, rows_csv(measured(rows)));
+      write_text(flags_.csv, rows_csv(json));
       std::error_code not_there;
       std::filesystem::remove(partial_csv(), not_there);
     }
@@ -426,6 +436,7 @@ class Comparison {
   std::string bounds_legend_;
   std::optional<Devices> devices_;
   std::vector<PipelineSpec> specs_;        // of those whose source is there
+  std::vector<std::string> needs_;         // as specs_
   std::map<std::string, Source> sources_;  // by name; "" comes first
   std::optional<RowFile> file_;
   std::vector<std::optional<ComparedRow>> rows_;  // as specs_

@@ -38,10 +38,6 @@ Table::Cell metric_cell(const ComparedRow& row, const char* name) {
   return found == row.measured.metrics.end() ? Table::Cell{"n/a"} : share_cell(found->second.mean);
 }
 
-Table::Cell optional_cell(const std::optional<double>& value) {
-  return value ? Table::Cell{fmt::format("{:.0f}", *value), value} : Table::Cell{"-"};
-}
-
 std::string marks(const EntrySpec& entry) {
   std::string text;
   if (!entry.source.empty()) text += fmt::format(" [{}]", entry.source);
@@ -50,13 +46,19 @@ std::string marks(const EntrySpec& entry) {
   return text;
 }
 
+std::string why_other_source(const ComparedRow& row) {
+  if (row.entry.source.empty()) return {};
+  return row.needs.empty() ? "could run on the first source, too; the config's choice"
+                           : "needs " + row.needs;
+}
+
 // "name: text" of each method that has one, once.
-std::string explained(const std::vector<ComparedRow>& rows, std::string EntrySpec::*field,
-                      const char* what) {
+template <typename TextOf>
+std::string explained(const std::vector<ComparedRow>& rows, TextOf&& text_of, const char* what) {
   std::string text;
   std::vector<std::string> said;
   for (const ComparedRow& row : rows) {
-    const std::string& own = row.entry.*field;
+    const std::string own = text_of(row);
     const std::string line = fmt::format("      {}: {}\n", row_name(row), own);
     if (own.empty() || std::find(said.begin(), said.end(), line) != said.end()) continue;
     text += line;
@@ -116,6 +118,7 @@ std::vector<bool> on_front(const std::vector<ComparedRow>& rows, bool of_class) 
 
 std::string league_table(const std::vector<ComparedRow>& rows, const TableStyle& style) {
   Table table({{"budget"},
+               {"tokens\nselected"},
                {"bytes\n/token"},
                {"dropped\nmass"},
                {"recall"},
@@ -134,13 +137,14 @@ std::string league_table(const std::vector<ComparedRow>& rows, const TableStyle&
       const Measured& m = row.measured;
       if (memory_class(row) != memory) continue;
       table.row({{m.budget ? std::to_string(*m.budget) : "all"},
+                 whole_cell(m.tokens_selected),
                  number_cell(m.memory_per_token),
                  metric_cell(row, "dropped_mass"),
                  metric_cell(row, "recall"),
                  metric_cell(row, "selection_error"),
                  metric_cell(row, "output_error"),
-                 optional_cell(m.scan_bytes),
-                 optional_cell(bytes_read(row)),
+                 whole_cell(m.scan_bytes),
+                 whole_cell(bytes_read(row)),
                  micros_cell(step_seconds(m.step_s) / row.num_layers),
                  {front[i]         ? "PP"
                   : class_front[i] ? "P"
@@ -150,15 +154,25 @@ std::string league_table(const std::vector<ComparedRow>& rows, const TableStyle&
   }
   return table.text(style) +
          "\n"
-         "  bytes/token: pages in use, side tables and the selector's state, per encoded token and "
-         "KV head\n"
+         "  tokens selected: mean, beside pinned tokens and tail. Recall is of the best `budget` "
+         "tokens, and who selects fewer,\n"
+         "  as a top-p does, cannot find them all; dropped mass and errors are of what is attended "
+         "to\n"
+         "  bytes/token: pages in use, side tables and the selector's state, per encoded token "
+         "(evicted ones too) and KV head;\n"
+         "  left out are pinned tokens, tail and working memory, which do not grow with the "
+         "context, and page tables\n"
          "  scan bytes, bytes read: of one KV head in one layer; read = scan and tokens attended "
          "to\n"
          "  us/step: append, select and attend of one layer\n"
-         "  PP: on the Pareto front of output error and bytes read, P: on that of its class\n"
-         "  [name]: measured on that source of the config\n" +
-         explained(rows, &EntrySpec::fitted, "+ trained or calibrated:") +
-         explained(rows, &EntrySpec::reconstruction, "~ partly a reconstruction:");
+         "  PP: on the Pareto front of output error and bytes read, P: on that of its class\n" +
+         explained(rows, why_other_source, "[name]: run on the source of that name, given above:") +
+         explained(
+             rows, [](const ComparedRow& row) { return row.entry.fitted; },
+             "+ trained or calibrated:") +
+         explained(
+             rows, [](const ComparedRow& row) { return row.entry.reconstruction; },
+             "~ partly a reconstruction:");
 }
 
 std::string league_svg(const std::vector<ComparedRow>& rows, const std::string& title) {

@@ -18,6 +18,7 @@ namespace sikv {
 struct ComparedRow {
   Measured measured;
   EntrySpec entry;
+  std::string needs;  // what its selector needs of a source beside K, V and the newest queries
   bool competes = true;
   int num_layers = 1, head_dim = 0;
 };

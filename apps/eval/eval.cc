@@ -14,7 +14,7 @@ Command add_eval(CLI::App& app, const std::vector<std::string>& command_line) {
       "eval",
       "What pipelines do to what a real model says: NLL, KL to dense, top-1, needles found");
   auto flags = std::make_shared<EvalFlags>();
-  command->add_option("CONFIG", flags->files, "YAML configs; their source is not used")->required();
+  command->add_option("CONFIG", flags->files, "YAML configs; they need no source")->required();
   command->add_option("--model", flags->model, "a model file")->required()->type_name("FILE");
   command->add_option("--text", flags->texts, "UTF-8 text; may be repeated")
       ->type_name("FILE")

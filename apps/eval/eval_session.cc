@@ -32,7 +32,7 @@ std::vector<PipelineSpec> EvalSession::read_configs() {
   std::vector<PipelineSpec> specs;
   std::set<std::string> seen = {pipeline_text(dense_, registry_)};
   for (const auto& file : flags_.files) {
-    const Config config = flags_.config.load(file, registry_);
+    const Config config = flags_.config.load(file, registry_, SourceUse::kIgnored);
     threads_ = config.threads;
     for (const PipelineSpec& spec : expand_budgets(config, registry_)) {
       if (seen.insert(pipeline_text(spec, registry_)).second) specs.push_back(spec);

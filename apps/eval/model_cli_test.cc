@@ -143,6 +143,20 @@ TEST_F(ModelCli, EvalRefusesBadInput) {
   refused("eval bad.yaml --text text.txt --prompt 600 --steps 4 --model " + kTiny, "self_index");
 }
 
+TEST_F(ModelCli, EvalNeedsNoSource) {
+  const std::string pipeline = "pipeline: fp16+fp16 > full(pinned=8) > gather_attention\n";
+  const std::string rest = " --model " + kTiny + " --text text.txt --steps 4 --prompt 300";
+  write("none.yaml", pipeline);
+  write("gone.yaml", "source: {trace: gone.h5}\n" + pipeline);
+  for (const std::string name : {"none.yaml", "gone.yaml"}) {
+    const Result result = sikv("eval " + name + rest);
+    EXPECT_EQ(result.code, 0) << result.text;
+    refused("run " + name, name == "none.yaml" ? "config lacks 'source'" : "'gone.h5'");
+  }
+  write("typo.yaml", "source: {trce: gone.h5}\n" + pipeline);
+  refused("eval typo.yaml" + rest, "did you mean 'trace'?");
+}
+
 TEST_F(ModelCli, TasksGiveGridsAndGoOnFromRows) {
   const std::string words = eval(
       "--text text.txt --tasks passkey,variables --lengths 600,700 --depths 2 --trials 1 "

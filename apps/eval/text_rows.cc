@@ -125,6 +125,7 @@ class TextRows {
   explicit TextRows(EvalSession& session) : session_(session), flags_(session.flags()) {
     for (const EvalInput& input : session.inputs()) texts_.push_back(cut(input, flags_));
     session.check_pipelines(flags_.prompt + flags_.steps);
+    for (const PipelineSpec& spec : session.pipelines()) note_pins(spec, flags_.prompt);
   }
 
   void run() {

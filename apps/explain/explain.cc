@@ -85,9 +85,9 @@ std::string sizes_text(const PipelineSpec& spec, const Registry& registry, Devic
   const sikv_shape& shape = sizes.shape;
   const int new_tokens = static_cast<int>(sizes.new_tokens);
   const Composition composition(spec, registry, device, shape);
-  const Ledger ledger =
-      composition.planned(shape.max_tokens, composition.cache_options(new_tokens));
-  const double bytes_per_token =
+  const CacheOptions options = composition.cache_options(new_tokens);
+  Ledger ledger = composition.planned(shape.max_tokens, options);
+  double bytes_per_token =
       static_cast<double>(
           layout_page_bytes(composition.key_layout()) +
           layout_page_bytes(composition.value_layout()) +
@@ -97,16 +97,33 @@ std::string sizes_text(const PipelineSpec& spec, const Registry& registry, Devic
   const double dense = 4.0 * shape.head_dim * shape.num_layers * shape.num_kv_heads *
                        static_cast<double>(shape.max_sequences) * shape.max_tokens;
   const auto budget = composition.budget(shape.max_tokens);
+  const int64_t encoded = (shape.max_tokens - new_tokens) / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS;
+  std::string evicted;
+  if (composition.selector().evicts() && encoded > 0) {
+    const int64_t kept = composition.kept_of(shape.max_tokens - new_tokens);
+    const int64_t in_pages = (kept + SIKV_PAGE_TOKENS - 1) / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS;
+    evicted = fmt::format(
+        "  held after the prompt's evictions: {} encoded tokens per KV head in whole pages of {}, "
+        "and "
+        "more pages\n"
+        "  where heads or layers share a budget; before anything is evicted: {}, {:.4g} "
+        "bytes/token\n",
+        kept, SIKV_PAGE_TOKENS, bytes_text(ledger.total()), bytes_per_token);
+    bytes_per_token *= static_cast<double>(in_pages) / static_cast<double>(encoded);
+    ledger = composition.planned(in_pages, options);
+    ledger.add("page_tables", KvCache::position_bytes(shape));
+  }
   return fmt::format(
-      "  {} layers, batch {}, {} tokens each{}\n{}"
+      "  {} layers, batch {}, {} tokens each{}\n{}{}"
       "  dense fp16 would take {}: {:.2f}x\n"
-      "  {} are free for it{}: the largest batch at this length is {} (dense: {})\n",
+      "  {} are free for it{}: the largest batch at this length is {} ({}dense: {})\n",
       shape.num_layers, shape.max_sequences, shape.max_tokens,
       budget ? fmt::format(", budget {} tokens", *budget) : "",
-      memory_table(ledger, bytes_per_token, style), bytes_text(static_cast<uint64_t>(dense)),
-      dense / static_cast<double>(ledger.total()), bytes_text(usable),
-      weights > 0 ? " beside the model's weights" : "",
+      memory_table(ledger, bytes_per_token, style), evicted,
+      bytes_text(static_cast<uint64_t>(dense)), dense / static_cast<double>(ledger.total()),
+      bytes_text(usable), weights > 0 ? " beside the model's weights" : "",
       largest_planned_batch(spec, registry, device, shape, new_tokens, usable, kLargestBatch),
+      evicted.empty() ? "" : "before evictions; ",
       static_cast<uint64_t>(static_cast<double>(usable) * shape.max_sequences / dense));
 }
 
@@ -139,13 +156,12 @@ void explain(const ExplainFlags& flags) {
     // They lie where the cache does.
     const int64_t weights = device.is_cuda() && config.model ? config.model->weight_bytes : 0;
     for (const Sizes& sizes : all_sizes) {
+      note_pins(spec, sizes.shape.max_tokens - sizes.new_tokens);
       text +=
           "\n" + sizes_text(spec, registry, device, sizes, static_cast<uint64_t>(weights), style);
     }
   }
-  print(text +
-        "\nPlanned, before anything is evicted and without what selectors keep for themselves; "
-        "nothing was run.\n");
+  print(text + "\nPlanned, without what selectors keep for themselves; nothing was run.\n");
 }
 
 }  // namespace

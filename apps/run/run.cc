@@ -61,8 +61,16 @@ std::string report(const Source& source, const Measured& measured, const TableSt
   std::string text =
       fmt::format("{}\n  on   {}\n  ran  {}\n", measured.pipeline, source.text, join(variants));
   if (!measured.metrics.empty()) text += "\n" + metrics_table(measured, style);
+  if (measured.tokens_selected && measured.budget && measured.metrics.contains("recall")) {
+    text += fmt::format("  recall: of the best {} tokens; {:.4g} were selected, on average\n",
+                        *measured.budget, *measured.tokens_selected);
+  }
   text += "\n" + memory_table(measured.ledger, measured.bytes_per_token, style);
-  text += "  bytes/token: pages in use, per encoded token, evicted ones too\n";
+  text += fmt::format(
+      "  bytes/token: pages in use, per encoded token, evicted ones too; {:.4g} with side tables "
+      "and the selector's\n"
+      "  state, as tables by memory count; pinned tokens and tail do not grow with the context\n",
+      measured.memory_per_token);
   text += fmt::format(
       "  smaller than fp16: a stored token {:.2f} times, the whole cache {:.2f} times (of all "
       "tokens, "
@@ -88,6 +96,7 @@ void run(const RunFlags& flags, const std::vector<std::string>& command_line) {
   Devices devices(config.threads);
   Device& device = devices.open(pipelines[0], registry);
   const Source source = load_source(on_source_of(config, pipelines[0]));
+  note_pins(pipelines[0], source.prompt);
   ExactReference exact(source, device);
   const Measured measured =
       measure_pipeline(pipelines[0], registry, device, source, exact, config.measure);

@@ -98,6 +98,12 @@ uint64_t KvCache::page_table_bytes(const sikv_shape& shape, const CacheOptions& 
   return static_cast<uint64_t>(shape.num_layers) * (rows * per_row + tails) * sizeof(int32_t);
 }
 
+uint64_t KvCache::position_bytes(const sikv_shape& shape) {
+  return static_cast<uint64_t>(shape.num_layers) *
+         static_cast<uint64_t>(shape.max_sequences * shape.num_kv_heads) *
+         static_cast<uint64_t>(max_pages(shape)) * SIKV_PAGE_TOKENS * sizeof(int32_t);
+}
+
 sikv_cache_view KvCache::view(int index) const {
   const Layer& layer = at(index);
   sikv_cache_view view = host_view(index);

@@ -40,6 +40,8 @@ class KvCache {
 
   // Host bytes of page tables, lengths and pinned slots while nothing is evicted.
   static uint64_t page_table_bytes(const sikv_shape& shape, const CacheOptions& options);
+  // Added to it by the first eviction: from which position each slot came.
+  static uint64_t position_bytes(const sikv_shape& shape);
 
   KvCache(Device& device, const sikv_shape& shape, Store key, Store value, CacheOptions options);
 

@@ -92,7 +92,8 @@ std::string read_text(const ConfigNode& node, std::string_view what) {
 
 class Reader {
  public:
-  Reader(const fs::path& folder, Registry& registry) : folder_(folder), registry_(registry) {}
+  Reader(const fs::path& folder, Registry& registry, SourceUse use)
+      : folder_(folder), registry_(registry), source_use_(use) {}
 
   Config run(const ConfigNode& root) {
     check_keys(root, "config", fields::kTopKeys);
@@ -100,8 +101,11 @@ class Reader {
     // First, because everything below asks the registry.
     if (const ConfigNode* node = root.find("plugin_path")) plugin_path(*node, config);
     if (const ConfigNode* node = root.find("model")) config.model = model(*node);
-    config.source = source(need(root, "config", "source", "a trace or synthetic:"));
-    if (config.source.synthetic && !config.model) {
+    const bool source_read = source_use_ == SourceUse::kRead;
+    if (source_read || root.find("source") != nullptr) {
+      config.source = source(need(root, "config", "source", "a trace or synthetic:"));
+    }
+    if (source_read && config.source.synthetic && !config.model) {
       root.fail(
           "a synthetic source takes its shape from model, which config lacks; add a preset "
           "such as model: llama-3.1-8b");
@@ -218,7 +222,7 @@ class Reader {
     source.trace = resolved(path);
     std::error_code failed;
     if (fs::is_regular_file(source.trace, failed)) return;
-    source.missing = !source.make.empty();
+    source.missing = !source.make.empty() || source_use_ == SourceUse::kIgnored;
     if (source.missing) {
       source.trace = (folder_ / path).lexically_normal();
       return;
@@ -523,20 +527,22 @@ class Reader {
 
   fs::path folder_;
   Registry& registry_;
+  SourceUse source_use_;
 };
 
 }  // namespace
 
 Config parse_config(const std::string& text, const std::string& name,
-                    const std::vector<std::string>& sets, Registry& registry) {
+                    const std::vector<std::string>& sets, Registry& registry, SourceUse source) {
   ConfigNode root = read_config_tree(text, name);
   for (const std::string& set : sets) override_config(root, set);
-  Config config = Reader(fs::path(name).parent_path(), registry).run(root);
+  Config config = Reader(fs::path(name).parent_path(), registry, source).run(root);
   config.file = name;
   return config;
 }
 
-Config load_config(const fs::path& file, const std::vector<std::string>& sets, Registry& registry) {
+Config load_config(const fs::path& file, const std::vector<std::string>& sets, Registry& registry,
+                   SourceUse source) {
   std::error_code failed;
   if (fs::is_directory(file, failed)) {
     throw Error("the config '{}' is a folder; name a file in it", file.string());
@@ -547,7 +553,7 @@ Config load_config(const fs::path& file, const std::vector<std::string>& sets, R
                 std::strerror(errno));
   }
   const std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  return parse_config(text, file.string(), sets, registry);
+  return parse_config(text, file.string(), sets, registry, source);
 }
 
 namespace {

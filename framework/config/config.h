@@ -102,15 +102,19 @@ struct Config {
   std::vector<std::filesystem::path> plugin_path;
 };
 
+// Whether a command reads the source: else a config may lack it, and its traces need not be there.
+enum class SourceUse { kRead, kIgnored };
+
 // Reads and validates `file`. `sets` are "dotted.key=value" overrides, applied before validation.
 // Paths in a config are relative to the folder it lies in, else to the working folder.
 // `registry` gives ids and options; plugin_path libraries are added to it first.
 Config load_config(const std::filesystem::path& file, const std::vector<std::string>& sets,
-                   Registry& registry);
+                   Registry& registry, SourceUse source = SourceUse::kRead);
 
 // The same from text; `name` stands in for the file in errors.
 Config parse_config(const std::string& text, const std::string& name,
-                    const std::vector<std::string>& sets, Registry& registry);
+                    const std::vector<std::string>& sets, Registry& registry,
+                    SourceUse source = SourceUse::kRead);
 
 // One spec per (pipeline, budget): `budgets` override the selector option `budget` where a
 // selector has one, or else what it wraps. An entry's own `budgets` come before the config's.

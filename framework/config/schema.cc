@@ -134,7 +134,7 @@ json trace_schema() {
 }
 
 json source_schema() {
-  return {{"description", "what the pipelines are fed"},
+  return {{"description", "what the pipelines are fed; sikv eval alone needs none"},
           {"oneOf",
            {trace_schema(), object({{"synthetic", synthetic_schema()},
                                     {"steps", option_schema(fields::kSourceSteps)}},
@@ -241,8 +241,7 @@ json config_schema(const Registry& registry) {
               {"threads", option_schema(fields::kThreads)},
               {"plugin_path",
                {{"description", "folders of plugin libraries, searched last"},
-                {"anyOf", {text("a folder"), {{"type", "array"}, {"items", text("a folder")}}}}}}},
-             {"source"});
+                {"anyOf", {text("a folder"), {{"type", "array"}, {"items", text("a folder")}}}}}}});
   schema["oneOf"] = {{{"required", {"pipeline"}}}, {{"required", {"pipelines"}}}};
   schema["$defs"] = {{"pipeline", pipeline_schema(registry, false)},
                      {"entry", pipeline_schema(registry, true)},

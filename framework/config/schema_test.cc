@@ -209,6 +209,13 @@ TEST_F(SchemaTest, AgreesWithTheParser) {
   }
 }
 
+TEST_F(SchemaTest, ASourceMayLackWhereNoneIsRead) {
+  const std::string text = "pipeline: sign_vq+intq > full > sparse_flash\n";
+  EXPECT_TRUE(accepts(text));
+  EXPECT_FALSE(parses(text));
+  EXPECT_EQ(parse_config(text, "c.yaml", {}, registry_, SourceUse::kIgnored).pipelines.size(), 1u);
+}
+
 template <typename Keys>
 std::set<std::string> key_set(const Keys& keys) {
   return {keys.begin(), keys.end()};

@@ -394,8 +394,10 @@ Measured measure_pipeline(const PipelineSpec& spec, const Registry& registry, De
   }
   if (encoded > 0) measured.memory_per_token = growing / heads / static_cast<double>(encoded);
   // Of all layers, as the selector's bytes are.
-  measured.attended_bytes =
-      attended_bytes(pipeline, device.is_cuda() ? judge.attended() : pipeline.attended());
+  const AttendedTokens& attended = device.is_cuda() ? judge.attended() : pipeline.attended();
+  measured.attended_bytes = attended_bytes(pipeline, attended);
+  const AttendedTokens& judged = judge.attended().rows > 0 ? judge.attended() : attended;
+  if (judged.rows > 0) measured.tokens_selected = judged.encoded / judged.rows;
   const StageTimes& times = pipeline.times();
   measured.prefill_s = {{"fit", times.fit}, {"encode", times.encode}, {"observe", times.observe}};
   for (const auto& [stage, samples] : times.steps) {

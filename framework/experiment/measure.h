@@ -57,6 +57,8 @@ struct Measured {
   // Bytes read per step for one KV head of one layer, on average: by the selector to decide, where
   // it counts them, and of the tokens attended to (on a GPU where a metric looks at them).
   std::optional<double> scan_bytes, attended_bytes;
+  // Tokens selected per step for one KV head, on average: of the judged layers, as recall is.
+  std::optional<double> tokens_selected;
   double compression_total = 0;  // dense fp16 bytes of the whole cache / ledger total
   Ledger ledger;
   // Seconds: fit, encode, observe for the whole prompt of all layers; append, select, attend of all

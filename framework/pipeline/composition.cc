@@ -73,27 +73,32 @@ std::pair<const Variant*, OptionSet> Composition::choose(const char* role, sikv_
 template <typename T>
 std::unique_ptr<T> Composition::make(const char* role, sikv_kind kind, const PluginSpec& plugin,
                                      const Registry& registry, Device& device) {
-  const auto chosen = choose(role, kind, plugin, registry, device);
-  return placed(plugin, [&] {
+  auto made = placed(plugin, [&] {
+    const auto chosen = choose(role, kind, plugin, registry, device);
     return std::make_unique<T>(*chosen.first, chosen.second, shape_, device.info(), device.host());
   });
+  made->place(plugin.where);
+  return made;
 }
 
 std::unique_ptr<SelectorInstance> Composition::make_selector(const PluginSpec& plugin,
                                                              const Registry& registry,
                                                              Device& device) {
   const char* const role = &plugin == &spec_.selector ? "selector" : kBaseRole;
-  const auto chosen = choose(role, SIKV_SELECTOR, plugin, registry, device);
+  const auto chosen =
+      placed(plugin, [&] { return choose(role, SIKV_SELECTOR, plugin, registry, device); });
   if (&plugin == budget_holder(std::as_const(spec_.selector), registry)) {
     budget_ = *chosen.second.find("budget");
     budget_->name = budget_->text = nullptr;  // they point into `chosen`
   }
   std::unique_ptr<SelectorInstance> base;
   if (!plugin.base.empty()) base = make_selector(plugin.base.front(), registry, device);
-  return placed(plugin, [&] {
+  auto made = placed(plugin, [&] {
     return std::make_unique<SelectorInstance>(*chosen.first, chosen.second, shape_, device.info(),
                                               device.host(), std::move(base));
   });
+  made->place(plugin.where);
+  return made;
 }
 
 Composition::Composition(const PipelineSpec& spec, const Registry& registry, Device& device,
@@ -163,6 +168,11 @@ std::optional<int64_t> Composition::budget(int64_t length) const {
   if (!budget_) return std::nullopt;
   return budget_->i >= 0 ? budget_->i
                          : static_cast<int64_t>(budget_->f * static_cast<double>(length));
+}
+
+int64_t Composition::kept_of(int64_t prompt) const {
+  const int64_t encoded = prompt / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS;
+  return std::min(encoded, budget(prompt).value_or(encoded) + spec_.pinned);
 }
 
 CacheOptions Composition::cache_options(int max_new_tokens) const {

@@ -1,5 +1,7 @@
 #include "framework/pipeline/offer.h"
 
+#include <utility>
+
 #include "framework/base/error.h"
 
 namespace sikv {
@@ -10,34 +12,46 @@ constexpr const char* kRemedy =
     "scripts/fetch_full_trace does";
 
 // The innermost selector that has the need itself.
-std::string who_needs(const SelectorInstance& selector, uint32_t need) {
+const SelectorInstance& who_needs(const SelectorInstance& selector, uint32_t need) {
   const SelectorInstance* who = &selector;
   while (who->base() != nullptr && (who->base()->table().flags & need) != 0) who = who->base();
-  return who->variant().id;
+  return *who;
 }
 
 }  // namespace
 
+std::vector<std::string> needs_of(const SelectorInstance& selector) {
+  std::vector<std::string> needs;
+  for (const auto& [need, name] :
+       {std::pair(SIKV_SELECTOR_NEEDS_ALL_LAYERS, "every layer"),
+        std::pair(SIKV_SELECTOR_NEEDS_ALL_QUERIES, "the queries of the whole prompt"),
+        std::pair(SIKV_SELECTOR_NEEDS_W_O, "w_o")}) {
+    if ((selector.table().flags & need) != 0) needs.emplace_back(name);
+  }
+  return needs;
+}
+
 void check_needs(const SelectorInstance& selector, const Offer& offer) {
+  const auto refuse = [&](uint32_t need, const std::string& lack) {
+    const SelectorInstance& who = who_needs(selector, need);
+    throw Error("{}", who.placed(fmt::format("selector '{}' needs {}", who.variant().id, lack)));
+  };
   const auto needs = [&](uint32_t need) { return (selector.table().flags & need) != 0; };
   if (needs(SIKV_SELECTOR_NEEDS_ALL_LAYERS) && offer.layers < offer.model_layers) {
-    throw Error(
-        "selector '{}' needs every layer of the model, but {} gives {} of {}: {}, and no "
-        "source.layers",
-        who_needs(selector, SIKV_SELECTOR_NEEDS_ALL_LAYERS), offer.source, offer.layers,
-        offer.model_layers, kRemedy);
+    refuse(SIKV_SELECTOR_NEEDS_ALL_LAYERS,
+           fmt::format("every layer of the model, but {} gives {} of {}: {}, and no source.layers",
+                       offer.source, offer.layers, offer.model_layers, kRemedy));
   }
   if (needs(SIKV_SELECTOR_NEEDS_ALL_QUERIES) && offer.first_query > 0) {
-    throw Error(
-        "selector '{}' needs the queries of every prompt position, but {} gives those from "
-        "position {} on: {}",
-        who_needs(selector, SIKV_SELECTOR_NEEDS_ALL_QUERIES), offer.source, offer.first_query,
-        kRemedy);
+    refuse(SIKV_SELECTOR_NEEDS_ALL_QUERIES,
+           fmt::format("the queries of every prompt position, but {} gives those from position {} "
+                       "on: {}",
+                       offer.source, offer.first_query, kRemedy));
   }
   if (needs(SIKV_SELECTOR_NEEDS_W_O) && !offer.w_o) {
-    throw Error(
-        "selector '{}' needs w_o, the output projection of every layer, but {} gives none: {}",
-        who_needs(selector, SIKV_SELECTOR_NEEDS_W_O), offer.source, kRemedy);
+    refuse(SIKV_SELECTOR_NEEDS_W_O,
+           fmt::format("w_o, the output projection of every layer, but {} gives none: {}",
+                       offer.source, kRemedy));
   }
 }
 

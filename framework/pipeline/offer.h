@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "framework/registry/instance.h"
 
@@ -20,6 +21,10 @@ struct Offer {
   int64_t first_query = 0;           // position of the first query that is there
   bool w_o = false;
 };
+
+// "every layer", "the queries of the whole prompt", "w_o": of these what the selector, or what it
+// wraps, cannot run without.
+std::vector<std::string> needs_of(const SelectorInstance& selector);
 
 // Error naming what the selector, or what it wraps, needs and `offer` lacks, and how to make it.
 void check_needs(const SelectorInstance& selector, const Offer& offer);

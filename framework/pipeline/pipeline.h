@@ -55,6 +55,9 @@ class Composition {
   // Bytes the cache of `shape` takes when every sequence has `tokens` tokens, planned without
   // allocating: all that the ledger of a pipeline shows but what the selector keeps.
   Ledger planned(int64_t tokens, const CacheOptions& options) const;
+  // Of an evicting selector: encoded tokens of each KV head that it keeps of a prompt, pinned ones
+  // counted. Heads or layers that share a budget get this many on average.
+  int64_t kept_of(int64_t prompt) const;
   CacheOptions cache_options(int max_new_tokens) const;
 
   CodecInstance& keys() const { return *keys_; }

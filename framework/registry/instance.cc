@@ -54,11 +54,13 @@ Instance::Instance(const Variant& variant, const OptionSet& options, const sikv_
 Instance::Instance(Instance&& other) noexcept
     : variant_(other.variant_),
       self_(std::exchange(other.self_, nullptr)),
+      where_(std::move(other.where_)),
       base_(std::move(other.base_)) {}
 
 Instance& Instance::operator=(Instance&& other) noexcept {
   std::swap(variant_, other.variant_);
   std::swap(self_, other.self_);
+  std::swap(where_, other.where_);
   std::swap(base_, other.base_);
   return *this;
 }
@@ -67,8 +69,14 @@ Instance::~Instance() {
   if (self_ != nullptr) lifetime(*variant_).destroy(self_);
 }
 
+std::string Instance::placed(const std::string& text) const {
+  return where_.empty() ? text : fmt::format("{}: {}", where_, text);
+}
+
 void Instance::fail(int32_t status, const sikv_message& why) const {
-  if (status == SIKV_REFUSED) throw Error("{}: {}", variant_->name(), text_of(why));
+  if (status == SIKV_REFUSED) {
+    throw Error("{}", placed(fmt::format("{}: {}", variant_->name(), text_of(why))));
+  }
   const std::string what = status == SIKV_INTERNAL
                                ? text_of(why)
                                : fmt::format("status {}, which the ABI does not have", status);

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "framework/registry/options.h"
@@ -24,6 +25,10 @@ class Instance {
 
   const Variant& variant() const { return *variant_; }
   void* self() const { return self_; }
+  // "file:line:column" of the config, in front of what is refused from now on; empty: nothing.
+  void place(std::string where) { where_ = std::move(where); }
+  // `text` with the place in front.
+  std::string placed(const std::string& text) const;
 
  protected:
   Instance(const Variant& variant, const OptionSet& options, const sikv_shape& shape,
@@ -48,6 +53,7 @@ class Instance {
 
   const Variant* variant_ = nullptr;
   void* self_ = nullptr;
+  std::string where_;
   std::unique_ptr<SelectorInstance> base_;  // outlives self_
 };
 

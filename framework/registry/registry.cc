@@ -36,6 +36,22 @@ const sikv_plugin_tables_t* open_tables(const fs::path& path) {
   return library.get<const sikv_plugin_tables_t*()>("sikv_plugin_tables")();
 }
 
+// Every lib*.so of a folder, in name order.
+std::vector<fs::path> libraries_in(const fs::path& folder) {
+  std::error_code failed;
+  std::vector<fs::path> files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, failed)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("lib") && name.ends_with(".so")) files.push_back(entry.path());
+  }
+  if (failed) {
+    throw Error("the plugin folder '{}' cannot be read: {}; correct the path", folder.string(),
+                failed.message());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
 std::vector<std::byte> read_file(const fs::path& path) {
   std::error_code failed;
   const uintmax_t size = fs::is_regular_file(path, failed) ? fs::file_size(path, failed) : 0;
@@ -105,17 +121,14 @@ std::string Variant::name() const {
 Registry::Registry(DeviceCheck check) : check_(std::move(check)) {}
 
 void Registry::add_folder(const fs::path& folder) {
-  std::error_code failed;
-  std::vector<fs::path> files;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, failed)) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with("lib") && name.ends_with(".so")) files.push_back(entry.path());
+  const std::vector<fs::path> files = libraries_in(folder);
+  if (files.empty()) {
+    // An install or a build folder, above that of its plugins.
+    const fs::path below = folder / "lib/sikv/plugins";
+    throw Error("the plugin folder '{}' holds no plugin library (lib*.so){}", folder.string(),
+                fs::is_directory(below) ? "; did you mean " + below.string() + "?"
+                                        : "; correct the path, or build the plugin first");
   }
-  if (failed) {
-    throw Error("the plugin folder '{}' cannot be read: {}; correct the path", folder.string(),
-                failed.message());
-  }
-  std::sort(files.begin(), files.end());
   for (const fs::path& file : files) add_library(file);
 }
 
@@ -180,18 +193,28 @@ void Registry::register_entries(const fs::path& path, const sikv_plugin_descript
 
 Registry Registry::standard(std::span<const fs::path> extra, DeviceCheck check) {
   Registry registry(std::move(check));
+  // Errors say where the folder was named.
+  const auto named = [&](const char* where, const fs::path& folder) {
+    try {
+      registry.add_folder(folder);
+    } catch (const Error& error) {
+      throw Error("{}: {}", where, error.what());
+    }
+  };
   const fs::path own =
       boost::dll::program_location().parent_path() / ".." / "lib" / "sikv" / "plugins";
-  if (fs::is_directory(own)) registry.add_folder(own.lexically_normal());
+  if (fs::is_directory(own)) {
+    for (const fs::path& file : libraries_in(own.lexically_normal())) registry.add_library(file);
+  }
   if (const char* list = std::getenv("SIKV_PLUGIN_PATH")) {
     std::string_view rest = list;
     while (!rest.empty()) {
       const size_t colon = std::min(rest.find(':'), rest.size());
-      if (colon > 0) registry.add_folder(rest.substr(0, colon));
+      if (colon > 0) named("SIKV_PLUGIN_PATH", rest.substr(0, colon));
       rest.remove_prefix(std::min(colon + 1, rest.size()));
     }
   }
-  for (const fs::path& folder : extra) registry.add_folder(folder);
+  for (const fs::path& folder : extra) named("--plugin-path", folder);
   return registry;
 }
 

@@ -66,7 +66,7 @@ class Registry {
   Registry(Registry&&) = default;
   Registry& operator=(Registry&&) = default;
 
-  // Loads every lib*.so of a folder, in name order. A missing folder is an Error.
+  // Loads every lib*.so of a folder, in name order. Error if the folder is missing or has none.
   void add_folder(const std::filesystem::path& folder);
   // A file that was added before, under whatever name, is left alone.
   void add_library(const std::filesystem::path& path);
@@ -75,7 +75,7 @@ class Registry {
                   const sikv_plugin_tables_t* tables);
 
   // The install's (or build tree's) plugin folder, found from the running executable, then each
-  // folder of SIKV_PLUGIN_PATH, then `extra`.
+  // folder of SIKV_PLUGIN_PATH, then `extra`, which --plugin-path gives.
   static Registry standard(std::span<const std::filesystem::path> extra = {},
                            DeviceCheck check = cpu_only);
 

@@ -35,8 +35,21 @@ std::string csv_field(const std::string& text) {
   return quoted;
 }
 
-std::string csv_number(double value) {
-  return std::isfinite(value) ? fmt::format("{}", value) : std::string();
+std::string csv_value(const Json& value) {
+  if (value.is_null()) return {};
+  if (value.is_string()) return value.get<std::string>();
+  if (!value.is_number_float()) return value.dump();
+  const double number = value.get<double>();
+  return std::isfinite(number) ? fmt::format("{}", number) : std::string();
+}
+
+// Calls add(name, value) for each value of an object and of those in it, whose names are paths.
+template <typename Add>
+void add_fields(const Json& object, const std::string& owner, Add&& add) {
+  for (const auto& [key, value] : object.items()) {
+    const std::string name = owner.empty() ? key : owner + "." + key;
+    value.is_object() ? add_fields(value, name, add) : add(name, value);
+  }
 }
 
 std::string csv_line(std::span<const std::string> fields) {
@@ -99,6 +112,8 @@ Json row_json(const Measured& measured) {
   row["variants"] = variants_json(measured.variants);
   row["counters"] = measured.counters;
   row["bytes_read"] = bytes_read_json(measured.scan_bytes, measured.attended_bytes);
+  row["tokens_selected"] = nullptr;
+  if (measured.tokens_selected) row["tokens_selected"] = *measured.tokens_selected;
   return row;
 }
 
@@ -141,6 +156,8 @@ Measured measured_of(const Json& row) {
   const Json& read = row.at("bytes_read");
   if (!read.at("scan").is_null()) measured.scan_bytes = number(read["scan"]);
   if (!read.at("attended").is_null()) measured.attended_bytes = number(read["attended"]);
+  const Json& selected = row.at("tokens_selected");
+  if (!selected.is_null()) measured.tokens_selected = number(selected);
   return measured;
 }
 
@@ -155,41 +172,20 @@ double attention_seconds(const std::map<std::string, Summary>& step_s) {
   return step_s.at("select").mean + step_s.at("attend").mean;
 }
 
-std::string rows_csv(std::span<const Measured> rows) {
-  std::set<std::string> metrics, stages;
-  for (const Measured& row : rows) {
-    for (const auto& [name, summary] : row.metrics) metrics.insert(name);
-    for (const auto& [stage, summary] : row.step_s) stages.insert(stage);
+std::string rows_csv(std::span<const Json> rows) {
+  std::vector<std::string> header;
+  std::vector<std::map<std::string, std::string>> fields(rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    add_fields(rows[i], "", [&](const std::string& name, const Json& value) {
+      if (std::find(header.begin(), header.end(), name) == header.end()) header.push_back(name);
+      fields[i][name] = csv_value(value);
+    });
   }
-  std::vector<std::string> header = {"pipeline", "budget"};
-  for (const std::string& name : metrics) {
-    for (const char* what : {"_mean", "_p95", "_p99"}) header.push_back(name + what);
-  }
-  for (const char* name : {"bytes_per_token", "compression", "compression_total", "memory_bytes"}) {
-    header.emplace_back(name);
-  }
-  for (const std::string& stage : stages) header.push_back(stage + "_us_mean");
-
   std::string text = csv_line(header);
-  for (const Measured& row : rows) {
-    std::vector<std::string> fields = {row.pipeline, row.budget ? std::to_string(*row.budget) : ""};
-    for (const std::string& name : metrics) {
-      const auto found = row.metrics.find(name);
-      const Summary summary =
-          found == row.metrics.end() ? summarize({}, BadSide::kHigh) : found->second;
-      for (const double value : {summary.mean, summary.p95, summary.p99}) {
-        fields.push_back(csv_number(value));
-      }
-    }
-    for (const double value : {row.bytes_per_token, row.compression, row.compression_total}) {
-      fields.push_back(csv_number(value));
-    }
-    fields.push_back(std::to_string(row.ledger.total()));
-    for (const std::string& stage : stages) {
-      const auto found = row.step_s.find(stage);
-      fields.push_back(found == row.step_s.end() ? "" : csv_number(found->second.mean * kMicros));
-    }
-    text += csv_line(fields);
+  for (std::map<std::string, std::string>& row : fields) {
+    std::vector<std::string> line;
+    for (const std::string& name : header) line.push_back(row[name]);
+    text += csv_line(line);
   }
   return text;
 }

@@ -9,11 +9,11 @@
 //                     "append": {"mean": ..., "median": ..., "p95": ...}, "select": ...,
 //                     "attend": ...},
 //      "variants": {"keys": "cpu", ...}, "counters": {...},
-//      "bytes_read": {"scan": 30720, "attended": 90000}}]}
+//      "bytes_read": {"scan": 30720, "attended": 90000}, "tokens_selected": 96}]}
 //
 // Bytes per token are those of the pages in use per encoded token, evicted ones too; `compression`
-// is that of a stored token. Tails are the bad side of each metric. Latencies are sums over all layers; bytes read are of one
-// KV head in one layer and step, null where nothing counted them.
+// is that of a stored token. Tails are the bad side of each metric. Latencies are sums over all layers; bytes read and
+// tokens selected are of one KV head in one layer and step, null where nothing counted them.
 #ifndef SIKV_FRAMEWORK_REPORT_ROWS_H_
 #define SIKV_FRAMEWORK_REPORT_ROWS_H_
 
@@ -50,8 +50,9 @@ double step_seconds(const std::map<std::string, Summary>& step_s);
 // The same of select and attend alone; of the whole "step" where it was replayed as one.
 double attention_seconds(const std::map<std::string, Summary>& step_s);
 
-// One line per row under a header; metrics that a row lacks are empty fields.
-std::string rows_csv(std::span<const Measured> rows);
+// One line per row under a header with a column for every value of the JSON rows, named by its path
+// as in metrics.recall.mean; what a row lacks is an empty field.
+std::string rows_csv(std::span<const nlohmann::ordered_json> rows);
 
 // Error if no file can be written there. To be asked before the work whose result goes there.
 void check_writable(const std::filesystem::path& path);

@@ -72,14 +72,22 @@ std::vector<std::string> split(const std::string& text, char separator) {
   return parts;
 }
 
-// Lines of whole words; a word that is too long gets a line of its own.
+// Lines of whole words; a word that is too long, as a selector with many options is, breaks behind
+// commas, and a part without one gets a line of its own.
 std::vector<std::string> wrap(const std::string& text, int width) {
   std::vector<std::string> lines;
   for (const std::string& word : split(text, ' ')) {
-    if (lines.empty() || display_width(lines.back()) + 1 + display_width(word) > width) {
-      lines.push_back(word);
-    } else {
-      lines.back() += " " + word;
+    std::string glue = " ";
+    std::vector<std::string> parts = {word};
+    if (display_width(word) > width) parts = split(word, ',');
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const std::string part = parts[i] + (i + 1 < parts.size() ? "," : "");
+      if (lines.empty() || display_width(lines.back() + glue + part) > width) {
+        lines.push_back(part);
+      } else {
+        lines.back() += glue + part;
+      }
+      glue.clear();
     }
   }
   return lines;
@@ -114,7 +122,10 @@ int display_width(std::string_view text) {
 
 TableStyle TableStyle::of(std::FILE* stream) {
   const int number = fileno(stream);
-  if (isatty(number) != 1) return {};
+  if (isatty(number) != 1) {
+    const char* columns = std::getenv("COLUMNS");
+    return {columns == nullptr ? 0 : std::max(std::atoi(columns), 0), false};
+  }
   winsize size{};
   const bool known = ioctl(number, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
   const char* no_colour = std::getenv("NO_COLOR");
@@ -177,6 +188,9 @@ std::string Table::text(const TableStyle& style) const {
                             : std::max(style.width - kIndent, kNarrowestLabel);
 
   std::string text;
+  if (!beside && !label_.empty()) {
+    append_line(text, coloured(spaces(kIndent) + label_, kBold, style.colour));
+  }
   for (size_t i = 0; i < header_lines; ++i) {
     std::string line = spaces(kIndent);
     for (size_t c = 0; c < columns_.size(); ++c) {

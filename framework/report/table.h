@@ -6,8 +6,9 @@
 //     0.122*    0.410      44  rot_lm(bits=3)+rot_lm(bits=2) > self_index(rerank=4) > ...
 //     0.149     0.553      56  sign_vq+intq > self_index > ...
 //
-// Plain text with nothing but spaces in a pipe; on a terminal the header is bold and the best are
-// coloured, and where a row and its label do not fit side by side the label gets lines of its own.
+// Plain text with nothing but spaces in a pipe, as wide as COLUMNS says or as it gets; on a terminal
+// the header is bold and the best are coloured. Where a row and its label do not fit side by side
+// the label gets lines of its own, above.
 #ifndef SIKV_FRAMEWORK_REPORT_TABLE_H_
 #define SIKV_FRAMEWORK_REPORT_TABLE_H_
 
@@ -26,7 +27,8 @@ struct TableStyle {
   int width = 0;  // 0 = as wide as it gets
   bool colour = false;
 
-  // What suits `stream`: its width and colours if it is a terminal and NO_COLOR is not set.
+  // What suits `stream`: of a terminal its width, and colours where NO_COLOR is not set; else the
+  // width that COLUMNS gives.
   static TableStyle of(std::FILE* stream);
 };
 

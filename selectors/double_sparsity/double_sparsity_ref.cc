@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "kernels/common/channels_option.h"
 #include "plugins/layouts/arithmetic.h"
 #include "selectors/double_sparsity/double_sparsity.h"
 
@@ -27,8 +28,7 @@ class DoubleSparsity : public KeySelector<State> {
  public:
   DoubleSparsity(const CreateArgs& args, const RowMath& math)
       : KeySelector(args, math, args.options.integer("fit_tokens")),
-        channels_(
-            std::min(static_cast<int>(args.options.integer("channels")), args.shape.head_dim)),
+        channels_(channels_of(args)),
         by_query_(args.options.choice("ranking") != "k"),
         by_key_(args.options.choice("ranking") != "q"),
         all_(static_cast<size_t>(channels_)) {

@@ -55,9 +55,8 @@ TEST(DoubleSparsityTest, RanksExactlyOnAllChannels) {
   const FilledCache filled = make_cache(two_sequences());
   const std::vector<uint8_t> q = gaussian_queries(filled.cache.spec(), 1, 1, 5);
   for (const char* ranking : {"q", "k", "qk"}) {
-    SelectorSession session(double_sparsity(),
-                            {{"budget", "40"}, {"channels", "256"}, {"ranking", ranking}}, filled,
-                            1);
+    SelectorSession session(
+        double_sparsity(), {{"budget", "40"}, {"channels", "64"}, {"ranking", ranking}}, filled, 1);
     session.observe_everything();
     std::vector<Slots> want;
     for (int row = 0; row < 4; ++row) {

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/common/channels_option.h"
 #include "kernels/common/sharing_counts.h"
 #include "plugins/sdk/select.h"
 #include "plugins/sdk/state.h"
@@ -40,8 +41,7 @@ class HShare : public Selector {
  public:
   HShare(const CreateArgs& args, Engine (*make_engine)())
       : budget_(args.options.budget("budget")),
-        channels_(static_cast<int>(
-            std::min<int64_t>(args.options.integer("channels"), args.shape.head_dim))),
+        channels_(channels_of(args)),
         period_(args.options.integer("period")),
         share_layers_(args.options.number("share_layers")),
         share_heads_(args.options.number("share_heads")),

@@ -1,5 +1,6 @@
 #include <optional>
 
+#include "kernels/common/channels_option.h"
 #include "kernels/common/pca.h"
 #include "kernels/common/pca_file.h"
 #include "plugins/layouts/arithmetic.h"
@@ -20,8 +21,7 @@ class Loki : public KeySelector<State> {
  public:
   Loki(const CreateArgs& args, const RowMath& math)
       : KeySelector(args, math, args.options.integer("fit_tokens")),
-        channels_(
-            std::min(static_cast<int>(args.options.integer("channels")), args.shape.head_dim)),
+        channels_(channels_of(args)),
         all_(static_cast<size_t>(channels_)) {
     std::iota(all_.begin(), all_.end(), 0);
     const std::string path(args.options.text("pca"));

@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "kernels/common/channels_option.h"
 #include "selectors/sparq/sparq.h"
 
 namespace sikv::sparq {
@@ -16,8 +17,7 @@ class Sparq : public KeySelector<State> {
  public:
   Sparq(const CreateArgs& args, const RowMath& math)
       : KeySelector(args, math, 0),
-        channels_(
-            std::min(static_cast<int>(args.options.integer("channels")), args.shape.head_dim)),
+        channels_(channels_of(args)),
         local_(args.options.integer("local")) {}
 
  protected:

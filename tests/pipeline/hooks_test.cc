@@ -176,6 +176,8 @@ TEST(HooksTest, RefusesPromptsThatLackWhatIsNeeded) {
 TEST(HooksTest, RefusesTracesThatLackWhatIsNeeded) {
   const sikv_shape shape = {sizeof(sikv_shape), 6, 9, 3, kDim, SIKV_FP16, 1, 2000, 10000.0};
   const Composition composition(spec_of("passing(base=needy)"), registry(), cpu(), shape);
+  EXPECT_EQ(needs_of(composition.selector()),
+            (std::vector<std::string>{"every layer", "the queries of the whole prompt", "w_o"}));
   Offer offer{"t.h5", 6, 30, 3936, false};
   const auto refusal = [&] {
     return error_of([&] { check_needs(composition.selector(), offer); });
