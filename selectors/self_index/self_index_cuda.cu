@@ -10,6 +10,7 @@
 
 #include "kernels/common/cuda_launch.h"
 #include "kernels/common/warp_rows.cuh"
+#include "plugins/sdk/scan_cost.h"
 #include "plugins/sdk/select.h"
 #include "selectors/self_index/self_index.h"
 #include "selectors/self_index/self_index_cuda.h"
@@ -223,9 +224,15 @@ class SelfIndexCuda final : public Selector {
     cuda::check(cudaMemcpy(counts.data(), counts_.data(), counts_.bytes(), cudaMemcpyDeviceToHost),
                 "self_index: cudaMemcpy");
     RowCounts sum{};
-    for (const RowCounts& row : counts) sum.rows += row.rows, sum.scans += row.scans;
+    for (const RowCounts& row : counts) {
+      sum.rows += row.rows;
+      sum.scans += row.scans;
+      sum.read += row.read;
+    }
     push("rows", static_cast<double>(sum.rows));
     push("scans", static_cast<double>(sum.scans));
+    push("runs", static_cast<double>(sum.rows));
+    push("scan_bytes", static_cast<double>(sum.read));
   }
 
  private:
@@ -244,6 +251,14 @@ class SelfIndexCuda final : public Selector {
     step.scan_every = config_.scan_every;
     step.stagger = config_.stagger;
     step.refresh_cosine = config_.refresh_cosine;
+    const sikv_layout& keys = *view.key.layout;
+    const auto page_bytes = [&](sikv_role role) {
+      return plane_bytes(keys.planes[LayoutView(keys).plane(role)], SIKV_PAGE_TOKENS);
+    };
+    step.index_page_bytes =
+        page_bytes(SIKV_INDEX_CODE) + (config_.norm_weighting ? page_bytes(SIKV_SCALE) : 0);
+    step.key_page_bytes = stored_bytes(keys, SIKV_PAGE_TOKENS);
+    step.exact_key_bytes = int64_t{shape_.head_dim} * sikv_dtype_bytes(shape_.dtype);
     step.group = group_;
     step.teams = teams_.data();
     if (config_.pooled()) {

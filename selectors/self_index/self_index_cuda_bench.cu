@@ -399,15 +399,17 @@ bool compare(const char* name, const Spec& spec, const Choices& choices, int sla
       }
     }
   }
-  const auto scans = [](const SelectorInstance& selector) {
+  const auto value = [](const SelectorInstance& selector, std::string_view name) {
     for (const sikv_counter& counter : selector.counters()) {
-      if (std::string_view(counter.name) == "scans") return counter.value;
+      if (std::string_view(counter.name) == name) return counter.value;
     }
     return -1.0;
   };
-  if (scans(ref) != scans(gpu.selector())) {
-    return fail(std::to_string(scans(gpu.selector())) + " scans, not " +
-                std::to_string(scans(ref)));
+  for (const char* name : {"rows", "scans", "runs", "scan_bytes"}) {
+    const double want = value(ref, name), got = value(gpu.selector(), name);
+    if (got != want) {
+      return fail(std::to_string(got) + " " + name + ", not " + std::to_string(want));
+    }
   }
   return true;
 }

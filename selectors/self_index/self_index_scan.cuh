@@ -306,6 +306,7 @@ __device__ inline void end_scan(const Step& step, const sikv_cache_view& view, i
   if (step.counts != nullptr) {
     step.counts[row].rows += pooled ? 0 : 1;
     step.counts[row].scans += 1;
+    step.counts[row].read += view.encoded_len[row] * step.index_page_bytes / SIKV_PAGE_TOKENS;
   }
   if (!pooled) return;
   PoolState& state = step.pool.state[row];

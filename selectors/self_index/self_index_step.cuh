@@ -46,8 +46,10 @@ struct Pool {
   int32_t* num_due;  // how many
 };
 
+// `read`: bytes of index and keys, as ScanCost (plugins/sdk/scan_cost.h) counts them. Copies of
+// candidates have as many as the keys they are made of.
 struct RowCounts {
-  unsigned long long rows, scans;
+  unsigned long long rows, scans, read;
 };
 
 struct Step {
@@ -59,6 +61,7 @@ struct Step {
   int scan_every;
   bool stagger;
   double refresh_cosine;
+  int64_t index_page_bytes, key_page_bytes, exact_key_bytes;  // that a scan and a rerank read
   // With what
   const void* q;              // [B, ..., Hq, D]
   int64_t q_stride;           // elements from one sequence to the next
