@@ -58,6 +58,8 @@ def filled_cache(model, batch, context, room):
     for layer in cache.layers:
         layer.keys.normal_()
         layer.values.normal_()
+        if hasattr(layer, "cumulative_length"):  # transformers 5, which ignores cache_position
+            layer.cumulative_length.fill_(context)
     return cache
 
 
