@@ -309,9 +309,10 @@ class SelfIndexCuda final : public Selector {
                                static_cast<int64_t>(sizeof(TeamState)) +
                                int64_t{8} * group_ * (replay.blocks + 1);
     const int64_t lists = kReplayBytes / list_bytes;
-    const int most = std::min(kPassQueries, (count + kQueryTile - 1) / kQueryTile * kQueryTile);
-    const int queries = static_cast<int>(
-        std::clamp<int64_t>(lists / rows / kQueryTile * kQueryTile, kQueryTile, most));
+    const auto whole_tiles = [](int64_t n) { return n / kQueryTile * kQueryTile; };
+    const int most = std::min(kPassQueries, static_cast<int>(whole_tiles(count + kQueryTile - 1)));
+    const int queries =
+        std::max(kQueryTile, static_cast<int>(std::min<int64_t>(whole_tiles(lists / rows), most)));
     const int pass_rows = static_cast<int>(std::clamp<int64_t>(lists / queries, 1, rows));
 
     TeamState* teams = nullptr;
