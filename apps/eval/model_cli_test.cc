@@ -174,6 +174,9 @@ TEST_F(ModelCli, TasksGiveGridsAndGoOnFromRows) {
   EXPECT_EQ(row["setup"]["length"], 600);
   EXPECT_EQ(row["asked"], 2);
   EXPECT_EQ(row["shares"].size(), 2u);
+  ASSERT_EQ(row["found_by_prompt"].size(), 2u);
+  EXPECT_EQ(row["found_by_prompt"][0].get<int>() + row["found_by_prompt"][1].get<int>(),
+            row["found"]);
   EXPECT_EQ(row["scans_per_step"], 1);
   EXPECT_TRUE(row["latency_us"]["token"]["median"].is_number());
   std::ifstream svg(path("grid.svg"));

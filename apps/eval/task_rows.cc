@@ -20,8 +20,10 @@ using Json = nlohmann::ordered_json;
 std::string percent(double share) { return fmt::format("{:.0f} %", 100 * share); }
 
 Json row_of(const TaskRow& row, const Json& setup) {
-  Json json = {{"pipeline", row.pipeline}, {"setup", setup},       {"found", row.found},
-               {"asked", row.asked},       {"shares", row.shares}, {"scans_per_step", nullptr}};
+  Json json = {{"pipeline", row.pipeline}, {"setup", setup},
+               {"found", row.found},       {"asked", row.asked},
+               {"shares", row.shares},     {"found_by_prompt", row.found_by_prompt},
+               {"scans_per_step", nullptr}};
   if (row.scans_per_step) json["scans_per_step"] = *row.scans_per_step;
   json["bytes_per_token"] = row.bytes_per_token;
   json["latency_us"] = {{"token", {{"median", row.token_s * 1e6}}}};

@@ -94,6 +94,7 @@ class CpuCacheOps final : public CacheOps {
 
   void begin_flush(const LayerArrays&, const FlushArrays&) override {}
   void end_flush(const LayerArrays&, const FlushArrays&) override {}
+  void count_attended(const LayerArrays&, const int32_t*, uint64_t*) override {}
 
  private:
   static void move_plane(const sikv_cache_view& view, const sikv_store_view& store, uint32_t p,

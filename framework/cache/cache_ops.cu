@@ -94,6 +94,18 @@ __global__ void empty_tails(int32_t* tail_len, const int32_t* count, int sequenc
   if (b < sequences && count[b] > 0) tail_len[b] = 0;
 }
 
+__global__ void sum_attended(const __grid_constant__ sikv_cache_view view, const int32_t* counts,
+                             unsigned long long* sums) {
+  const int row = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (row >= view.num_sequences * view.num_kv_heads) return;
+  const int pinned = view.pinned_len[row], count = counts[row];
+  const int encoded = count == SIKV_SELECT_ALL ? view.encoded_len[row] - pinned : count;
+  atomicAdd(sums, static_cast<unsigned long long>(encoded));
+  atomicAdd(sums + 1,
+            static_cast<unsigned long long>(pinned + view.tail_len[row / view.num_kv_heads]));
+  atomicAdd(sums + 2, 1ull);
+}
+
 // ---- prefill --------------------------------------------------------------------------------
 
 template <typename T>
@@ -308,6 +320,14 @@ class CudaCacheOps final : public CacheOps {
     const dim3 grid(static_cast<unsigned>((B + kThreads - 1) / kThreads));
     empty_tails<<<grid, kThreads, 0, stream_>>>(layer.tail_len, flush.count, B);
     check_cuda_launch("empty_tails", grid, kThreads, stream_);
+  }
+
+  void count_attended(const LayerArrays& layer, const int32_t* counts, uint64_t* sums) override {
+    const int rows = layer.view.num_sequences * layer.view.num_kv_heads;
+    const dim3 grid(static_cast<unsigned>((rows + kThreads - 1) / kThreads));
+    sum_attended<<<grid, kThreads, 0, stream_>>>(layer.view, counts,
+                                                 reinterpret_cast<unsigned long long*>(sums));
+    check_cuda_launch("sum_attended", grid, kThreads, stream_);
   }
 
  private:

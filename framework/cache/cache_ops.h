@@ -43,6 +43,9 @@ class CacheOps {
   // On a GPU only: counts that begin and end a flush.
   virtual void begin_flush(const LayerArrays& layer, const FlushArrays& flush) = 0;
   virtual void end_flush(const LayerArrays& layer, const FlushArrays& flush) = 0;
+  // On a GPU only: adds encoded tokens, exact tokens and rows that a selection of `counts` [B, H]
+  // attends to to sums [3].
+  virtual void count_attended(const LayerArrays& layer, const int32_t* counts, uint64_t* sums) = 0;
 };
 
 // The device outlives them.

@@ -80,6 +80,10 @@ class KvCache {
   };
   Flush begin_flush(int layer);
   void end_flush(int layer);
+  // On a GPU: adds what a selection attends to to sums [3] there (CacheOps).
+  void count_attended(int layer, const int32_t* counts, uint64_t* sums) {
+    ops_->count_attended(arrays(layer), counts, sums);
+  }
 
   // Pins `slots` (ascending) of a row; copy_pins then keeps exact copies of all rows' pinned slots:
   // slot s was prompt row s of k and v (device rows).

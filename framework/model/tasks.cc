@@ -322,7 +322,8 @@ std::vector<TaskRow> run_task(Task task, int64_t length, const TaskPlan& plan, T
       for (size_t p = 0; p < rows.size(); ++p) {
         const Generated answer =
             generator.run(pipelines[p], registry, device_of(pipelines[p]), [](int32_t) {});
-        found[p] += prompt.found_in(tokenizer.decode(answer.tokens));
+        rows[p].found_by_prompt.push_back(prompt.found_in(tokenizer.decode(answer.tokens)));
+        found[p] += rows[p].found_by_prompt.back();
         rows[p].bytes_per_token = answer.bytes_per_token;
         step_s[p].push_back(answer.token_s);
         if (answer.scans_per_step) scans[p].push_back(*answer.scans_per_step);

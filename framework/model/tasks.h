@@ -75,6 +75,9 @@ struct TaskRow {
   std::string pipeline;        // printed form
   std::vector<double> shares;  // of the answers, by cell
   int found = 0, asked = 0;    // answers
+  // Answers found by prompt, cell after cell: all pipelines are asked the same, so that two of them
+  // can be compared prompt by prompt.
+  std::vector<int> found_by_prompt;
   std::optional<double> scans_per_step;
   double bytes_per_token = 0;
   double token_s = 0;  // median over prompts of the median step

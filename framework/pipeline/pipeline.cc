@@ -266,6 +266,26 @@ void Pipeline::enqueue_select(int layer, const void* q) {
   const sikv_select_args args{sizeof args, shape_.num_query_heads,  &view, q, scale_, 0,
                               selection_,  log_weights_.as<float>()};
   composition_.selector().run(args, workspace_.as<>(), device_.stream());
+  if (attended_sums_.bytes() > 0) {
+    cache_.count_attended(layer, selection_.counts, attended_sums_.as<uint64_t>());
+  }
+}
+
+void Pipeline::count_attended() {
+  if (!device_.is_cuda()) return;
+  constexpr uint64_t kNone[3] = {};
+  if (attended_sums_.bytes() == 0) {
+    attended_sums_ = DeviceBuffer(device_, sizeof kNone);
+    for (Recorded& recorded : recorded_) recorded = {};
+  }
+  device_.copy_in(attended_sums_.as<>(), kNone, sizeof kNone);
+}
+
+AttendedTokens Pipeline::attended() const {
+  if (attended_sums_.bytes() == 0) return attended_;
+  uint64_t sums[3];
+  device_.copy_out(sums, attended_sums_.as<>(), sizeof sums);
+  return {static_cast<double>(sums[0]), static_cast<double>(sums[1]), static_cast<double>(sums[2])};
 }
 
 void Pipeline::enqueue_attend(int layer, const void* q, float* out, float* lse) {

@@ -168,11 +168,14 @@ class Pipeline {
   const Composition& composition() const { return composition_; }
   const KvCache& cache() const { return cache_; }
   const StageTimes& times() const { return times_; }
-  // Of all steps since the last reset; nothing on a GPU, where selections stay.
-  const AttendedTokens& attended() const { return attended_; }
+  // From here on steps count the tokens they attend to on a GPU, too: a launch of 2 us a layer.
+  void count_attended();
+  // Of all steps since the last reset; on a GPU only where they were counted.
+  AttendedTokens attended() const;
   void reset_steps() {
     times_.steps.clear();
     attended_ = {};
+    if (attended_sums_.bytes() > 0) count_attended();
   }
   std::vector<sikv_counter> counters() const { return composition_.selector().counters(); }
   // The cache's ledger plus selection, workspace and selector state.
@@ -218,6 +221,7 @@ class Pipeline {
   Recorded recorded_[2];  // without and with a flush
   StageTimes times_;
   AttendedTokens attended_;
+  DeviceBuffer attended_sums_;  // encoded, exact, rows; empty unless counted on a GPU
   int64_t step_ = -1;
   int selected_layer_ = 0;
 };

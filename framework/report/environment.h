@@ -13,7 +13,8 @@ namespace sikv {
 
 // "0.1.0"
 std::string version();
-// Abbreviated, with "-dirty" behind it where files were changed; "unknown" outside a repository.
+// The last that changed what sikv is built from, abbreviated, with "-dirty" behind it where that was
+// edited since; "unknown" outside a repository.
 std::string commit();
 
 nlohmann::ordered_json environment(std::span<const std::string> command_line, const Device& device);

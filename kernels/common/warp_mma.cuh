@@ -23,6 +23,24 @@ __device__ inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
   return bytes;
 }
 
+// c += a b of fp32 numbers whose low 13 bits are zero (tf32: all of fp16 and bf16), m16n8k8:
+//   A   a0: row r, k = j    a1: row r + 8    a2: row r, k = 4 + j    a3: row r + 8
+//   B   b0: column r, k = j    b1: k = 4 + j
+// Truncates as mma_16bit does.
+__device__ inline void mma_tf32(float (&c)[4], const float (&a)[4], float2 b) {
+  const auto bits = [](float x) { return __float_as_uint(x); };
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(bits(a[0])), "r"(bits(a[1])), "r"(bits(a[2])), "r"(bits(a[3])), "r"(bits(b.x)),
+        "r"(bits(b.y)));
+}
+
+// What tf32 holds of x; x - of_tf32(x) is held up to 2^-22 of x.
+__device__ inline float of_tf32(float x) {
+  return __uint_as_float(__float_as_uint(x) & 0xffffe000u);
+}
+
 // c += a b, exact in int32.
 __device__ inline void mma_s8(int (&c)[4], const uint32_t (&a)[4], uint2 b) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "

@@ -58,6 +58,8 @@ def filled_cache(model, batch, context, room):
     for layer in cache.layers:
         layer.keys.normal_()
         layer.values.normal_()
+        if hasattr(layer, "cumulative_length"):  # transformers 5, which ignores cache_position
+            layer.cumulative_length.fill_(context)
     return cache
 
 
@@ -95,8 +97,9 @@ def measure_decode(model, batch, context, args, compiled):
             row.update(batch=batch, step_ms=round(1e3 * step, 3), tokens_per_s=round(batch / step, 2))
             return row
         except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            batch -= 1
+            pass  # its traceback holds the cache up to here
+        torch.cuda.empty_cache()
+        batch -= 1
     row["error"] = "not one sequence fits"
     return row
 

@@ -10,6 +10,17 @@ namespace sikv::self_index {
 
 // ---- scan ---------------------------------------------------------------------------------------
 
+// Rows of a launch, and in a replay how many queries each of them is scanned for. What a row is
+// found for a query is list query * num_rows + row - first_row. In a grid rows are y, queries z.
+struct Pass {
+  int first_row, num_rows, num_queries;
+
+  __host__ __device__ int lists() const { return num_rows * num_queries; }
+  __device__ int row() const { return first_row + static_cast<int>(blockIdx.y); }
+  __device__ int query() const { return static_cast<int>(blockIdx.z); }
+  __device__ int list(int query) const { return query * num_rows + static_cast<int>(blockIdx.y); }
+};
+
 struct ScanArgs {
   sikv_cache_view view;
   Step step;
@@ -17,9 +28,10 @@ struct ScanArgs {
   const float* codebook;       // [rows, D/4, 16, 4]
   int chunk;                   // tokens of a block, a multiple of 256; with a pool at most
   int most_blocks;             // of a row: those that the GPU holds at a time
-  int32_t* slots;              // [rows, capacity] what is found, without a pool
+  Pass pass;                   // outside a replay all rows, with one query
+  int32_t* slots;              // [lists, capacity] what is found, without a pool
   int64_t capacity;
-  int32_t* found;  // [rows]
+  int32_t* found;  // [lists]
 };
 
 // ---- rerank -------------------------------------------------------------------------------------
@@ -53,22 +65,30 @@ __host__ __device__ constexpr int padded_heads(int group) { return (group + 3) /
 // ---- replay of a prompt -------------------------------------------------------------------------
 
 inline constexpr int kNumPeriods = 4;  // 1, 2, 4, 8
+// A pass begins with a multiple of the longest period: all scans that it needs are its own.
+inline constexpr int kQueryTile = 16;                // of a warp
+inline constexpr int kPassQueries = 3 * kQueryTile;  // at most
 inline constexpr int kReplayThreads = 256;
-inline constexpr int kReplayTokens = 2048;  // of a block, for the exact logits
 
+// Tokens of a block that attends; its keys and a head's queries are in shared memory as fp32.
+__host__ __device__ constexpr int attend_tokens(int head_dim) { return head_dim > 128 ? 32 : 128; }
+
+// One pass over some queries of some rows; list as in Pass.
 struct ReplayArgs {
   sikv_cache_view view;
-  Step step;  // q: the replayed query, prompt_len set
+  Step step;  // q: the first query of the pass; prompt_len set
   sikv_rows keys;
-  int query, num_queries;  // number of the query, of how many
-  int most_tokens;         // of a prompt
-  float* logits;           // [rows, most_tokens, G], times log2(e)
-  float2* sums;            // [rows, blocks, G]
-  float* probability;      // [rows, most_tokens]
+  Pass pass;
+  int first_query, num_queries;  // number of the pass's first query, and how many there are in all
+  int most_tokens;               // of a prompt
+  int blocks;                    // of a row that attend
+  float2* sums;                  // [pass.num_rows, G, blocks, kPassQueries]
+  float2* weights;               // [pass.num_rows, G, kPassQueries] highest logit and 1 / (G * sum)
+  float* probability;            // [lists, most_tokens]
+  const int32_t* candidates;     // [lists, capacity]
   int64_t capacity;
-  int32_t* candidates[kNumPeriods];  // [rows, capacity], of the last scan of each period
-  int32_t* found[kNumPeriods];       // [rows]
-  double* dropped;                   // [rows, kNumPeriods], summed over the queries
+  const int32_t* found;  // [lists]
+  double* dropped;       // [rows, num_queries, kNumPeriods]
 };
 
 }  // namespace sikv::self_index

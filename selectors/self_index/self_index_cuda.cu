@@ -10,6 +10,7 @@
 
 #include "kernels/common/cuda_launch.h"
 #include "kernels/common/warp_rows.cuh"
+#include "plugins/sdk/scan_cost.h"
 #include "plugins/sdk/select.h"
 #include "selectors/self_index/self_index.h"
 #include "selectors/self_index/self_index_cuda.h"
@@ -19,12 +20,12 @@
 namespace sikv::self_index {
 namespace {
 
-// Zeroed device memory.
+// Device memory, zeroed on the default stream unless asked for without.
 template <typename T>
 class DeviceArray {
  public:
   DeviceArray() = default;
-  explicit DeviceArray(int64_t n) : bytes_(static_cast<size_t>(n) * sizeof(T)) {
+  explicit DeviceArray(int64_t n, bool zeroed = true) : bytes_(static_cast<size_t>(n) * sizeof(T)) {
     if (n == 0) return;
     const cudaError_t status = cudaMalloc(&data_, bytes_);
     if (status == cudaErrorMemoryAllocation) {
@@ -34,7 +35,7 @@ class DeviceArray {
                     "context or budget");
     }
     cuda::check(status, "self_index: cudaMalloc");
-    cuda::check(cudaMemset(data_, 0, bytes_), "self_index: cudaMemset");
+    if (zeroed) cuda::check(cudaMemset(data_, 0, bytes_), "self_index: cudaMemset");
   }
   DeviceArray(DeviceArray&& other) noexcept { swap(other); }
   DeviceArray& operator=(DeviceArray&& other) noexcept {
@@ -55,21 +56,9 @@ class DeviceArray {
   size_t bytes_ = 0;
 };
 
-// Device memory of a replay, returned in the order of the stream.
-class StreamMemory {
- public:
-  StreamMemory(size_t bytes, cudaStream_t stream) : stream_(stream) {
-    cuda::check(cudaMallocAsync(&data_, bytes, stream), "self_index: memory for the replay");
-  }
-  StreamMemory(const StreamMemory&) = delete;
-  StreamMemory& operator=(const StreamMemory&) = delete;
-  ~StreamMemory() { cudaFreeAsync(data_, stream_); }
-  std::byte* data() const { return static_cast<std::byte*>(data_); }
-
- private:
-  cudaStream_t stream_;
-  void* data_ = nullptr;
-};
+// What a replay takes beside one query tile of one row, at most: all 48 queries of 8 rows of 128K
+// tokens.
+constexpr int64_t kReplayBytes = int64_t{256} << 20;
 
 // What lies in the workspace of a step of `rows` rows.
 struct Workspace {
@@ -168,6 +157,7 @@ class SelfIndexCuda final : public Selector {
   // Steps are counted on the device, by every run. Where the caller's count does not go on from
   // there (a new prompt), it is taken over.
   void begin_step(int64_t step) override {
+    if (replay_memory_.bytes() > 0) replay_memory_ = {};  // the prompt is over
     if (config_.pooled() && step != next_step_) {
       cuda::check(cudaDeviceSynchronize(), "self_index: waiting for the last step");
       const std::vector<int64_t> steps(steps_.bytes() / sizeof(int64_t), step);
@@ -226,7 +216,7 @@ class SelfIndexCuda final : public Selector {
   uint64_t state_bytes() const override {
     return teams_.bytes() + counts_.bytes() + states_.bytes() + steps_.bytes() + pools_.bytes() +
            packed_signs_.bytes() + packed_levels_.bytes() + packed_scales_.bytes() +
-           scan_queries_.bytes() + prompt_means_.bytes() + order_.bytes();
+           scan_queries_.bytes() + prompt_means_.bytes() + order_.bytes() + replay_memory_.bytes();
   }
 
   void counters(const std::function<void(std::string_view, double)>& push) const override {
@@ -234,9 +224,15 @@ class SelfIndexCuda final : public Selector {
     cuda::check(cudaMemcpy(counts.data(), counts_.data(), counts_.bytes(), cudaMemcpyDeviceToHost),
                 "self_index: cudaMemcpy");
     RowCounts sum{};
-    for (const RowCounts& row : counts) sum.rows += row.rows, sum.scans += row.scans;
+    for (const RowCounts& row : counts) {
+      sum.rows += row.rows;
+      sum.scans += row.scans;
+      sum.read += row.read;
+    }
     push("rows", static_cast<double>(sum.rows));
     push("scans", static_cast<double>(sum.scans));
+    push("runs", static_cast<double>(sum.rows));
+    push("scan_bytes", static_cast<double>(sum.read));
   }
 
  private:
@@ -255,6 +251,14 @@ class SelfIndexCuda final : public Selector {
     step.scan_every = config_.scan_every;
     step.stagger = config_.stagger;
     step.refresh_cosine = config_.refresh_cosine;
+    const sikv_layout& keys = *view.key.layout;
+    const auto page_bytes = [&](sikv_role role) {
+      return plane_bytes(keys.planes[LayoutView(keys).plane(role)], SIKV_PAGE_TOKENS);
+    };
+    step.index_page_bytes =
+        page_bytes(SIKV_INDEX_CODE) + (config_.norm_weighting ? page_bytes(SIKV_SCALE) : 0);
+    step.key_page_bytes = stored_bytes(keys, SIKV_PAGE_TOKENS);
+    step.exact_key_bytes = int64_t{shape_.head_dim} * sikv_dtype_bytes(shape_.dtype);
     step.group = group_;
     step.teams = teams_.data();
     if (config_.pooled()) {
@@ -282,58 +286,80 @@ class SelfIndexCuda final : public Selector {
     ScanArgs scan{};
     scan.view = view;
     scan.step = step;
+    scan.pass = {0, view.num_sequences * view.num_kv_heads, 1};
     scan.index = cuda::plane_of(view.key, SIKV_INDEX_CODE);
     scan.weights = cuda::plane_of(view.key, SIKV_SCALE);
     scan.codebook = cuda::table_of(view.key, SIKV_CODEBOOK);
     return scan;
   }
 
+  // Passes of as many queries as kReplayBytes allow for all rows, or of some queries for some rows.
   void replay(const sikv_observe_args& args, const CacheView& view, Step step, int count,
-              cudaStream_t stream) const {
-    const int rows = view.num_rows();
+              cudaStream_t stream) {
+    const int rows = view.num_rows(), tokens = std::max(args.keys.max_count, 1);
     ReplayArgs replay{};
     replay.view = view.raw();
     replay.keys = args.keys;
     replay.num_queries = count;
-    replay.most_tokens = std::max(args.keys.max_count, 1);
+    replay.most_tokens = tokens;
     replay.capacity = scanned_;
-    const int64_t tokens = int64_t{rows} * replay.most_tokens;
-    const int64_t blocks = (replay.most_tokens + kReplayTokens - 1) / kReplayTokens;
+    const int block = attend_tokens(shape_.head_dim);
+    replay.blocks = (tokens + block - 1) / block;
+    const int64_t list_bytes = int64_t{4} * (tokens + scanned_) +
+                               static_cast<int64_t>(sizeof(TeamState)) +
+                               int64_t{8} * group_ * (replay.blocks + 1);
+    const int64_t lists = kReplayBytes / list_bytes;
+    const auto whole_tiles = [](int64_t n) { return n / kQueryTile * kQueryTile; };
+    const int most = std::min(kPassQueries, static_cast<int>(whole_tiles(count + kQueryTile - 1)));
+    const int queries =
+        std::max(kQueryTile, static_cast<int>(std::min<int64_t>(whole_tiles(lists / rows), most)));
+    const int pass_rows = static_cast<int>(std::clamp<int64_t>(lists / queries, 1, rows));
+
+    TeamState* teams = nullptr;
+    int32_t *candidates = nullptr, *found = nullptr;
     const auto carve = [&](Arena arena) {
-      replay.logits = arena.take<float>(tokens * group_);
-      replay.sums = arena.take<float2>(rows * blocks * group_);
-      replay.probability = arena.take<float>(tokens);
-      replay.dropped = arena.take<double>(int64_t{rows} * kNumPeriods);
-      for (int j = 0; j < kNumPeriods; ++j) {
-        replay.candidates[j] = arena.take<int32_t>(rows * scanned_);
-        replay.found[j] = arena.take<int32_t>(rows);
-      }
+      const int64_t n = int64_t{pass_rows} * queries, sums = int64_t{pass_rows} * group_;
+      teams = arena.take<TeamState>(n);
+      replay.sums = arena.take<float2>(sums * replay.blocks * kPassQueries);
+      replay.weights = arena.take<float2>(sums * kPassQueries);
+      replay.probability = arena.take<float>(n * tokens);
+      replay.candidates = candidates = arena.take<int32_t>(n * scanned_);
+      replay.found = found = arena.take<int32_t>(n);
+      replay.dropped = arena.take<double>(int64_t{rows} * count * kNumPeriods);
       return arena.used();
     };
-    const StreamMemory memory(carve(Arena(nullptr)), stream);
-    carve(Arena(memory.data()));
-    cuda::check(cudaMemsetAsync(replay.dropped, 0,
-                                sizeof(double) * static_cast<size_t>(rows) * kNumPeriods, stream),
-                "self_index: cudaMemsetAsync");
+    const size_t bytes = carve(Arena(nullptr));
+    if (bytes > replay_memory_.bytes()) {
+      replay_memory_ = {};
+      replay_memory_ = DeviceArray<std::byte>(static_cast<int64_t>(bytes), false);
+    }
+    carve(Arena(replay_memory_.data()));
+    const size_t team_bytes = sizeof(TeamState) * static_cast<size_t>(pass_rows * queries);
+    cuda::check(cudaMemsetAsync(teams, 0, team_bytes, stream), "self_index: cudaMemsetAsync");
 
     const Pool pool = step.pool;
     const int64_t position = int64_t{shape_.num_query_heads} * shape_.head_dim;
-    const int64_t element = sikv_dtype_bytes(view.dtype());
     step.pool = {};
+    step.teams = teams;
     step.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
     step.q_stride = args.num_queries * position;
+    step.query_stride = position;
     step.prompt_len = args.prompt_len;
-    for (int i = 0; i < count; ++i) {
-      step.q = static_cast<const std::byte*>(args.queries) +
-               (args.num_queries - count + i) * position * element;
-      ScanArgs scan = make_scan(view.raw(), step);
-      scan.slots = replay.candidates[0];
-      scan.capacity = scanned_;
-      scan.found = replay.found[0];
-      scanner_->run(scan, stream);
-      replay.step = step;
-      replay.query = i;
-      run_replay(replay, stream);
+    for (int row = 0; row < rows; row += pass_rows) {
+      for (int i = 0; i < count; i += queries) {
+        step.q = static_cast<const std::byte*>(args.queries) +
+                 (args.num_queries - count + i) * position * sikv_dtype_bytes(view.dtype());
+        replay.pass = {row, std::min(pass_rows, rows - row), std::min(queries, count - i)};
+        replay.step = step;
+        replay.first_query = i;
+        ScanArgs scan = make_scan(view.raw(), step);
+        scan.pass = replay.pass;
+        scan.slots = candidates;
+        scan.capacity = scanned_;
+        scan.found = found;
+        scanner_->run(scan, stream);
+        run_replay(replay, stream);
+      }
     }
     replay.step.pool = pool;
     run_choose_period(replay, config_.tolerance, stream);
@@ -361,6 +387,7 @@ class SelfIndexCuda final : public Selector {
   DeviceArray<uint2> packed_levels_;
   DeviceArray<uint8_t> packed_scales_;
   DeviceArray<float> scan_queries_, prompt_means_;
+  DeviceArray<std::byte> replay_memory_;  // while a prompt's layers are observed
 };
 
 std::unique_ptr<Selector> make_cuda(const CreateArgs& args) {

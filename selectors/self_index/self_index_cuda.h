@@ -40,7 +40,7 @@ class Reranker {
   int64_t most_;
 };
 
-// Launches of one replayed query, after its scan into candidates[0].
+// Launches of one pass, after its scan into args.candidates.
 void run_replay(const ReplayArgs& args, cudaStream_t stream);
 void run_choose_period(const ReplayArgs& args, double tolerance, cudaStream_t stream);
 void run_learn_mean(const sikv_observe_args& args, int num_queries, int group, float* prompt_mean,

@@ -1,6 +1,8 @@
 // Checks the cuda variant against `ref` on awkward caches of random codes, then times it.
 //
-//   self_index_cuda_bench [check|quick|time|variants|profile]...     default: check time
+//   self_index_cuda_bench [check|quick|replay|time|observe|variants|profile]...
+//
+// Without a mode: check and time. quick and replay are parts of check, observe is one of time.
 //
 // A step of L layers, each on a cache of its own so that L2 is cold, is one CUDA graph; a time is
 // the median over replays, divided by L. Bytes are what the step must move: codes of the index
@@ -328,16 +330,16 @@ bool compare(const char* name, const Spec& spec, const Choices& choices, int sla
       total += lens.back();
     }
     const auto normals = [&](size_t n) {
-      std::vector<uint16_t> out(n);
+      std::vector<uint8_t> out(n * sikv_dtype_bytes(spec.dtype));
       for (size_t i = 0; i < n; ++i) {
-        sikv_store(out.data(), SIKV_FP16, i, static_cast<float>(random.normal()));
+        sikv_store(out.data(), spec.dtype, i, static_cast<float>(random.normal()));
       }
       return out;
     };
     const int64_t stride = int64_t{spec.heads} * spec.head_dim;
     const auto keys = normals(static_cast<size_t>(total) * stride);
     const auto queries = normals(lens.size() * observed * shape.num_query_heads * spec.head_dim);
-    sikv_rows rows{keys.data(),   SIKV_FP16,   *std::max_element(lens.begin(), lens.end()),
+    sikv_rows rows{keys.data(),   spec.dtype,  *std::max_element(lens.begin(), lens.end()),
                    firsts.data(), lens.data(), stride,
                    spec.head_dim};
     ref.observe({sizeof(sikv_observe_args), observed, &cache.host(), rows, rows, queries.data(),
@@ -397,27 +399,83 @@ bool compare(const char* name, const Spec& spec, const Choices& choices, int sla
       }
     }
   }
-  const auto scans = [](const SelectorInstance& selector) {
+  const auto value = [](const SelectorInstance& selector, std::string_view name) {
     for (const sikv_counter& counter : selector.counters()) {
-      if (std::string_view(counter.name) == "scans") return counter.value;
+      if (std::string_view(counter.name) == name) return counter.value;
     }
     return -1.0;
   };
-  if (scans(ref) != scans(gpu.selector())) {
-    return fail(std::to_string(scans(gpu.selector())) + " scans, not " +
-                std::to_string(scans(ref)));
+  for (const char* name : {"rows", "scans", "runs", "scan_bytes"}) {
+    const double want = value(ref, name), got = value(gpu.selector(), name);
+    if (got != want) {
+      return fail(std::to_string(got) + " " + name + ", not " + std::to_string(want));
+    }
   }
   return true;
 }
 
-// quick: few small cases, for the tools that watch every access.
-int run_checks(bool quick) {
+// What is learned from a prompt's last queries: periods as the reference chooses them.
+template <typename Test>
+void check_replays(Test&& test) {
+  const auto replay = [&](const Spec& prompt, const char* tolerance, const char* window,
+                          int observed, Choices more = {}) {
+    Choices choices = {{"budget", "64"},
+                       {"rerank", "2"},
+                       {"schedule", "auto"},
+                       {"tolerance", tolerance},
+                       {"window", window}};
+    choices.insert(choices.end(), more.begin(), more.end());
+    test("auto", prompt, choices, 1, 9, observed);
+  };
+  for (int dim : {64, 96, 128, 256}) {
+    for (int32_t dtype : {SIKV_FP16, SIKV_BF16, SIKV_FP32}) {
+      const Spec prompt{
+          .head_dim = dim, .heads = 2, .group = 3, .lengths = {2560, 1024}, .dtype = dtype};
+      for (const char* tolerance : {"0", "0.02", "0.05", "1"}) replay(prompt, tolerance, "12", 16);
+    }
+    test("refresh", Spec{.head_dim = dim, .heads = 2, .group = 3, .lengths = {2560, 1024}},
+         {{"budget", "64"},
+          {"rerank", "2"},
+          {"scan_every", "8"},
+          {"refresh_cosine", "0.05"},
+          {"window", "12"}},
+         1, 9, 16);
+  }
+  // Whole passes, several of them, and tokens of more blocks than one.
+  const Spec prompt{.heads = 2, .lengths = {3000, 700}};
+  for (const char* tolerance : {"0.01", "0.03"}) {
+    for (const char* window : {"48", "47", "128"}) {
+      replay(prompt, tolerance, window, 128, {{"tables", "6bit"}});
+    }
+    replay(prompt, tolerance, "48", 48, {{"group", "max_over_heads"}});
+  }
+  Spec heads{.heads = 1, .group = 16, .lengths = {900}};
+  replay(heads, "0.02", "20", 48);
+  heads.group = 1;
+  replay(heads, "0.02", "20", 48);
+  // A scan of several blocks a query, and more rows than one pass takes.
+  replay({.heads = 1, .group = 1, .lengths = {70000}}, "0.02", "10", 10, {{"tables", "6bit"}});
+  replay({.head_dim = 64, .heads = 8, .group = 1, .lengths = std::vector<int>(70, 512)}, "0.02",
+         "9", 9);
+}
+
+// quick: few small cases, for the tools that watch every access; replay: those of check_replays.
+int run_checks(std::string_view mode) {
+  const bool quick = mode == "quick";
   int failed = 0, done = 0;
   const auto test = [&](const char* name, const Spec& spec, const Choices& choices, int slack = 0,
                         int steps = 2, int observed = 0) {
     ++done;
     failed += compare(name, spec, choices, slack, steps, observed) ? 0 : 1;
   };
+  const auto end = [&] {
+    std::printf("%s: %d of %d cases equal ref\n", std::string(mode).c_str(), done - failed, done);
+    return failed;
+  };
+  if (mode == "replay") {
+    check_replays(test);
+    return end();
+  }
   const std::vector<int> ragged = {1, 31, 257, 3000, 5000};
   const std::pair<const char*, Choices> codecs[] = {
       {"rot_lm", {}}, {"rot_lm", kLines}, {"sign_vq", {}}};
@@ -450,10 +508,7 @@ int run_checks(bool quick) {
     }
   }
   Spec spec{.heads = 2, .lengths = {70000, 20000}};
-  if (quick) {
-    std::printf("check: %d of %d cases equal ref\n", done - failed, done);
-    return failed;
-  }
+  if (quick) return end();
   for (auto codebook : {Spec::kRandom, Spec::kConstant, Spec::kTies}) {
     spec.codebook = codebook;
     for (const char* budget : {"1", "2048", "0.1"}) {
@@ -479,27 +534,8 @@ int run_checks(bool quick) {
   test("16 heads", spec, {{"budget", "512"}, {"tables", "6bit"}, {"rerank", "4"}}, 2);
   spec.pinned = 0;
   test("no pinned", spec, {{"budget", "512"}, {"tables", "6bit"}});
-  for (int dim : {64, 128}) {
-    Spec prompt{.head_dim = dim, .heads = 2, .group = 3, .lengths = {2560, 1024}};
-    for (const char* tolerance : {"0", "0.02", "0.05", "1"}) {
-      test("auto", prompt,
-           {{"budget", "64"},
-            {"rerank", "2"},
-            {"schedule", "auto"},
-            {"tolerance", tolerance},
-            {"window", "12"}},
-           1, 9, 16);
-    }
-    test("refresh", prompt,
-         {{"budget", "64"},
-          {"rerank", "2"},
-          {"scan_every", "8"},
-          {"refresh_cosine", "0.05"},
-          {"window", "12"}},
-         1, 9, 16);
-  }
-  std::printf("check: %d of %d cases equal ref\n", done - failed, done);
-  return failed;
+  check_replays(test);
+  return end();
 }
 
 // ---- time ---------------------------------------------------------------------------------------
@@ -655,6 +691,58 @@ std::vector<std::pair<Size, bool>> sizes_and_layouts() {
   return all;
 }
 
+// What a layer's prompt of one sequence costs with schedule: auto.
+void run_replay_times(cudaStream_t stream) {
+  constexpr int kQueries = 48;
+  for (int context : {32768, 131072}) {
+    const Spec spec{.lengths = {context}};
+    const Cache cache(spec, false);
+    GpuSelector gpu({{"budget", "2048"}, {"tables", "6bit"}, {"rerank", "4"}, {"schedule", "auto"}},
+                    cache.shape(1), *cache.host().key.layout);
+    gpu.selector().begin_sequence(0);
+    const int32_t length = context + spec.tail;
+    const int64_t stride = int64_t{spec.heads} * spec.head_dim;
+    // Numbers of 64K elements, over and over: the time does not hang on them.
+    Random random(5);
+    std::vector<uint16_t> numbers(1 << 16);
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      sikv_store(numbers.data(), spec.dtype, i, static_cast<float>(random.normal()));
+    }
+    std::vector<uint16_t> keys(static_cast<size_t>(length * stride));
+    std::vector<uint16_t> queries(static_cast<size_t>(kQueries * spec.group * stride));
+    for (std::vector<uint16_t>* all : {&keys, &queries}) {
+      for (size_t i = 0; i < all->size(); ++i) (*all)[i] = numbers[(i + i / 65521) % 65536];
+    }
+    void* device[] = {device_copy(keys), device_copy(std::vector<int32_t>{0}),
+                      device_copy(std::vector<int32_t>{length}), device_copy(queries)};
+    const auto* count = static_cast<const int32_t*>(device[2]);
+    const sikv_rows rows{
+        device[0], spec.dtype, length,       static_cast<const int32_t*>(device[1]),
+        count,     stride,     spec.head_dim};
+    std::vector<float> us;
+    cudaEvent_t from, to;
+    check(cudaEventCreate(&from));
+    check(cudaEventCreate(&to));
+    for (int i = 0; i < 9; ++i) {
+      check(cudaEventRecord(from, stream));
+      gpu.selector().observe({sizeof(sikv_observe_args), kQueries, &cache.device(), rows, rows,
+                              device[3], count, nullptr, 0, 0},
+                             nullptr, stream);
+      check(cudaEventRecord(to, stream));
+      check(cudaStreamSynchronize(stream));
+      float ms = 0;
+      check(cudaEventElapsedTime(&ms, from, to));
+      us.push_back(ms * 1000);
+    }
+    std::sort(us.begin(), us.end());
+    std::printf("1 x %3dK schedule auto: %.0f us a layer for %d queries\n", context / 1024,
+                us[us.size() / 2], kQueries);
+    check(cudaEventDestroy(from));
+    check(cudaEventDestroy(to));
+    for (void* data : device) check(cudaFree(data));
+  }
+}
+
 void run_times(cudaStream_t stream) {
   const double copy = copy_bandwidth(stream);
   std::printf("copy %.3f TB/s\n", copy);
@@ -781,6 +869,7 @@ void time_variant(const Timed& timed, Size size, cudaStream_t stream, double cop
     args.index.base = cuda::plane_of(timed.caches[l]->device().key, SIKV_INDEX_CODE).base;
     args.codebook = cuda::table_of(timed.caches[l]->device().key, SIKV_CODEBOOK);
     args.chunk = chunk;
+    args.pass = {0, rows, 1};
     args.slots = slots;
     args.capacity = 2048;
     args.found = found;
@@ -843,8 +932,12 @@ int main(int argc, char** argv) {
     check(cudaStreamCreate(&stream));
     int failed = 0;
     for (std::string_view mode : modes) {
-      if (mode == "check" || mode == "quick") failed += run_checks(mode == "quick");
-      if (mode == "time") run_times(stream);
+      if (mode == "check" || mode == "quick" || mode == "replay") failed += run_checks(mode);
+      if (mode == "time") {
+        run_times(stream);
+        run_replay_times(stream);
+      }
+      if (mode == "observe") run_replay_times(stream);
       if (mode == "profile") run_profile(stream);
       if (mode == "variants") run_variants(stream);
     }

@@ -365,8 +365,16 @@ __device__ inline void make_keys(int group, const float2* sums, int num_sums, co
   }
 }
 
-// One thread, of a row with a pool.
-__device__ inline void count_step(const Step& step, int row) {
+// One thread. ranked: candidates whose keys were read.
+__device__ inline void count_step(const RerankArgs& args, int row, int ranked) {
+  const Step& step = args.step;
+  if (ranked > 0) {
+    const int exact = args.view.pinned_len[row] + args.view.tail_len[row / args.view.num_kv_heads];
+    const int64_t bytes =
+        ranked * step.key_page_bytes / SIKV_PAGE_TOKENS + exact * step.exact_key_bytes;
+    atomicAdd(&step.counts[row].read, static_cast<unsigned long long>(bytes));
+  }
+  if (step.pool.state == nullptr) return;  // whose scan has counted it
   atomicAdd(reinterpret_cast<unsigned long long*>(step.pool.step + row), 1ull);
   atomicAdd(&step.counts[row].rows, 1ull);
 }
@@ -406,7 +414,7 @@ __global__ void __launch_bounds__(kKeepThreads, 2)
     const int kept = rerank.budget <= 0 ? 0 : n - rerank.closed;
     if (kept > 0) keep_all(args, rerank, row, out);
     if (notes) args.selection.counts[row] = kept;
-    if (notes && step.pool.state != nullptr) count_step(step, row);
+    if (notes) count_step(args, row, 0);
     return;
   }
   make_keys(step.group, sums, num_sums, logits, keys, shared);
@@ -416,7 +424,7 @@ __global__ void __launch_bounds__(kKeepThreads, 2)
     args.selection.counts[row] = static_cast<int32_t>(rerank.budget);
     // rerank_score has made copies of all candidates by now.
     if (step.pool.packed.signs != nullptr) step.pool.state[row].packed = 1;
-    if (step.pool.state != nullptr) count_step(step, row);
+    count_step(args, row, n - rerank.closed);
   }
 }
 

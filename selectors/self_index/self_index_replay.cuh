@@ -1,128 +1,254 @@
 // What a selector learns from the last queries of a prompt: the mean that refresh_cosine measures
 // turns from, and for schedule: auto the longest period whose replay drops little (the definition
-// is self_index_schedule.cc). One query of all rows at a time:
+// is self_index_schedule.cc). Up to 48 queries at a time:
 //
-//   exact logits of the prompt -> probabilities; scan -> candidates; mass kept at every period
+//   scan -> candidates of every query; exact logits -> softmax sums, and once more -> probabilities;
+//   mass kept at every period
+//
+// Logits are products of the tensor cores, made twice rather than written: at 32K tokens of 8 KV
+// heads of 4 query heads those of 48 queries would be 200 MB, probabilities are 50.
 #ifndef SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_REPLAY_CUH_
 #define SIKV_SELECTORS_SELF_INDEX_SELF_INDEX_REPLAY_CUH_
 
 #include <cub/block/block_reduce.cuh>
 
+#include "kernels/common/warp_mma.cuh"
 #include "selectors/self_index/self_index_args.cuh"
 #include "selectors/self_index/self_index_softmax.cuh"
 #include "selectors/self_index/self_index_team.cuh"
 
 namespace sikv::self_index {
 
-__device__ inline int replay_position(const ReplayArgs& args, int sequence) {
-  return args.step.prompt_len[sequence] - args.num_queries + args.query;
+// Position in the prompt of a pass's query.
+__device__ inline int replay_position(const ReplayArgs& args, int sequence, int query) {
+  return args.step.prompt_len[sequence] - args.num_queries + args.first_query + query;
 }
 
-// grid (most_tokens / kReplayTokens, rows)
-__global__ void __launch_bounds__(kReplayThreads)
-    replay_logits(const __grid_constant__ ReplayArgs args) {
-  const sikv_cache_view& view = args.view;
-  const int row = blockIdx.y, sequence = row / view.num_kv_heads, group = args.step.group;
-  const int head_dim = view.head_dim, warp = threadIdx.x / 32;
-  const int first = blockIdx.x * kReplayTokens;
-  const int last = min(first + kReplayTokens, replay_position(args, sequence) + 1);
-  extern __shared__ uint4 dynamic[];
-  __shared__ float2 warp_sums[kReplayThreads / 32][kMaxGroup];
-  float* q = reinterpret_cast<float*>(dynamic);
-  const float scale = args.step.scale * 1.4426950408889634f;
-  const int64_t query = first_query(args.step, view, row);
-  for (int i = threadIdx.x; i < group * head_dim; i += kReplayThreads) {
-    q[i] = scale * load_element(args.step.q, view.dtype, query + i);
-  }
-  __syncthreads();
-  const UnitReader reader(head_dim);
-  SoftmaxSum sums[2];
-  for (int base = first + warp * reader.tokens(); base < last;
-       base += kReplayThreads / 32 * reader.tokens()) {
-    const int token = base + reader.token;
-    float x[cuda::kUnit] = {}, found[2];
-    if (token < last && reader.unit >= 0) {
-      const int64_t offset = (int64_t{args.keys.first[sequence]} + token) * args.keys.token_stride +
-                             row % view.num_kv_heads * args.keys.head_stride;
-      const auto* data = static_cast<const uint8_t*>(args.keys.data);
-      cuda::load_raw_unit(data + offset * sikv_dtype_bytes(args.keys.dtype), args.keys.dtype,
-                          reader.unit, x);
+// Rows of keys or queries in shared memory: four neighbours more than D, so that the 16-byte reads
+// of a quarter warp touch every bank once.
+template <int D>
+inline constexpr int kAttendStride = D + 4;
+
+inline constexpr int kWarpTokens = 32;  // of a warp, in tiles of 8
+
+template <int D>
+constexpr int attend_shared_bytes(int query_tiles) {
+  return (attend_tokens(D) + kQueryTile * query_tiles) * kAttendStride<D> *
+         static_cast<int>(sizeof(float));
+}
+
+// rows [count, D] of an input dtype -> shared memory, zeros behind them up to `padded` rows. stride:
+// elements. All threads of a block, no barrier.
+template <int D>
+__device__ void load_rows(const void* data, int32_t dtype, int64_t stride, int count, int padded,
+                          float* out) {
+  constexpr int kUnits = D / cuda::kUnit;
+  for (int i = threadIdx.x; i < padded * kUnits; i += blockDim.x) {
+    const int row = i / kUnits, unit = i % kUnits;
+    float x[cuda::kUnit] = {};
+    if (row < count) {
+      cuda::load_raw_unit(
+          static_cast<const std::byte*>(data) + row * stride * sikv_dtype_bytes(dtype), dtype, unit,
+          x);
     }
-    reader.dot(x, q, group, head_dim, found);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int head = reader.sub + i * reader.lanes;
-      if (head >= group || token >= last) continue;
-      args.logits[(int64_t{row} * args.most_tokens + token) * group + head] = found[i];
-      sums[i].add(found[i]);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    for (int distance = reader.lanes; distance < 32; distance *= 2) sums[i].merge_lanes(distance);
-    const int head = reader.sub + i * reader.lanes;
-    if (reader.token == 0 && head < kMaxGroup) warp_sums[warp][head] = sums[i].pair();
-  }
-  __syncthreads();
-  if (static_cast<int>(threadIdx.x) < group) {
-    SoftmaxSum sum;
-    for (int w = 0; w < kReplayThreads / 32; ++w) sum.merge(warp_sums[w][threadIdx.x]);
-    args.sums[(int64_t{row} * gridDim.x + blockIdx.x) * group + threadIdx.x] = sum.pair();
+    auto* to = reinterpret_cast<float4*>(out + row * kAttendStride<D> + unit * cuda::kUnit);
+    to[0] = make_float4(x[0], x[1], x[2], x[3]);
+    to[1] = make_float4(x[4], x[5], x[6], x[7]);
   }
 }
 
-// The same grid.
-__global__ void __launch_bounds__(kReplayThreads)
-    replay_probability(const __grid_constant__ ReplayArgs args) {
-  const int row = blockIdx.y, group = args.step.group;
-  const int first = blockIdx.x * kReplayTokens;
-  const int last =
-      min(first + kReplayTokens, replay_position(args, row / args.view.num_kv_heads) + 1);
-  if (first >= last) return;
-  __shared__ float highest[kMaxGroup], weight[kMaxGroup];
+// logits [4 tiles of 8 tokens] = C fragments of 16 queries x 8 tokens, of a warp. The products of 32
+// channels are added outside the tensor cores, which truncate. kSplit: of fp32 inputs.
+template <int D, bool kSplit>
+__device__ void multiply(const float* queries, const float* keys, float (&logits)[4][4]) {
   const int lane = threadIdx.x % 32;
-  for (int g = threadIdx.x / 32; g < group; g += kReplayThreads / 32) {
-    SoftmaxSum sum;
-    for (int block = lane; block < static_cast<int>(gridDim.x); block += 32) {
-      sum.merge(args.sums[(int64_t{row} * gridDim.x + block) * group + g]);
-    }
-    for (int distance = 16; distance > 0; distance /= 2) sum.merge_lanes(distance);
-    if (lane == 0) {
-      highest[g] = sum.highest;
-      weight[g] = 1.0f / (static_cast<float>(group) * sum.sum);
-    }
+  // k of the products is any order of channels: a lane takes 8 neighbouring ones.
+  const float* query = queries + lane / 4 * kAttendStride<D> + lane % 4 * 8;
+  const float* key = keys + lane / 4 * kAttendStride<D> + lane % 4 * 8;
+#pragma unroll
+  for (int t = 0; t < 4; ++t) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) logits[t][i] = 0.0f;
   }
-  __syncthreads();
-  for (int token = first + threadIdx.x; token < last; token += kReplayThreads) {
-    const int64_t place = int64_t{row} * args.most_tokens + token;
-    float probability = 0.0f;
-    for (int g = 0; g < group; ++g) {
-      probability += exp2f(args.logits[place * group + g] - highest[g]) * weight[g];
+#pragma unroll 1
+  for (int channel = 0; channel < D; channel += 32) {
+    float sums[4][4] = {};
+#pragma unroll
+    for (int half = 0; half < 8; half += 4) {
+      const auto quad = [&](const float* row) {
+        return *reinterpret_cast<const float4*>(row + channel + half);
+      };
+      const float4 upper = quad(query), lower = quad(query + 8 * kAttendStride<D>);
+      const float a[2][4] = {{upper.x, lower.x, upper.y, lower.y},
+                             {upper.z, lower.z, upper.w, lower.w}};
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+        const float4 k = quad(key + 8 * t * kAttendStride<D>);
+        const float2 b[2] = {{k.x, k.y}, {k.z, k.w}};
+#pragma unroll
+        for (int s = 0; s < 2; ++s) {
+          if constexpr (kSplit) {
+            float a_high[4], a_low[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              a_high[i] = cuda::of_tf32(a[s][i]);
+              a_low[i] = a[s][i] - a_high[i];
+            }
+            const float2 b_high = {cuda::of_tf32(b[s].x), cuda::of_tf32(b[s].y)};
+            const float2 b_low = {b[s].x - b_high.x, b[s].y - b_high.y};
+            cuda::mma_tf32(sums[t], a_low, b_high);
+            cuda::mma_tf32(sums[t], a_high, b_low);
+            cuda::mma_tf32(sums[t], a_high, b_high);
+          } else {
+            cuda::mma_tf32(sums[t], a[s], b[s]);
+          }
+        }
+      }
     }
-    args.probability[place] = probability;
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) logits[t][i] += sums[t][i];
+    }
   }
 }
 
-// grid (periods, rows)
+// The softmax sums of a block's tokens (kSums), or their probabilities, for every query of the pass.
+// grid (blocks, rows), a warp for 16 queries and 32 tokens
+template <int D, bool kSplit, bool kSums>
+__global__ void __launch_bounds__(attend_tokens(D) / kWarpTokens * 32 * kPassQueries / kQueryTile)
+    replay_attend(const __grid_constant__ ReplayArgs args) {
+  constexpr int kTokens = attend_tokens(D), kTokenGroups = kTokens / kWarpTokens;
+  const sikv_cache_view& view = args.view;
+  const int row = args.pass.row(), sequence = row / view.num_kv_heads, group = args.step.group;
+  const int first = static_cast<int>(blockIdx.x) * kTokens;
+  const int num_queries = args.pass.num_queries;
+  const int first_position = replay_position(args, sequence, 0);
+  const int end = min(first_position + num_queries, args.keys.count[sequence]);
+  if (first >= end) return;
+  extern __shared__ uint4 dynamic[];
+  __shared__ float2 parts[kTokenGroups][kPassQueries];
+  float* keys = reinterpret_cast<float*>(dynamic);
+  float* queries = keys + kTokens * kAttendStride<D>;
+  const int64_t key = (int64_t{args.keys.first[sequence]} + first) * args.keys.token_stride +
+                      row % view.num_kv_heads * args.keys.head_stride;
+  load_rows<D>(
+      static_cast<const std::byte*>(args.keys.data) + key * sikv_dtype_bytes(args.keys.dtype),
+      args.keys.dtype, args.keys.token_stride, min(end - first, kTokens), kTokens, keys);
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp_query = warp / kTokenGroups * kQueryTile;
+  const int warp_token = warp % kTokenGroups * kWarpTokens;
+  const int padded = static_cast<int>(blockDim.x) / 32 / kTokenGroups * kQueryTile;
+  const int my_query = warp_query + lane / 4;              // and the one 8 behind
+  const int my_token = first + warp_token + lane % 4 * 2;  // and its neighbour, of each tile
+  const float scale = args.step.scale * 1.4426950408889634f;
+  float probability[4][4] = {};
+  for (int head = 0; head < group; ++head) {
+    const int64_t query = first_query(args.step, view, row) + int64_t{head} * D;
+    load_rows<D>(static_cast<const std::byte*>(args.step.q) + query * sikv_dtype_bytes(view.dtype),
+                 view.dtype, args.step.query_stride, num_queries, padded, queries);
+    __syncthreads();
+    float logits[4][4];
+    multiply<D, kSplit>(queries + warp_query * kAttendStride<D>,
+                        keys + warp_token * kAttendStride<D>, logits);
+    const int64_t place = int64_t{blockIdx.y} * group + head;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int position = first_position + my_query + 8 * half;
+      if constexpr (kSums) {
+        SoftmaxSum sum;
+#pragma unroll
+        for (int t = 0; t < 4; ++t) {
+          const int token = my_token + 8 * t;
+          const auto seen = [&](int i) {
+            return token + i <= position ? scale * logits[t][2 * half + i] : -INFINITY;
+          };
+          sum.add(seen(0), seen(1));
+        }
+        sum.merge_lanes(1);
+        sum.merge_lanes(2);
+        if (lane % 4 == 0) parts[warp % kTokenGroups][my_query + 8 * half] = sum.pair();
+      } else {
+        const float2 weight =
+            args.weights[place * kPassQueries + min(my_query + 8 * half, num_queries - 1)];
+#pragma unroll
+        for (int t = 0; t < 4; ++t) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const float logit = scale * logits[t][2 * half + i];
+            probability[t][2 * half + i] += exp2f(logit - weight.x) * weight.y;
+          }
+        }
+      }
+    }
+    __syncthreads();
+    if constexpr (kSums) {
+      if (static_cast<int>(threadIdx.x) < num_queries) {
+        SoftmaxSum sum;
+        for (int g = 0; g < kTokenGroups; ++g) sum.merge(parts[g][threadIdx.x]);
+        args.sums[(place * args.blocks + blockIdx.x) * kPassQueries + threadIdx.x] = sum.pair();
+      }
+    }
+  }
+  if constexpr (!kSums) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int query = my_query + 8 * half;
+      if (query >= num_queries) continue;
+      float* out = args.probability + int64_t{args.pass.list(query)} * args.most_tokens;
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int token = my_token + 8 * t + i;
+          if (token <= first_position + query) out[token] = probability[t][2 * half + i];
+        }
+      }
+    }
+  }
+}
+
+inline constexpr int kSumSlices = 16;
+
+// grid (G, rows), kPassQueries x kSumSlices threads
+template <int kTokens>
+__global__ void __launch_bounds__(kPassQueries* kSumSlices)
+    replay_weights(const __grid_constant__ ReplayArgs args) {
+  const int group = args.step.group, query = threadIdx.x, slice = threadIdx.y;
+  const int position = replay_position(args, args.pass.row() / args.view.num_kv_heads, query);
+  const int64_t place = int64_t{blockIdx.y} * group + blockIdx.x;
+  __shared__ float2 parts[kSumSlices][kPassQueries];
+  SoftmaxSum sum;
+  if (query < args.pass.num_queries) {
+    for (int block = slice; block * kTokens <= position; block += kSumSlices) {
+      sum.merge(args.sums[(place * args.blocks + block) * kPassQueries + query]);
+    }
+  }
+  parts[slice][query] = sum.pair();
+  __syncthreads();
+  if (slice > 0 || query >= args.pass.num_queries) return;
+  for (int other = 1; other < kSumSlices; ++other) sum.merge(parts[other][query]);
+  args.weights[place * kPassQueries + query] = {sum.highest,
+                                                1.0f / (static_cast<float>(group) * sum.sum)};
+}
+
+// grid (periods, rows, queries)
 __global__ void __launch_bounds__(kReplayThreads)
     replay_kept(const __grid_constant__ ReplayArgs args) {
   const sikv_cache_view& view = args.view;
-  const int j = blockIdx.x, row = blockIdx.y, sequence = row / view.num_kv_heads;
+  const int j = blockIdx.x, row = args.pass.row(), sequence = row / view.num_kv_heads;
   if (args.keys.count[sequence] == 0) return;
-  const int position = replay_position(args, sequence);
+  const int query = args.pass.query(), position = replay_position(args, sequence, query);
   __shared__ uint32_t histogram[kRadixBins];
   __shared__ SelectScratch<kReplayThreads> select;
   __shared__ typename cub::BlockReduce<double, kReplayThreads>::TempStorage reduce;
 
-  int32_t* list = args.candidates[j] + int64_t{row} * args.capacity;
-  if (j > 0 && args.query % (1 << j) == 0) {
-    const int32_t* fresh = args.candidates[0] + int64_t{row} * args.capacity;
-    for (int i = threadIdx.x; i < args.found[0][row]; i += kReplayThreads) list[i] = fresh[i];
-    if (threadIdx.x == 0) args.found[j][row] = args.found[0][row];
-    __syncthreads();
-  }
+  // Of the last query that was scanned for.
+  const int scanned = args.pass.list(query & -(1 << j));
+  const int32_t* list = args.candidates + int64_t{scanned} * args.capacity;
   // Tokens not yet seen are dropped; the list ascends.
-  int seen = 0, end = args.found[j][row];
+  int seen = 0, end = args.found[scanned];
   while (seen < end) {
     const int middle = (seen + end) / 2;
     if (list[middle] <= position) {
@@ -131,7 +257,7 @@ __global__ void __launch_bounds__(kReplayThreads)
       end = middle;
     }
   }
-  const float* probability = args.probability + int64_t{row} * args.most_tokens;
+  const float* probability = args.probability + int64_t{args.pass.list(query)} * args.most_tokens;
   const int always_from =
       min(view.encoded_len[row], args.step.prompt_len[sequence] - args.num_queries);
   const int64_t budget = row_budget(args.step, view, row);
@@ -167,17 +293,23 @@ __global__ void __launch_bounds__(kReplayThreads)
     const double tied =
         cut.key == 0 ? 0.0
                      : fmin(all_ties, static_cast<double>(cut.ties)) * __uint_as_float(cut.key - 1);
-    args.dropped[row * kNumPeriods + j] += 1.0 - total - tied;
+    const int64_t place = int64_t{row} * args.num_queries + args.first_query + query;
+    args.dropped[place * kNumPeriods + j] = 1.0 - total - tied;
   }
 }
 
-// After the last query; one thread a row.
+// After the last pass; one thread a row.
 __global__ void choose_period(const __grid_constant__ ReplayArgs args, double tolerance) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   const sikv_cache_view& view = args.view;
   if (row >= view.num_sequences * view.num_kv_heads) return;
   if (args.keys.count[row / view.num_kv_heads] == 0) return;
-  const double* dropped = args.dropped + row * kNumPeriods;
+  double dropped[kNumPeriods] = {};
+  for (int i = 0; i < args.num_queries; ++i) {
+    for (int j = 0; j < kNumPeriods; ++j) {
+      dropped[j] += args.dropped[(int64_t{row} * args.num_queries + i) * kNumPeriods + j];
+    }
+  }
   const double n = max(args.num_queries, 1);
   int best = 0;
   for (int j = 1; j < kNumPeriods; ++j) {

@@ -50,20 +50,20 @@ Scanner::Scanner(const sikv_device& device, int head_dim, bool integer, int sets
 }
 
 void Scanner::run(ScanArgs args, cudaStream_t stream) const {
-  const int rows = args.view.num_sequences * args.view.num_kv_heads;
+  const int lists = args.pass.lists();
   const int64_t tokens = std::max(args.view.max_encoded_len, 1);
   // All tokens in one wave of blocks, where their scores fit. With a pool that is the most a block
   // gets: when fewer rows are due, each has more blocks.
   const bool pooled = args.step.pool.state != nullptr;
-  const int blocks = std::clamp(resident_ / rows, 1, resident_);
+  const int blocks = std::clamp(resident_ / lists, 1, resident_);
   const int64_t pages = (tokens + blocks * SIKV_PAGE_TOKENS - 1) / (blocks * SIKV_PAGE_TOKENS);
   args.chunk =
       static_cast<int>(std::clamp<int64_t>(pages * SIKV_PAGE_TOKENS, kLeastChunk, largest_chunk_));
   args.most_blocks = resident_;
   const auto of_a_row = static_cast<unsigned>((tokens + args.chunk - 1) / args.chunk);
-  const auto all_rows = static_cast<unsigned>(rows);
-  const dim3 grid = pooled ? dim3(std::max(of_a_row * all_rows, static_cast<unsigned>(resident_)))
-                           : dim3(of_a_row, all_rows);
+  const auto rows = static_cast<unsigned>(args.pass.num_rows);
+  const dim3 grid = pooled ? dim3(std::max(of_a_row * rows, static_cast<unsigned>(resident_)))
+                           : dim3(of_a_row, rows, static_cast<unsigned>(args.pass.num_queries));
   if (pooled) {
     cuda::launch_overlapped("self_index find_due", find_due, 1, kDueThreads, 0, stream, args);
   }

@@ -267,24 +267,28 @@ __global__ void __launch_bounds__(kDueThreads) find_due(const __grid_constant__ 
   if (threadIdx.x == 0) *step.pool.num_due = before;
 }
 
-// The share of a block: chunk number `rank` of a row, `chunk` tokens from one to the next.
+// The share of a block: chunk number `rank` of a row, `chunk` tokens from one to the next, for one of
+// the queries.
 struct Share {
-  int row, rank, chunk;
+  int row, rank, chunk, query, list;
 };
 
 // With a pool all blocks go to the rows that are due, as many to each; row -1: this one is left.
 __device__ inline Share find_share(const ScanArgs& args) {
   if (args.step.pool.state == nullptr) {
-    return {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x), args.chunk};
+    const int query = args.pass.query();
+    return {args.pass.row(), static_cast<int>(blockIdx.x), args.chunk, query,
+            args.pass.list(query)};
   }
   const int due = __ldcg(args.step.pool.num_due), tokens = max(args.view.max_encoded_len, 1);
-  if (due == 0) return {-1, 0, 0};
+  if (due == 0) return {-1, 0, 0, 0, 0};
   const int blocks = min(static_cast<int>(gridDim.x) / due, args.most_blocks);
   int chunk = (tokens + blocks * SIKV_PAGE_TOKENS - 1) / (blocks * SIKV_PAGE_TOKENS);
   chunk = min(max(chunk * SIKV_PAGE_TOKENS, kLeastChunk), args.chunk);
   const int each = (tokens + chunk - 1) / chunk, place = static_cast<int>(blockIdx.x) / each;
-  if (place >= due) return {-1, 0, 0};
-  return {__ldcg(args.step.pool.order + place), static_cast<int>(blockIdx.x) % each, chunk};
+  if (place >= due) return {-1, 0, 0, 0, 0};
+  const int row = __ldcg(args.step.pool.order + place);
+  return {row, static_cast<int>(blockIdx.x) % each, chunk, 0, row};
 }
 
 // The last block of a scanned row to leave notes what was done; rerank_keep counts the step of a
@@ -302,6 +306,7 @@ __device__ inline void end_scan(const Step& step, const sikv_cache_view& view, i
   if (step.counts != nullptr) {
     step.counts[row].rows += pooled ? 0 : 1;
     step.counts[row].scans += 1;
+    step.counts[row].read += view.encoded_len[row] * step.index_page_bytes / SIKV_PAGE_TOKENS;
   }
   if (!pooled) return;
   PoolState& state = step.pool.state[row];
@@ -323,7 +328,7 @@ constexpr int64_t scan_shared_bytes(bool integer, int sets, int chunk) {
                  : (int64_t{16} * D + 16) * sets + kRadixBins * 4 + int64_t{chunk} * 4;
 }
 
-// grid (blocks of a row, rows), with a pool (blocks)
+// grid (blocks of a row, rows, queries), with a pool (blocks)
 template <int D, int kThreads, bool kInteger>
 __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     scan_select(const __grid_constant__ ScanArgs args) {
@@ -335,7 +340,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   // The next launch begins when the order of rows is there.
   cuda::wait_for_launch_before();
   cuda::start_next_launch();
-  const auto [row, rank, largest] = find_share(args);
+  const auto [row, rank, largest, query, list] = find_share(args);
   if (row < 0) return;
   // What the row needs is asked for at once: one after the other costs a microsecond each.
   const int len = view.encoded_len[row];
@@ -348,7 +353,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   if (threadIdx.x < 4 * D) my_centre = codebook[threadIdx.x];
   const int blocks = max((len + largest - 1) / largest, 1);
   if (rank >= blocks) return;
-  Team team(step.teams + row, rank, blocks);
+  Team team(step.teams + list, rank, blocks);
   const int first = rank * largest;
   const Chunk chunk{row, first, min(largest, len - first)};
 
@@ -364,7 +369,9 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   // Chosen is what is best by the mean query, or by any head's.
   __shared__ float mean[D];
   static_assert(D <= kThreads);
-  if (threadIdx.x < D) mean[threadIdx.x] = mean_element(step, view, row, threadIdx.x, rank == 0);
+  if (threadIdx.x < D) {
+    mean[threadIdx.x] = mean_element(step, view, row, threadIdx.x, rank == 0, query);
+  }
 
   // The first codes come while the tables are made.
   const auto prefetch = [](const void* line) {
@@ -388,7 +395,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   const uint32_t k = static_cast<uint32_t>(max(min(wanted, int64_t{open}), int64_t{0}));
   if (k > 0) {
     for (int set = 0; set < sets; ++set) {
-      const int64_t head = first_query(step, view, row) + int64_t{set} * D;
+      const int64_t head = first_query(step, view, row, query) + int64_t{set} * D;
       for (int d = threadIdx.x; d < D; d += kThreads) {
         shared.query[d] = sets == 1 ? mean[d] : load_element(step.q, view.dtype, head + d);
       }
@@ -443,11 +450,11 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
           team, [&](int i) { return keys[i]; }, chunk.tokens, k, histogram, shared.select);
     }
     int32_t* out = pooled ? step.pool.slots + int64_t{row} * step.pool.capacity
-                          : args.slots + int64_t{row} * args.capacity;
+                          : args.slots + int64_t{list} * args.capacity;
     compact<kThreads>(
         team, keys, chunk.tokens, cut, out, [&](int i) { return first + i; }, shared.select);
   }
-  if (!pooled && rank == 0 && threadIdx.x == 0) args.found[row] = static_cast<int32_t>(k);
+  if (!pooled && rank == 0 && threadIdx.x == 0) args.found[list] = static_cast<int32_t>(k);
   if (team.leave()) end_scan(step, view, row, static_cast<int>(k), mean);
 }
 

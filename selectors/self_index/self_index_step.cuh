@@ -46,8 +46,10 @@ struct Pool {
   int32_t* num_due;  // how many
 };
 
+// `read`: bytes of index and keys, as ScanCost (plugins/sdk/scan_cost.h) counts them. Copies of
+// candidates have as many as the keys they are made of.
 struct RowCounts {
-  unsigned long long rows, scans;
+  unsigned long long rows, scans, read;
 };
 
 struct Step {
@@ -59,9 +61,11 @@ struct Step {
   int scan_every;
   bool stagger;
   double refresh_cosine;
+  int64_t index_page_bytes, key_page_bytes, exact_key_bytes;  // that a scan and a rerank read
   // With what
   const void* q;              // [B, ..., Hq, D]
   int64_t q_stride;           // elements from one sequence to the next
+  int64_t query_stride;       // and from one replayed query to the next
   const int32_t* prompt_len;  // [B] stands for the current length in a replay; else null
   int group;                  // G
   float scale;
@@ -97,10 +101,11 @@ __device__ inline float load_element(const void* data, int32_t dtype, int64_t i)
   }
 }
 
-// First element of a row's G query heads.
-__device__ inline int64_t first_query(const Step& step, const sikv_cache_view& view, int row) {
+// First element of a row's G query heads, of number `query` in a replay.
+__device__ inline int64_t first_query(const Step& step, const sikv_cache_view& view, int row,
+                                      int query = 0) {
   const int64_t sequence = row / view.num_kv_heads, head = row % view.num_kv_heads;
-  return sequence * step.q_stride + head * step.group * view.head_dim;
+  return sequence * step.q_stride + query * step.query_stride + head * step.group * view.head_dim;
 }
 
 // Pinned slots of a row below `end`. All threads; one barrier at least.
@@ -140,9 +145,9 @@ __device__ inline void rotate_shared(float* x, int head_dim) {
 // Channel d of the mean of the row's G query heads, in the order of group_mean
 // (plugins/sdk/select.h). Reports numbers that are not storable if `check`.
 __device__ inline float mean_element(const Step& step, const sikv_cache_view& view, int row, int d,
-                                     bool check) {
+                                     bool check, int query = 0) {
   constexpr int kBatch = 4;  // heads asked for at once
-  const int64_t first = first_query(step, view, row) + d;
+  const int64_t first = first_query(step, view, row, query) + d;
   float sum = 0.0f;
   for (int g = 0; g < step.group; g += kBatch) {
     float x[kBatch];

@@ -11,6 +11,7 @@
 #include "framework/base/random.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/model/dense_pipeline.h"
+#include "framework/model/evaluate.h"
 #include "framework/model/random_model.h"
 #include "framework/model/transformer.h"
 #include "tests/support/plugins.h"
@@ -356,6 +357,28 @@ TEST_F(CudaModel, DenseKlBetweenGpuAndCpuIsNothing) {
   std::printf("KL of dense attention, GPU against CPU: mean %.2e, largest %.2e\n", mean, largest);
   EXPECT_LT(mean, 1e-4);
   EXPECT_LT(largest, 1e-3);
+}
+
+// What `sikv eval` says that a step reads, on a GPU and on the CPU.
+TEST_F(CudaModel, EvaluationsCountTheSameBytes) {
+  Transformer slow(made(kFeatures[1], WeightType::kFp16), cpu(3));
+  Transformer fast(made(kFeatures[1], WeightType::kFp16), gpu());
+  const int64_t prompt = 700, steps = 80;  // a page fills on the way
+  const auto evaluate = [&](Transformer& model, const char* text) {
+    Evaluation evaluation(model, {"random", random_tokens(prompt + steps + 1, 5), prompt, steps},
+                          SIKV_FP16, 64, false, registry(), model.device());
+    return evaluation.run(parse_pipeline(text, registry()), model.device());
+  };
+  for (const char* const text :
+       {"fp16+fp16 > full(pinned=8) > sparse_flash",
+        "rot_lm+rot_lm > self_index(budget=32,tables=6bit,pinned=8) > sparse_flash",
+        "rot_lm+rot_lm > self_index(budget=32,tables=6bit,rerank=4,pinned=8) > sparse_flash"}) {
+    SCOPED_TRACE(text);
+    const Evaluated a = evaluate(slow, text), b = evaluate(fast, text);
+    ASSERT_TRUE(a.scan_bytes && b.scan_bytes && a.attended_bytes && b.attended_bytes);
+    EXPECT_EQ(b.scan_bytes, a.scan_bytes);
+    EXPECT_EQ(b.attended_bytes, a.attended_bytes);
+  }
 }
 
 TEST_F(CudaModel, RandomWeightsAreDrawnOnTheDevice) {
