@@ -70,5 +70,13 @@ TEST(TovaTest, CountsPinnedTokensOnTop) {
   expect_exact_budgets(find_variant(SIKV_SELECTOR, "tova"));
 }
 
+TEST(TovaTest, SequencesOfABatchDoNotMix) {
+  for (const char* variant : {"ref", "cpu"}) {
+    const std::string tova = std::string("tova[") + variant + "](budget=90";
+    expect_batch_equals_each_alone(tova + ",pinned=7)", false);
+    expect_batch_equals_each_alone("adakv(base=" + tova + "),pinned=7)", false);
+  }
+}
+
 }  // namespace
 }  // namespace sikv::testing
