@@ -143,5 +143,9 @@ TEST(H2oTest, SequencesOfABatchDoNotMix) {
   }
 }
 
+TEST(H2oTest, RemembersOnlyWhatItHolds) {
+  expect_state_of_held_tokens("h2o(budget=90,pinned=7)", 90, 7, 600);
+}
+
 }  // namespace
 }  // namespace sikv::testing

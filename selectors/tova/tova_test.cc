@@ -78,5 +78,9 @@ TEST(TovaTest, SequencesOfABatchDoNotMix) {
   }
 }
 
+TEST(TovaTest, RemembersOnlyWhatItHolds) {
+  expect_state_of_held_tokens("tova(budget=90,pinned=7)", 90, 7, 1);
+}
+
 }  // namespace
 }  // namespace sikv::testing

@@ -81,6 +81,8 @@ struct Replay {
     std::vector<float> out;                       // [steps, layers, query_heads(), kDim]
     std::vector<std::vector<int32_t>> positions;  // of what layer 0's heads have in pages at the
                                                   // end, then of layer 1's ...
+    std::vector<uint64_t> state_bytes;            // of the selector, after each step; of a batch
+                                                  // all sequences together
   };
 
   // With the queries of the last `queries` prompt positions.
@@ -131,6 +133,9 @@ struct Replay {
           std::copy_n(out.begin() + static_cast<ptrdiff_t>(b) * step_size, step_size,
                       results[b].out.begin() + (int64_t{s} * layers + l) * step_size);
         }
+      }
+      for (Result& result : results) {
+        result.state_bytes.push_back(pipeline.composition().selector().state_bytes());
       }
     }
     for (int l = 0; l < layers; ++l) {
@@ -208,6 +213,19 @@ inline void expect_batch_equals_each_alone(const std::string& selector, bool all
               batch[b].prompt / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS + 2 * SIKV_PAGE_TOKENS);
     for (const auto& positions : alone.positions) EXPECT_LT(std::ssize(positions), encoded);
   }
+}
+
+// Over thousands of steps a selector of that budget remembers only what its two heads hold: 8 bytes
+// of a token, and room for a page on top of the one that fills.
+inline void expect_state_of_held_tokens(const std::string& selector, int budget, int pinned,
+                                        int queries) {
+  SCOPED_TRACE(selector);
+  const Replay replay(600, 3000, 33);
+  const std::vector<uint64_t> bytes = replay.run(selector, queries).state_bytes;
+  const auto tokens = static_cast<uint64_t>(budget + pinned + 2 * SIKV_PAGE_TOKENS);
+  EXPECT_LE(*std::max_element(bytes.begin(), bytes.end()), Replay::kHeads * tokens * 8);
+  EXPECT_GE(*std::min_element(bytes.begin(), bytes.end()),
+            Replay::kHeads * static_cast<uint64_t>(budget) * 8);
 }
 
 }  // namespace sikv::testing
