@@ -332,7 +332,7 @@ class Comparison {
       rows_[i] = row_of(spec, measure_pipeline(spec, registry_, devices_->open(spec, registry_),
                                                source, *exact, config().measure));
       // After every row: whatever stops it, minutes of work are not thrown away.
-      write_partial(*rows_[i], source);
+      write_partial(*rows_[i]);
     }
   }
 
@@ -358,7 +358,7 @@ class Comparison {
     return json;
   }
 
-  void write_partial(const ComparedRow& row, const Source&) {
+  void write_partial(const ComparedRow& row) {
     const std::vector<ComparedRow> rows = done();
     file_->head() = {{"source", sources_.begin()->second.text},
                      {"partial", fmt::format("{} of {} rows", rows.size(), specs_.size())}};
