@@ -621,6 +621,14 @@ TEST_F(Cli, CompareByMemoryMarksWhatRowsRestOn) {
   EXPECT_EQ(json["rows"][1]["bytes_read"]["scan"], 32 * 2 * 64 * 2);
   EXPECT_TRUE(contains(read_text(path("l.svg")), ">Quest<"));
   refused({"compare", config, "--svg", config}, {config, "is not a figure"});
+  // Two outputs in one file, however it is spelt.
+  for (const auto& [first, second] :
+       {std::pair("--json", "--csv"), {"--json", "--svg"}, {"--csv", "--svg"}}) {
+    refused({"compare", config, first, "same", second, "./same"},
+            {first, second, "both name ./same: give each its own file"});
+    refused({"compare", config, second, "same", first, "same"}, {"both name same"});
+    EXPECT_FALSE(fs::exists(path("same")));
+  }
 }
 
 // ---- throughput ---------------------------------------------------------------------------------
