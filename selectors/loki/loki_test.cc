@@ -1,11 +1,10 @@
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <filesystem>
 #include <fstream>
 
 #include "framework/base/error.h"
 #include "tests/support/ranking.h"
+#include "tests/support/temporary.h"
 
 namespace sikv::testing {
 namespace {
@@ -80,8 +79,6 @@ TEST(LokiTest, FindsTheSpaceThatKeysLieIn) {
 
 class LokiFileTest : public ::testing::Test {
  protected:
-  ~LokiFileTest() override { std::filesystem::remove(path_); }
-
   // Axis i of every head is channel i + 7 * (head + 1), mod 64.
   void write(uint32_t layers, uint32_t heads, uint32_t dim, int64_t bytes_short = 0) {
     std::vector<uint32_t> layer_numbers(layers);
@@ -110,7 +107,8 @@ class LokiFileTest : public ::testing::Test {
     return "";
   }
 
-  std::string path_ = ::testing::TempDir() + "sikv_loki_test_" + std::to_string(getpid()) + ".pca";
+  TemporaryFolder folder_;
+  std::string path_ = (folder_ / "keys.pca").string();
 };
 
 TEST_F(LokiFileTest, TakesTheAxesOfItsHead) {

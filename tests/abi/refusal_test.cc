@@ -8,6 +8,7 @@
 
 #include "framework/base/error.h"
 #include "framework/registry/registry.h"
+#include "tests/support/temporary.h"
 
 namespace sikv {
 namespace {
@@ -36,16 +37,7 @@ std::string reason(const std::string& id) {
 
 class FolderTest : public testing::Test {
  protected:
-  void SetUp() override {
-    folder_ =
-        fs::path(testing::TempDir()) /
-        ("sikv_abi_" + std::string(testing::UnitTest::GetInstance()->current_test_info()->name()));
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  fs::path folder_;
+  TemporaryFolder folder_;
 };
 
 TEST(Refusal, OfADescriptor) {
