@@ -902,6 +902,9 @@ TEST_F(Cli, DatasetPcaWritesWhatLokiReads) {
   EXPECT_EQ(sikv({"run", "loki.yaml"}).code, 0);
   ASSERT_EQ(sikv({"dataset", "pca", "t.h5", "-o", "t.pca", "--layers", "1"}).code, 0);
   refused({"run", "loki.yaml"}, {"t.pca", "1 layers"});
+  ASSERT_EQ(sikv({"dataset", "pca", "t.h5", "-o", "t.pca", "--layers", "1,0"}).code, 0);
+  refused({"run", "loki.yaml"}, {"t.pca", "layers 1,0", "0,1"});
+  EXPECT_EQ(sikv({"run", "loki.yaml", "--set", "source.layers=[1, 0]"}).code, 0);
   refused({"dataset", "pca", "t.h5", "-o", "t.pca", "--layers", "7"}, {"t.h5", "layer 7"});
   refused({"dataset", "pca", "t.h5", "-o", "t.pca", "--tokens", "1000"}, {"--tokens", "603"});
   refused({"dataset", "pca", "t.h5", "-o", "t.h5"}, {"t.h5", "is not a PCA file"});

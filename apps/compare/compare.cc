@@ -242,7 +242,7 @@ class Comparison {
       // Parts that do not go together are found before the first row is measured.
       const Source& source = sources_.at(name);
       const Composition composition(spec, registry_, devices_->open(spec, registry_),
-                                    source.shape());
+                                    source.shape(), source.layer_numbers());
       check_needs(composition.selector(), source.offer);
     }
   }

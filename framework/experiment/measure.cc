@@ -321,7 +321,8 @@ Measured measure_pipeline(const PipelineSpec& spec, const Registry& registry, De
   Measured measured;
   measured.pipeline = pipeline_text(spec, registry);
   const int num_layers = static_cast<int>(source.layers.size());
-  Pipeline pipeline(spec, registry, device, source.shape(), static_cast<int>(source.steps));
+  Pipeline pipeline(spec, registry, device, source.shape(), static_cast<int>(source.steps),
+                    source.layer_numbers());
   const SelectorInstance& selector = pipeline.composition().selector();
   check_needs(selector, source.offer);
   const bool all_queries = (selector.table().flags & SIKV_SELECTOR_NEEDS_ALL_QUERIES) != 0;

@@ -110,7 +110,7 @@ Evaluated Evaluation::replay(const PipelineSpec& spec, Device& device, Judge&& j
   const ModelConfig& config = model_.config();
   Progress progress(row.pipeline, config.num_layers + text_.steps);
   Pipeline pipeline(spec, registry_, device, model_.shape(dtype_, text_.prompt + text_.steps),
-                    static_cast<int>(text_.steps));
+                    static_cast<int>(text_.steps), model_.layer_numbers());
   for (int l = 0; l < config.num_layers; ++l) {
     model_.fill(pipeline, l, prompt_.layers[static_cast<size_t>(l)], num_queries_);
     progress.add();
