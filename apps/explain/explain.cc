@@ -12,6 +12,7 @@
 #include "framework/config/pipeline_text.h"
 #include "framework/experiment/source.h"
 #include "framework/experiment/throughput.h"
+#include "framework/pipeline/bytes_read.h"
 #include "framework/pipeline/pipeline.h"
 #include "framework/report/table.h"
 
@@ -30,8 +31,8 @@ struct ExplainFlags {
 struct Sizes {
   sikv_shape shape{};
   int64_t new_tokens = 0;
-};
   std::vector<int> layers;  // of the model, where a trace says which
+};
 
 // One entry per (context, batch) of a synthetic source; one for a trace, which `run` would read, too.
 std::vector<Sizes> sizes_of(const Config& config) {

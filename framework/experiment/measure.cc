@@ -7,6 +7,7 @@
 #include "framework/base/progress.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/device/parallel.h"
+#include "framework/pipeline/bytes_read.h"
 
 namespace sikv {
 namespace {
@@ -377,7 +378,7 @@ Measured measure_pipeline(const PipelineSpec& spec, const Registry& registry, De
   }
   measured.metrics = judge.summaries();
   measured.bytes_per_token = pipeline.cache().bytes_per_token();
-  const double dense_row = 4.0 * source.head_dim;
+  const double dense_row = dense_row_bytes(source.head_dim);
   const double stored = pipeline.cache().bytes_per_stored_token();
   if (stored > 0) measured.compression = dense_row / stored;
   measured.ledger = pipeline.ledger();

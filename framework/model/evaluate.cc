@@ -133,8 +133,8 @@ Evaluated Evaluation::replay(const PipelineSpec& spec, Device& device, Judge&& j
   }
   row.bytes_per_token = pipeline.cache().bytes_per_token();
   row.ledger = pipeline.ledger();
-  row.compression_total = 4.0 * config.head_dim * config.num_kv_heads * config.num_layers *
-                          static_cast<double>(text_.prompt + text_.steps) /
+  row.compression_total = dense_row_bytes(config.head_dim) * config.num_kv_heads *
+                          config.num_layers * static_cast<double>(text_.prompt + text_.steps) /
                           static_cast<double>(row.ledger.total());
   const StageTimes& times = pipeline.times();
   row.prefill_s = times.fit + times.encode + times.observe;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/common/sharing_counts.h"
+#include "plugins/sdk/prompt_queries.h"
 #include "plugins/sdk/select.h"
 #include "plugins/sdk/state.h"
 #include "selectors/hshare/hshare.h"
@@ -68,7 +69,7 @@ class HShare : public Selector {
       const int row = static_cast<int>(i);
       Worker& worker = workers_[static_cast<size_t>(at)];
       HeadState& head = heads_.at(view.layer(), row);
-      const std::vector<float> queries = last_queries(args, view, row);
+      const std::vector<float> queries = last_queries(args, row);
       choose_channels(keys, view, row, queries, head);
       for (const NewTokens& tokens : newly_encoded(args, view)) {
         if (tokens.row == row) append(keys, tokens, head);
@@ -141,17 +142,13 @@ class HShare : public Selector {
   // ---- prompt
 
   // The group's mean of the prompt's last queries, [n, D].
-  std::vector<float> last_queries(const sikv_observe_args& args, const CacheView& view,
-                                  int row) const {
-    const int n = std::min(args.num_queries, prompt_queries_), dim = shape_.head_dim;
+  std::vector<float> last_queries(const sikv_observe_args& args, int row) const {
+    const PromptQueries queries(args, shape_.num_query_heads);
+    const int n = std::min(queries.count(), prompt_queries_), dim = shape_.head_dim;
     const int group = shape_.num_query_heads / shape_.num_kv_heads;
-    const int64_t sequence = row / view.num_kv_heads(), kv_head = row % view.num_kv_heads();
     std::vector<float> out(static_cast<size_t>(n * dim)), heads(static_cast<size_t>(group * dim));
     for (int i = 0; i < n; ++i) {
-      const int64_t query = sequence * args.num_queries + args.num_queries - n + i;
-      load_floats(args.queries, view.dtype(),
-                  (query * shape_.num_query_heads + kv_head * group) * dim, group * dim,
-                  heads.data());
+      queries.load_group(row, n - i, heads.data());
       group_mean(heads.data(), group, dim, out.data() + static_cast<ptrdiff_t>(i) * dim);
     }
     return out;

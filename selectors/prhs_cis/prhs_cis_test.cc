@@ -26,14 +26,6 @@ CacheSpec two_sequences() {
   return {.num_kv_heads = 2, .encoded = {300, 70}, .tail = {9, 40}, .pinned = 12};
 }
 
-double counter(SelectorSession& session, std::string_view name) {
-  for (const sikv_counter& c : session.selector().counters()) {
-    if (name == c.name) return c.value;
-  }
-  ADD_FAILURE() << "no counter " << name;
-  return 0;
-}
-
 SharingRule rule(int radius, double dilated, bool matched) {
   std::vector<sikv_option_value> values;
   for (const sikv_option_spec& spec : kSharingOptions) {
@@ -91,7 +83,7 @@ TEST(PrhsCisTest, NeverSharingIsTheOracleAtEveryStep) {
     // The same query again must not be taken over either.
     expect_equal_but_for_the_cut(session.select(step / 2), oracle.select(step / 2));
   }
-  EXPECT_EQ(counter(session, "reused"), 0);
+  EXPECT_EQ(counters_of(session).at("reused"), 0);
 }
 
 TEST(PrhsCisTest, AlwaysSharingFollowsTheBlocksAlone) {
@@ -108,9 +100,9 @@ TEST(PrhsCisTest, AlwaysSharingFollowsTheBlocksAlone) {
     }
     EXPECT_EQ(rows, anchor) << step;
   }
-  EXPECT_EQ(counter(session, "reused"), 4 * 9);
-  EXPECT_EQ(counter(session, "runs"), 4 * 12);
-  EXPECT_EQ(counter(session, "scan_bytes"), 3 * 2 * (309 + 110) * 128.0);
+  EXPECT_EQ(counters_of(session).at("reused"), 4 * 9);
+  EXPECT_EQ(counters_of(session).at("runs"), 4 * 12);
+  EXPECT_EQ(counters_of(session).at("scan_bytes"), 3 * 2 * (309 + 110) * 128.0);
 }
 
 // q plus noise on one query head.
@@ -131,15 +123,15 @@ TEST(PrhsCisTest, OneHeadThatTurnsAwayMakesItsRowSearch) {
     SelectorSession session(cis(), {{"budget", "25"}, {"reanchor", reanchor}}, filled, kGroup);
     session.observe_everything();
     session.select(0, q);
-    EXPECT_EQ(counter(session, "reused"), 0);
+    EXPECT_EQ(counters_of(session).at("reused"), 0);
     session.select(1, q);
-    EXPECT_EQ(counter(session, "reused"), 4);
+    EXPECT_EQ(counters_of(session).at("reused"), 4);
     // Head 4 belongs to row 1 (sequence 0, KV head 1).
     const std::vector<uint8_t> turned = disturbed(spec, q, 4);
     session.select(2, turned);
-    EXPECT_EQ(counter(session, "reused"), 4 + 3);
+    EXPECT_EQ(counters_of(session).at("reused"), 4 + 3);
     session.select(3, turned);
-    EXPECT_EQ(counter(session, "reused"), 4 + 3 + (std::string(reanchor) == "true" ? 4 : 3));
+    EXPECT_EQ(counters_of(session).at("reused"), 4 + 3 + (std::string(reanchor) == "true" ? 4 : 3));
   }
 }
 
@@ -282,9 +274,9 @@ TEST(PrhsCisTest, RowsFollowOrSearchByTheirOwnQueries) {
         selected += static_cast<double>(rows[i].size());
         if (!follows[i]) scan_bytes += (row < 2 ? 309 : 110) * 128.0;
       }
-      EXPECT_EQ(counter(session, "reused"), reused);
-      EXPECT_EQ(counter(session, "selected"), selected);
-      EXPECT_EQ(counter(session, "scan_bytes"), scan_bytes);
+      EXPECT_EQ(counters_of(session).at("reused"), reused);
+      EXPECT_EQ(counters_of(session).at("selected"), selected);
+      EXPECT_EQ(counters_of(session).at("scan_bytes"), scan_bytes);
     };
     const std::vector<bool> none(4, false), all(4, true), but_row_1 = {true, false, true, true};
     step(0, q, none);
@@ -317,7 +309,7 @@ TEST(PrhsCisTest, ANewPageBeginsABlock) {
   filled.cache.set_encoded_len(0, 512);
   session.observe_page({256});
   const std::vector<Slots> rows = session.select(1, q);
-  EXPECT_EQ(counter(session, "reused"), 0);
+  EXPECT_EQ(counters_of(session).at("reused"), 0);
   EXPECT_GE(rows[0].back(), 256);
 }
 
@@ -330,13 +322,13 @@ TEST(PrhsCisTest, AuditedBoundsHold) {
                             filled, kGroup);
     session.observe_everything();
     for (int step = 0; step < 16; ++step) session.select(step);
-    EXPECT_EQ(counter(session, "audited"), 4 * 14);
-    EXPECT_EQ(counter(session, "reused"), 4 * 14);
-    EXPECT_EQ(counter(session, "bound_violations"), 0);
-    EXPECT_LE(counter(session, "dropped"), counter(session, "dropped_bound"));
-    EXPECT_LE(counter(session, "loss"), counter(session, "loss_bound"));
+    EXPECT_EQ(counters_of(session).at("audited"), 4 * 14);
+    EXPECT_EQ(counters_of(session).at("reused"), 4 * 14);
+    EXPECT_EQ(counters_of(session).at("bound_violations"), 0);
+    EXPECT_LE(counters_of(session).at("dropped"), counters_of(session).at("dropped_bound"));
+    EXPECT_LE(counters_of(session).at("loss"), counters_of(session).at("loss_bound"));
     if (std::string(budget) == "25") {
-      EXPECT_GT(counter(session, "loss"), 0);  // queries that have nothing in common
+      EXPECT_GT(counters_of(session).at("loss"), 0);  // queries that have nothing in common
     }
   }
 }

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <iterator>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -239,6 +240,13 @@ class SelectorSession {
   std::optional<Guarded<float>> log_weights_;
   std::optional<Workspace> workspace_;
 };
+
+// By name.
+inline std::map<std::string, double> counters_of(const SelectorSession& session) {
+  std::map<std::string, double> counters;
+  for (const sikv_counter& c : session.selector().counters()) counters[c.name] = c.value;
+  return counters;
+}
 
 }  // namespace sikv::testing
 
