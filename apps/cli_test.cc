@@ -654,6 +654,14 @@ TEST_F(Cli, CompareByMemoryMarksWhatRowsRestOn) {
   EXPECT_EQ(json["rows"][1]["bytes_read"]["scan"], 32 * 2 * 64 * 2);
   EXPECT_TRUE(contains(read_text(path("l.svg")), ">Quest<"));
   refused({"compare", config, "--svg", config}, {config, "is not a figure"});
+  // Two outputs in one file, however it is spelt.
+  for (const auto& [first, second] :
+       {std::pair("--json", "--csv"), {"--json", "--svg"}, {"--csv", "--svg"}}) {
+    refused({"compare", config, first, "same", second, "./same"},
+            {first, second, "both name ./same: give each its own file"});
+    refused({"compare", config, second, "same", first, "same"}, {"both name same"});
+    EXPECT_FALSE(fs::exists(path("same")));
+  }
 }
 
 // Recall is of the best `budget` tokens, of which a top-p leaves most out.
@@ -979,6 +987,9 @@ TEST_F(Cli, DatasetPcaWritesWhatLokiReads) {
   EXPECT_EQ(sikv({"run", "loki.yaml"}).code, 0);
   ASSERT_EQ(sikv({"dataset", "pca", "t.h5", "-o", "t.pca", "--layers", "1"}).code, 0);
   refused({"run", "loki.yaml"}, {"t.pca", "1 layers"});
+  ASSERT_EQ(sikv({"dataset", "pca", "t.h5", "-o", "t.pca", "--layers", "1,0"}).code, 0);
+  refused({"run", "loki.yaml"}, {"t.pca", "layers 1,0", "0,1"});
+  EXPECT_EQ(sikv({"run", "loki.yaml", "--set", "source.layers=[1, 0]"}).code, 0);
   refused({"dataset", "pca", "t.h5", "-o", "t.pca", "--layers", "7"}, {"t.h5", "layer 7"});
   refused({"dataset", "pca", "t.h5", "-o", "t.pca", "--tokens", "1000"}, {"--tokens", "603"});
   refused({"dataset", "pca", "t.h5", "-o", "t.h5"}, {"t.h5", "is not a PCA file"});

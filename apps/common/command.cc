@@ -230,6 +230,19 @@ void add_config_argument(CLI::App& app, std::filesystem::path& file) {
   app.add_option("CONFIG", file, "a YAML config, as in configs/")->required();
 }
 
+void check_own_files(std::initializer_list<std::pair<const char*, std::filesystem::path>> outputs) {
+  std::map<std::filesystem::path, const char*> named;
+  for (const auto& [option, file] : outputs) {
+    if (file.empty()) continue;
+    const auto [first, is_new] = named.try_emplace(
+        std::filesystem::weakly_canonical(std::filesystem::absolute(file)), option);
+    if (!is_new) {
+      throw Error("{} and {} both name {}: give each its own file", first->second, option,
+                  file.string());
+    }
+  }
+}
+
 void add_output_option(CLI::App& app, const char* name, std::filesystem::path& file,
                        const char* help) {
   app.add_option(name, file, help)->type_name("FILE")->check([](const std::string& given) {

@@ -6,10 +6,12 @@
 #include <CLI/CLI.hpp>
 #include <filesystem>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "framework/config/config.h"
@@ -94,6 +96,9 @@ std::string examples(const std::vector<std::string>& lines);
 void add_config_argument(CLI::App& app, std::filesystem::path& file);
 void add_output_option(CLI::App& app, const char* name, std::filesystem::path& file,
                        const char* help);
+// Error naming two of a command's output options that would write the same file, however it is spelt;
+// an option that was not given is an empty path.
+void check_own_files(std::initializer_list<std::pair<const char*, std::filesystem::path>> outputs);
 
 }  // namespace sikv
 

@@ -176,14 +176,7 @@ class Comparison {
   const Config& config() const { return configs_.front(); }
 
   void check_outputs() const {
-    std::set<std::filesystem::path> named;
-    for (const auto& output : {flags_.json, flags_.csv, flags_.svg}) {
-      if (!output.empty() && !named.insert(output).second) {
-        throw Error("{} both name {}: give each its own file",
-                    output == flags_.svg ? "--svg and another option" : "--json and --csv",
-                    output.string());
-      }
-    }
+    check_own_files({{"--json", flags_.json}, {"--csv", flags_.csv}, {"--svg", flags_.svg}});
     if (!flags_.csv.empty()) check_result_path(flags_.csv);
     if (!flags_.svg.empty()) check_replaceable(flags_.svg, "<svg", "a figure");
   }
@@ -253,7 +246,7 @@ class Comparison {
       // Parts that do not go together are found before the first row is measured.
       const Source& source = sources_.at(name);
       const Composition composition(spec, registry_, devices_->open(spec, registry_),
-                                    source.shape());
+                                    source.shape(), source.layer_numbers());
       check_needs(composition.selector(), source.offer);
       needs_.push_back(join(needs_of(composition.selector())));
       note_pins(spec, source.prompt);

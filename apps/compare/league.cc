@@ -7,6 +7,7 @@
 #include <map>
 
 #include "apps/common/show.h"
+#include "framework/pipeline/bytes_read.h"
 #include "framework/report/rows.h"
 #include "framework/report/scatter.h"
 
@@ -14,8 +15,6 @@ namespace sikv {
 namespace {
 
 constexpr int kSmallestClass = 5;
-
-double dense_bytes(int head_dim) { return 4.0 * head_dim; }
 
 std::optional<ScatterPoint> point_of(const ComparedRow& row) {
   const std::optional<double> bytes = bytes_read(row);
@@ -76,12 +75,12 @@ const std::string& row_name(const ComparedRow& row) {
 int memory_class(const ComparedRow& row) {
   const double bytes = row.measured.memory_per_token;
   if (bytes <= 0) return 0;
-  const double fewer = std::log2(dense_bytes(row.head_dim) / bytes);
+  const double fewer = std::log2(dense_row_bytes(row.head_dim) / bytes);
   return fewer <= 0 ? 0 : std::min(1 + static_cast<int>(fewer), kSmallestClass);
 }
 
 std::string memory_class_name(int memory_class, int head_dim) {
-  const double dense = dense_bytes(head_dim);
+  const double dense = dense_row_bytes(head_dim);
   const auto bytes = [&](int halvings) { return dense / (1 << halvings); };
   if (memory_class == 0) return fmt::format("as fp16 or larger: {:g} bytes/token or more", dense);
   if (memory_class == kSmallestClass) {

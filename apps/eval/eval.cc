@@ -63,6 +63,7 @@ Command add_eval(CLI::App& app, const std::vector<std::string>& command_line) {
       "sikv eval configs/self_index.yaml --model smollm2.h5 --trace-tokens trace.h5 --prompt 2048",
   }));
   return {command, [flags, &command_line] {
+            check_own_files({{"--json", flags->json}, {"--svg", flags->svg}});
             if (flags->tasks == std::vector<std::string>{"all"}) flags->tasks = task_names();
             for (const std::string& name : flags->tasks) static_cast<void>(parse_task(name));
             EvalSession session(*flags, command_line);

@@ -85,7 +85,8 @@ std::vector<int32_t> EvalSession::tokens_of(const std::filesystem::path& text) c
 
 void EvalSession::check_pipelines(int64_t tokens) {
   for (const PipelineSpec& spec : pipelines_) {
-    const Composition composition(spec, registry_, device_of(spec), model_.shape(dtype(), tokens));
+    const Composition composition(spec, registry_, device_of(spec), model_.shape(dtype(), tokens),
+                                  model_.layer_numbers());
     check_needs(composition.selector(), model_.offer(0, 0));
     all_queries_ |= (composition.selector().table().flags & SIKV_SELECTOR_NEEDS_ALL_QUERIES) != 0;
   }

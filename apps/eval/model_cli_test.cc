@@ -132,6 +132,8 @@ TEST_F(ModelCli, EvalRefusesBadInput) {
   refused(eval("--text text.txt", 2048), "do not fit the context of tiny-llama");
   refused(eval("--text text.txt --kv-type fp8"), "--kv-type");
   refused(eval("--text text.txt --json text.txt"), "holds no evaluation");
+  refused(eval("--text text.txt --json out --svg ./out"),
+          "--json and --svg both name ./out: give each its own file");
   refused(eval("--text text.txt --text text.txt"), "two texts are called text.txt");
   refused(eval("--trace-tokens " SIKV_SOURCE_DIR "/datasets/smollm2-135m-4k.h5"),
           "is not in the vocabulary of tiny-llama");

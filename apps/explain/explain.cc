@@ -12,6 +12,7 @@
 #include "framework/config/pipeline_text.h"
 #include "framework/experiment/source.h"
 #include "framework/experiment/throughput.h"
+#include "framework/pipeline/bytes_read.h"
 #include "framework/pipeline/pipeline.h"
 #include "framework/report/table.h"
 
@@ -30,6 +31,7 @@ struct ExplainFlags {
 struct Sizes {
   sikv_shape shape{};
   int64_t new_tokens = 0;
+  std::vector<int> layers;  // of the model, where a trace says which
 };
 
 // One entry per (context, batch) of a synthetic source; one for a trace, which `run` would read, too.
@@ -41,13 +43,14 @@ std::vector<Sizes> sizes_of(const Config& config) {
       for (const int batch : synthetic->batch) {
         all.push_back(
             {model_shape(*config.model, parse_dtype(synthetic->dtype), context + steps, batch),
-             steps});
+             steps,
+             {}});
       }
     }
     return all;
   }
   const Source source = load_source(config);
-  return {{source.shape(), source.steps}};
+  return {{source.shape(), source.steps, source.layer_numbers()}};
 }
 
 std::string parts_text(const Composition& composition, const Registry& registry,
@@ -84,7 +87,7 @@ std::string sizes_text(const PipelineSpec& spec, const Registry& registry, Devic
                        const Sizes& sizes, uint64_t weights, const TableStyle& style) {
   const sikv_shape& shape = sizes.shape;
   const int new_tokens = static_cast<int>(sizes.new_tokens);
-  const Composition composition(spec, registry, device, shape);
+  const Composition composition(spec, registry, device, shape, sizes.layers);
   const CacheOptions options = composition.cache_options(new_tokens);
   Ledger ledger = composition.planned(shape.max_tokens, options);
   double bytes_per_token =
@@ -94,7 +97,7 @@ std::string sizes_text(const PipelineSpec& spec, const Registry& registry, Devic
           line_padding_page_bytes(composition.key_layout(), composition.value_layout())) /
       SIKV_PAGE_TOKENS;
   const uint64_t free = usable_bytes(device), usable = free > weights ? free - weights : 0;
-  const double dense = 4.0 * shape.head_dim * shape.num_layers * shape.num_kv_heads *
+  const double dense = dense_row_bytes(shape.head_dim) * shape.num_layers * shape.num_kv_heads *
                        static_cast<double>(shape.max_sequences) * shape.max_tokens;
   const auto budget = composition.budget(shape.max_tokens);
   const int64_t encoded = (shape.max_tokens - new_tokens) / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS;
@@ -147,7 +150,8 @@ void explain(const ExplainFlags& flags) {
     }
     const auto& [all_sizes, offer] = places.at(spec.entry.source);
     Device& device = devices.open(spec, registry);
-    const Composition composition(spec, registry, device, all_sizes.front().shape);
+    const Composition composition(spec, registry, device, all_sizes.front().shape,
+                                  all_sizes.front().layers);
     check_needs(composition.selector(), offer);
     text += fmt::format("{}{}\n", text.empty() ? "" : "\n", pipeline_text(spec, registry));
     text += fmt::format("  keys in {}, values in {}\n\n", layout_text(composition.key_layout()),

@@ -97,7 +97,7 @@ void generate(const GenerateFlags& flags) {
   if (!flags.ignore_stop) options.stop_token = vocabulary.eos_token;
   // Parts that do not go together are found before the prefill.
   const sikv_shape shape = model.shape(options.dtype, std::ssize(tokens) + options.max_tokens);
-  const Composition composition(spec, registry, device, shape);
+  const Composition composition(spec, registry, device, shape, model.layer_numbers());
   check_needs(composition.selector(), model.offer(0, 0));
   options.all_queries =
       (composition.selector().table().flags & SIKV_SELECTOR_NEEDS_ALL_QUERIES) != 0;

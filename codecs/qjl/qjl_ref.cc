@@ -28,13 +28,13 @@ class Qjl : public TokenCodec {
 
  protected:
   void encode_token(const StoreView& store, int row, int page, int token, const float* x) override {
-    sketch_.sketch(x, sketch_.rows(), signs(store, row, page, token));
+    sketch_.sketch(x, signs(store, row, page, token));
     minmax::store_saturated(norm(store, row, page, token), SIKV_FP16, 0,
                             norm_of(x, params_.head_dim));
   }
   void decode_token(const StoreView& store, int row, int page, int token, float* x) const override {
     std::fill_n(x, params_.head_dim, 0.0f);
-    sketch_.add_estimate(signs(store, row, page, token), sketch_.rows(),
+    sketch_.add_estimate(signs(store, row, page, token),
                          sikv_load(norm(store, row, page, token), SIKV_FP16, 0), x);
   }
 

@@ -46,7 +46,7 @@ void Turboquant::encode_token(const StoreView& store, int row, int page_index, i
   float residual[kMaxHeadDim];
   turbo::pack_1(params_, to, token, x, residual);
   if (!params_.prod) return;
-  sketch_.sketch(residual, sketch_.rows(), turbo::sketch_row(params_, to, token));
+  sketch_.sketch(residual, turbo::sketch_row(params_, to, token));
   turbo::store_residual(params_, to, token, residual);
 }
 
@@ -55,7 +55,7 @@ void Turboquant::decode_token(const StoreView& store, int row, int page_index, i
   const turbo::Page from = page(store, row, page_index);
   turbo::unpack_rotated_1(params_, from, token, x);
   if (params_.prod) {
-    sketch_.add_estimate(turbo::sketch_row(params_, from, token), sketch_.rows(),
+    sketch_.add_estimate(turbo::sketch_row(params_, from, token),
                          turbo::load_residual(params_, from, token), x);
   }
   rotation::inverse(x, params_.head_dim);

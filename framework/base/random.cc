@@ -1,10 +1,10 @@
 #include "framework/base/random.h"
 
-#include <bit>
 #include <cmath>
 #include <cstddef>
 
 #include "framework/base/error.h"
+#include "plugins/abi/sikv_log.h"
 
 namespace sikv {
 namespace {
@@ -40,7 +40,7 @@ inline double central(double q) {
 }
 
 double tail(double p) {
-  double r = std::sqrt(-portable_log(p));
+  double r = std::sqrt(-sikv_log(p));
   if (r <= 5) {
     r -= 1.6;
     return (((((((7.74545014278341407640e-4 * r + 2.27238449892691845833e-2) * r +
@@ -96,22 +96,6 @@ double tail(double p) {
 }
 
 }  // namespace
-
-double portable_log(double x) {
-  // x = m * 2^e with m in [sqrt(1/2), sqrt(2)), then log m = 2 atanh s, s = (m - 1) / (m + 1). With
-  // |s| < 0.172 the series to s^21 leaves an error below 1e-17.
-  const uint64_t bits = std::bit_cast<uint64_t>(x);
-  int exponent = static_cast<int>(bits >> 52) - 1023;
-  double m = std::bit_cast<double>((bits & 0xfffffffffffffull) | 0x3ff0000000000000ull);
-  if (m > 1.4142135623730951) {
-    m *= 0.5;
-    ++exponent;
-  }
-  const double s = (m - 1) / (m + 1), s2 = s * s;
-  double series = 0;
-  for (int k = 21; k >= 3; k -= 2) series = (series + 1.0 / k) * s2;
-  return exponent * 0.69314718055994530942 + 2 * (s + s * series);
-}
 
 double normal_quantile(double p) {
   const double q = p - 0.5;

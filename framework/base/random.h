@@ -26,9 +26,6 @@ constexpr uint64_t derive_seed(uint64_t seed, uint64_t index) {
   return mix64(seed ^ mix64(index + 0x9e3779b97f4a7c15ull));
 }
 
-// Natural logarithm of a positive, finite, normal number; relative error below 1e-15 away from 1.
-double portable_log(double x);
-
 // Quantile function of the standard normal distribution, 0 < p < 1 (algorithm AS 241, Wichura 1988;
 // relative error about 1e-16).
 double normal_quantile(double p);

@@ -8,6 +8,7 @@
 #include "framework/base/error.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/config/test_registry.h"
+#include "tests/support/temporary.h"
 
 namespace sikv {
 namespace {
@@ -54,8 +55,8 @@ class ConfigTest : public testing::Test {
 };
 
 TEST_F(ConfigTest, ReadsTheWholeForm) {
-  const fs::path folder = fs::path(testing::TempDir()) / "sikv_config_test";
-  fs::create_directories(folder / "traces");
+  const TemporaryFolder folder;
+  fs::create_directory(folder / "traces");
   std::ofstream(folder / "traces" / "t.h5") << "x";
   std::ofstream(folder / "c.yaml") << R"(
 model: {preset: llama-3.1-8b, layers: 4}
@@ -96,7 +97,6 @@ threads: 2
   EXPECT_EQ(config.measure.warmup, 8);
   EXPECT_EQ(config.measure.metrics, (std::vector<std::string>{"memory", "recall"}));
   EXPECT_EQ(config.threads, 2);
-  fs::remove_all(folder);
 }
 
 constexpr const char* kWrapped = R"(pipeline:
@@ -176,8 +176,7 @@ TEST_F(ConfigTest, PlacesErrorsOfNestedSelectors) {
 }
 
 TEST_F(ConfigTest, TextsThatNameFilesAreRelativeToTheConfig) {
-  const fs::path folder = fs::path(testing::TempDir()) / "sikv_config_text_test";
-  fs::create_directories(folder);
+  const TemporaryFolder folder;
   std::ofstream(folder / "pca.h5") << "x";
   const auto table_of = [&](const std::string& table) {
     std::ofstream(folder / "c.yaml")
@@ -192,7 +191,6 @@ TEST_F(ConfigTest, TextsThatNameFilesAreRelativeToTheConfig) {
   EXPECT_EQ(table_of("pca.h5"), (folder / "pca.h5").string());
   EXPECT_EQ(table_of("elsewhere.h5"), "elsewhere.h5");
   EXPECT_EQ(table_of("/tmp"), "/tmp");
-  fs::remove_all(folder);
 }
 
 TEST_F(ConfigTest, ReadsSyntheticSources) {

@@ -7,6 +7,7 @@
 #include "framework/base/progress.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/device/parallel.h"
+#include "framework/pipeline/bytes_read.h"
 
 namespace sikv {
 namespace {
@@ -321,7 +322,8 @@ Measured measure_pipeline(const PipelineSpec& spec, const Registry& registry, De
   Measured measured;
   measured.pipeline = pipeline_text(spec, registry);
   const int num_layers = static_cast<int>(source.layers.size());
-  Pipeline pipeline(spec, registry, device, source.shape(), static_cast<int>(source.steps));
+  Pipeline pipeline(spec, registry, device, source.shape(), static_cast<int>(source.steps),
+                    source.layer_numbers());
   const SelectorInstance& selector = pipeline.composition().selector();
   check_needs(selector, source.offer);
   const bool all_queries = (selector.table().flags & SIKV_SELECTOR_NEEDS_ALL_QUERIES) != 0;
@@ -376,7 +378,7 @@ Measured measure_pipeline(const PipelineSpec& spec, const Registry& registry, De
   }
   measured.metrics = judge.summaries();
   measured.bytes_per_token = pipeline.cache().bytes_per_token();
-  const double dense_row = 4.0 * source.head_dim;
+  const double dense_row = dense_row_bytes(source.head_dim);
   const double stored = pipeline.cache().bytes_per_stored_token();
   if (stored > 0) measured.compression = dense_row / stored;
   measured.ledger = pipeline.ledger();

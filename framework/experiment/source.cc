@@ -173,6 +173,12 @@ sikv_shape Source::shape() const {
   return shape;
 }
 
+std::vector<int> Source::layer_numbers() const {
+  std::vector<int> numbers;
+  for (const SourceLayer& layer : layers) numbers.push_back(layer.model_layer);
+  return numbers;
+}
+
 int32_t parse_dtype(const std::string& name) {
   if (name == "fp32") return SIKV_FP32;
   if (name == "fp16") return SIKV_FP16;

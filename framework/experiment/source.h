@@ -39,6 +39,7 @@ struct Source {
   int64_t prompt_queries() const { return prompt > first_query ? prompt - first_query : 0; }
   // The shape a pipeline for this source is made with.
   sikv_shape shape() const;
+  std::vector<int> layer_numbers() const;  // in the model
 };
 
 // Reads the trace, or synthesises the first (context, batch) of the config. Errors name what the

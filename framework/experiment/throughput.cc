@@ -14,6 +14,7 @@
 #include "framework/config/pipeline_text.h"
 #include "framework/experiment/read_gpu.h"
 #include "framework/experiment/source.h"
+#include "framework/pipeline/bytes_read.h"
 #include "framework/pipeline/staging.h"
 #include "framework/trace/synth.h"
 
@@ -344,7 +345,7 @@ Throughput ThroughputBench::run(const PipelineSpec& spec, const sikv_shape& shap
   }
   row.ledger = pipeline.ledger();
   row.bytes_per_token = pipeline.cache().bytes_per_token();
-  const double dense_row = 4.0 * shape.head_dim;
+  const double dense_row = dense_row_bytes(shape.head_dim);
   const double stored = pipeline.cache().bytes_per_stored_token();
   if (stored > 0) row.compression = dense_row / stored;
   row.compression_total = dense_row * shape.num_layers * shape.max_sequences * shape.num_kv_heads *

@@ -110,7 +110,7 @@ Evaluated Evaluation::replay(const PipelineSpec& spec, Device& device, Judge&& j
   const ModelConfig& config = model_.config();
   Progress progress(row.pipeline, config.num_layers + text_.steps);
   Pipeline pipeline(spec, registry_, device, model_.shape(dtype_, text_.prompt + text_.steps),
-                    static_cast<int>(text_.steps));
+                    static_cast<int>(text_.steps), model_.layer_numbers());
   pipeline.count_attended();
   for (int l = 0; l < config.num_layers; ++l) {
     model_.fill(pipeline, l, prompt_.layers[static_cast<size_t>(l)], num_queries_);
@@ -134,8 +134,8 @@ Evaluated Evaluation::replay(const PipelineSpec& spec, Device& device, Judge&& j
   }
   row.bytes_per_token = pipeline.cache().bytes_per_token();
   row.ledger = pipeline.ledger();
-  row.compression_total = 4.0 * config.head_dim * config.num_kv_heads * config.num_layers *
-                          static_cast<double>(text_.prompt + text_.steps) /
+  row.compression_total = dense_row_bytes(config.head_dim) * config.num_kv_heads *
+                          config.num_layers * static_cast<double>(text_.prompt + text_.steps) /
                           static_cast<double>(row.ledger.total());
   const StageTimes& times = pipeline.times();
   row.prefill_s = times.fit + times.encode + times.observe;

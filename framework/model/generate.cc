@@ -51,7 +51,7 @@ Generated Generator::run(const PipelineSpec& spec, const Registry& registry, Dev
   const auto start = Clock::now();
   Pipeline pipeline(spec, registry, device,
                     model_.shape(options_.dtype, prompt_tokens_ + options_.max_tokens),
-                    options_.max_tokens);
+                    options_.max_tokens, model_.layer_numbers());
   model_.fill(pipeline, prompt_);
   std::vector<double> steps;
   int32_t token = first_token_;

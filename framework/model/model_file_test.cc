@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "framework/base/error.h"
+#include "tests/support/temporary.h"
 
 namespace sikv {
 namespace {
@@ -32,12 +33,6 @@ std::string refusal(const fs::path& path) {
 
 class BadModel : public testing::Test {
  protected:
-  BadModel()
-      : path_(fs::path(testing::TempDir()) /
-              (std::string("sikv_model_") +
-               testing::UnitTest::GetInstance()->current_test_info()->name() + ".h5")) {}
-  ~BadModel() override { fs::remove(path_); }
-
   // What is said of a copy of a tiny model after `change`.
   std::string after(const std::function<void(H5::H5File&)>& change,
                     const std::string& model = "llama") {
@@ -68,7 +63,8 @@ class BadModel : public testing::Test {
     return after([&](H5::H5File& file) { file.unlink(dataset); });
   }
 
-  fs::path path_;
+  TemporaryFolder folder_;
+  fs::path path_ = folder_ / "model.h5";
 };
 
 #define EXPECT_SAYS(text, part) \

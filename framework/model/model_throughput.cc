@@ -149,7 +149,7 @@ ModelThroughput ModelThroughputBench::measure(const PipelineSpec& spec, int64_t 
   row.context = context;
   row.batch = batch;
   Pipeline pipeline(spec, registry_, device_, shape(context, batch),
-                    static_cast<int>(options_.warmup + options_.steps));
+                    static_cast<int>(options_.warmup + options_.steps), model_.layer_numbers());
   const double filled_s = fill(pipeline, context, batch);
   row.first_s = prompt_s_;
   auto seconds = timed_steps(context, batch,

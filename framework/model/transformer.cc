@@ -1,6 +1,7 @@
 #include "framework/model/transformer.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "framework/base/error.h"
@@ -25,6 +26,12 @@ sikv_shape Transformer::shape(int32_t dtype, int64_t max_tokens, int batch) cons
           batch,
           static_cast<int32_t>(max_tokens),
           config().rope_theta};
+}
+
+std::vector<int> Transformer::layer_numbers() const {
+  std::vector<int> numbers(static_cast<size_t>(config().num_layers));
+  std::iota(numbers.begin(), numbers.end(), 0);
+  return numbers;
 }
 
 void Transformer::check_token(int32_t token) const {

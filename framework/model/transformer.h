@@ -59,6 +59,7 @@ class Transformer {
   }
   // What a pipeline for this model is made with.
   sikv_shape shape(int32_t dtype, int64_t max_tokens, int batch = 1) const;
+  std::vector<int> layer_numbers() const;  // all
 
   // What selectors get of a prompt of `tokens`: the last `num_queries` queries and, on a CPU, w_o.
   Offer offer(int64_t tokens, int num_queries) const;

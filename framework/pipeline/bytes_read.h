@@ -10,6 +10,9 @@
 
 namespace sikv {
 
+// K and V of one token in fp16: what dense attention reads and ratios compare with.
+constexpr double dense_row_bytes(int head_dim) { return 4.0 * head_dim; }
+
 // Values of a selector's counters by name.
 using Counters = std::map<std::string, double>;
 Counters counters_by_name(const Pipeline& pipeline);

@@ -75,7 +75,8 @@ std::unique_ptr<T> Composition::make(const char* role, sikv_kind kind, const Plu
                                      const Registry& registry, Device& device) {
   auto made = placed(plugin, [&] {
     const auto chosen = choose(role, kind, plugin, registry, device);
-    return std::make_unique<T>(*chosen.first, chosen.second, shape_, device.info(), device.host());
+    return std::make_unique<T>(*chosen.first, chosen.second, shape_, device.info(), device.host(),
+                               layers_);
   });
   made->place(plugin.where);
   return made;
@@ -95,15 +96,15 @@ std::unique_ptr<SelectorInstance> Composition::make_selector(const PluginSpec& p
   if (!plugin.base.empty()) base = make_selector(plugin.base.front(), registry, device);
   auto made = placed(plugin, [&] {
     return std::make_unique<SelectorInstance>(*chosen.first, chosen.second, shape_, device.info(),
-                                              device.host(), std::move(base));
+                                              device.host(), std::move(base), layers_);
   });
   made->place(plugin.where);
   return made;
 }
 
 Composition::Composition(const PipelineSpec& spec, const Registry& registry, Device& device,
-                         const sikv_shape& shape)
-    : spec_(spec), shape_(shape) {
+                         const sikv_shape& shape, std::span<const int> layers)
+    : spec_(spec), shape_(shape), layers_(layers.begin(), layers.end()) {
   keys_ = make<CodecInstance>("keys", SIKV_KEY_CODEC, spec.keys, registry, device);
   values_ = make<CodecInstance>("values", SIKV_VALUE_CODEC, spec.values, registry, device);
   selector_ = make_selector(spec_.selector, registry, device);

@@ -36,8 +36,8 @@ KvCache::Store store_of(const CodecInstance& codec) {
 }  // namespace
 
 Pipeline::Pipeline(const PipelineSpec& spec, const Registry& registry, Device& device,
-                   const sikv_shape& shape, int max_new_tokens)
-    : composition_(spec, registry, device, shape),
+                   const sikv_shape& shape, int max_new_tokens, std::span<const int> layers)
+    : composition_(spec, registry, device, shape, layers),
       device_(device),
       shape_(shape),
       scale_(1.0f / std::sqrt(static_cast<float>(shape.head_dim))),

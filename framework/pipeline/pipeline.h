@@ -41,8 +41,9 @@ struct ChosenPart {
 // what a Pipeline is made from. Checks that the parts understand each other's layouts.
 class Composition {
  public:
+  // `layers`: the number in its model of each layer of the cache; empty where it has no model.
   Composition(const PipelineSpec& spec, const Registry& registry, Device& device,
-              const sikv_shape& shape);
+              const sikv_shape& shape, std::span<const int> layers = {});
 
   const PipelineSpec& spec() const { return spec_; }
   const std::vector<ChosenPart>& parts() const { return parts_; }
@@ -82,6 +83,7 @@ class Composition {
 
   PipelineSpec spec_;
   sikv_shape shape_;
+  std::vector<int> layers_;
   std::vector<ChosenPart> parts_;
   std::optional<sikv_option_value> budget_;
   std::unique_ptr<CodecInstance> keys_, values_;
@@ -120,7 +122,7 @@ class Pipeline {
  public:
   // `max_new_tokens`: tokens appended per sequence after its prompt, at most.
   Pipeline(const PipelineSpec& spec, const Registry& registry, Device& device,
-           const sikv_shape& shape, int max_new_tokens);
+           const sikv_shape& shape, int max_new_tokens, std::span<const int> layers = {});
 
   // Data of K, V and q may lie on the device or on the host, from where it is copied; device data
   // of decode steps is aligned to 16 bytes. `first` and `count` of rows lie on the host.

@@ -33,13 +33,14 @@ std::string text_of(const sikv_message& message) {
 }  // namespace
 
 Instance::Instance(const Variant& variant, const OptionSet& options, const sikv_shape& shape,
-                   const sikv_device& device, const sikv_host& host)
-    : Instance(variant, options, shape, device, host, nullptr) {}
+                   const sikv_device& device, const sikv_host& host, std::span<const int> layers)
+    : Instance(variant, options, shape, device, host, layers, nullptr) {}
 
 Instance::Instance(const Variant& variant, const OptionSet& options, const sikv_shape& shape,
-                   const sikv_device& device, const sikv_host& host,
+                   const sikv_device& device, const sikv_host& host, std::span<const int> layers,
                    std::unique_ptr<SelectorInstance> base)
     : variant_(&variant), base_(std::move(base)) {
+  SIKV_ASSERT(layers.empty() || std::ssize(layers) == shape.num_layers);
   const sikv_create_args args{sizeof args,
                               static_cast<uint32_t>(options.values().size()),
                               options.values().data(),
@@ -47,7 +48,8 @@ Instance::Instance(const Variant& variant, const OptionSet& options, const sikv_
                               &device,
                               &host,
                               base_ == nullptr ? nullptr : &base_->table(),
-                              base_ == nullptr ? nullptr : base_->self()};
+                              base_ == nullptr ? nullptr : base_->self(),
+                              layers.empty() ? nullptr : layers.data()};
   checked([&](sikv_message* why) { return lifetime(variant).create(&args, &self_, why); });
 }
 
@@ -178,8 +180,9 @@ constexpr uint32_t kInherited = SIKV_SELECTOR_UNORDERED | SIKV_SELECTOR_NEEDS_AL
 
 SelectorInstance::SelectorInstance(const Variant& variant, const OptionSet& options,
                                    const sikv_shape& shape, const sikv_device& device,
-                                   const sikv_host& host, std::unique_ptr<SelectorInstance> base)
-    : Instance(variant, options, shape, device, host, std::move(base)),
+                                   const sikv_host& host, std::unique_ptr<SelectorInstance> base,
+                                   std::span<const int> layers)
+    : Instance(variant, options, shape, device, host, layers, std::move(base)),
       table_(std::make_unique<sikv_selector_table>(variant.selector())) {
   table_->struct_size = sizeof(sikv_selector_table);
   if (wrapped() == nullptr) return;

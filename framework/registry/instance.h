@@ -3,6 +3,7 @@
 #define SIKV_FRAMEWORK_REGISTRY_INSTANCE_H_
 
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,8 +18,9 @@ class SelectorInstance;
 // Owns one instance made by a variant's create. Movable; destroys it at the end.
 class Instance {
  public:
+  // `layers` of a model, in the order of the cache's; empty where there is no model.
   Instance(const Variant& variant, const OptionSet& options, const sikv_shape& shape,
-           const sikv_device& device, const sikv_host& host);
+           const sikv_device& device, const sikv_host& host, std::span<const int> layers = {});
   Instance(Instance&& other) noexcept;
   Instance& operator=(Instance&& other) noexcept;
   ~Instance();
@@ -32,7 +34,7 @@ class Instance {
 
  protected:
   Instance(const Variant& variant, const OptionSet& options, const sikv_shape& shape,
-           const sikv_device& device, const sikv_host& host,
+           const sikv_device& device, const sikv_host& host, std::span<const int> layers,
            std::unique_ptr<SelectorInstance> base);
   // What a wrapper wraps, or nullptr.
   const SelectorInstance* wrapped() const { return base_.get(); }
@@ -73,7 +75,8 @@ class SelectorInstance : public Instance {
   // `base` is what a wrapper wraps. Error if it evicts and the wrapper cannot pass that on.
   SelectorInstance(const Variant& variant, const OptionSet& options, const sikv_shape& shape,
                    const sikv_device& device, const sikv_host& host,
-                   std::unique_ptr<SelectorInstance> base = nullptr);
+                   std::unique_ptr<SelectorInstance> base = nullptr,
+                   std::span<const int> layers = {});
   struct Plan {
     int32_t capacity;
     uint64_t workspace_bytes;

@@ -44,7 +44,7 @@ TEST(JudgeDescriptor, RefusesTextsWithoutEnd) {
   sikv_plugin_descriptor_t d = good_descriptor();
   std::memset(d.version, 'x', sizeof d.version);
   EXPECT_EQ(descriptor_error(d),
-            "its descriptor has a text of 16 bytes without an end; rebuild it against ABI 1.3");
+            "its descriptor has a text of 16 bytes without an end; rebuild it against ABI 1.4");
 }
 
 TEST(JudgeDescriptor, RefusesBadIds) {
@@ -58,7 +58,7 @@ TEST(JudgeDescriptor, RefusesUnknownDevices) {
   sikv_plugin_descriptor_t d = good_descriptor();
   d.device = 7;
   EXPECT_EQ(descriptor_error(d),
-            "its device is 7, this sikv knows 0 (cpu) and 1 (cuda); rebuild it against ABI 1.3");
+            "its device is 7, this sikv knows 0 (cpu) and 1 (cuda); rebuild it against ABI 1.4");
 }
 
 TEST(JudgeDescriptor, AsksForTheDevice) {
@@ -121,13 +121,13 @@ TEST_F(JudgeTables, PassesGoodOnes) {
 
 TEST_F(JudgeTables, RefusesBadFrames) {
   EXPECT_EQ(error_of([&] { judge_tables(good_descriptor(), nullptr); }),
-            "sikv_plugin_tables() returned NULL; rebuild it against ABI 1.3");
+            "sikv_plugin_tables() returned NULL; rebuild it against ABI 1.4");
   tables_.num_entries = 0;
   EXPECT_EQ(error(),
-            "it has 0 entries at an address, expected 1 to 64; rebuild it against ABI 1.3");
+            "it has 0 entries at an address, expected 1 to 64; rebuild it against ABI 1.4");
   tables_.struct_size = 8;
   EXPECT_EQ(error(),
-            "its sikv_plugin_tables_t has 8 bytes, ABI 1.3 needs 16; rebuild it against ABI 1.3");
+            "its sikv_plugin_tables_t has 8 bytes, ABI 1.4 needs 16; rebuild it against ABI 1.4");
 }
 
 TEST_F(JudgeTables, RefusesBadEntries) {
@@ -154,7 +154,7 @@ TEST_F(JudgeTables, RefusesBadOptions) {
   EXPECT_EQ(error_with_option({"kernel", SIKV_OPTION_INT, 0, 0, 1, nullptr, "0", "h"}),
             head + "named 'kernel', which configs use for something else; rename it");
   EXPECT_EQ(error_with_option({"n", 9, 0, 0, 1, nullptr, "0", "h"}),
-            head + "'n' of type 9, expected 1 to 7; rebuild it against ABI 1.3");
+            head + "'n' of type 9, expected 1 to 7; rebuild it against ABI 1.4");
   EXPECT_EQ(error_with_option({"n", SIKV_OPTION_CHOICE, 0, 0, 1, nullptr, "0", "h"}),
             head + "'n' with nothing to choose from; list its choices");
   EXPECT_EQ(error_with_option({"n", SIKV_OPTION_BOOL, 0, 0, 1, "a|b", "true", "h"}),

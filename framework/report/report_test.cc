@@ -8,6 +8,7 @@
 #include "framework/report/environment.h"
 #include "framework/report/rows.h"
 #include "framework/report/table.h"
+#include "tests/support/temporary.h"
 
 namespace sikv {
 namespace {
@@ -230,13 +231,12 @@ TEST(Rows, CsvQuotesAndLeavesGaps) {
 TEST(Rows, UnwritablePathsAreFoundAhead) {
   EXPECT_THROW(check_writable("/dev/full"), Error);
   EXPECT_THROW(check_writable("/no/such/folder/x.json"), Error);
-  const std::filesystem::path path = std::filesystem::path(testing::TempDir()) / "rows_test.json";
-  std::filesystem::remove(path);
+  const TemporaryFolder folder;
+  const std::filesystem::path path = folder / "rows.json";
   check_writable(path);
   EXPECT_FALSE(std::filesystem::exists(path));
   write_json(path, {{"rows", nlohmann::ordered_json::array()}});
   EXPECT_EQ(nlohmann::json::parse(std::ifstream(path))["rows"].size(), 0u);
-  std::filesystem::remove(path);
 }
 
 TEST(Environment, NamesCodeAndMachine) {

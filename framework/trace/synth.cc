@@ -14,6 +14,7 @@
 #include "framework/base/random.h"
 #include "framework/base/text.h"
 #include "framework/trace/trace_format.h"
+#include "plugins/abi/sikv_log.h"
 
 namespace sikv {
 namespace {
@@ -309,7 +310,7 @@ struct Synthesizer::Impl {
     return rows.data() + static_cast<size_t>(token) * row_bytes() + h * vector_bytes();
   }
 
-  double log_tokens() const { return portable_log(static_cast<double>(num_tokens())); }
+  double log_tokens() const { return sikv_log(static_cast<double>(num_tokens())); }
 
   void plant_sinks(uint64_t seed, TraceLayer& out) const {
     for (size_t h = 0; h < heads.size(); ++h) {

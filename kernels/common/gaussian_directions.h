@@ -4,31 +4,14 @@
 #ifndef SIKV_KERNELS_COMMON_GAUSSIAN_DIRECTIONS_H_
 #define SIKV_KERNELS_COMMON_GAUSSIAN_DIRECTIONS_H_
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
+#include "plugins/abi/sikv_log.h"
 #include "plugins/layouts/rotation.h"
 
 namespace sikv {
-
-// log x for a normal x > 0. With x = m 2^e and m in [sqrt(1/2), sqrt(2)), log m = 2 atanh s,
-// s = (m - 1) / (m + 1); |s| < 0.172, and the series to s^21 leaves less than 1e-17. The steps are
-// those of portable_log (framework/base/random.h), which plugins do not see.
-inline double ieee_log(double x) {
-  const auto bits = std::bit_cast<uint64_t>(x);
-  int exponent = static_cast<int>(bits >> 52) - 1023;
-  double m = std::bit_cast<double>((bits & 0xfffffffffffffu) | 0x3ff0000000000000u);
-  if (m > 1.4142135623730951) {
-    m *= 0.5;
-    ++exponent;
-  }
-  const double s = (m - 1) / (m + 1), s2 = s * s;
-  double series = 0;
-  for (int k = 21; k >= 3; k -= 2) series = (series + 1.0 / k) * s2;
-  return exponent * 0.69314718055994530942 + 2 * (s + s * series);
-}
 
 // cos(2 pi u), 0 <= u <= 1: a sine or cosine of at most pi / 4, by its series to the power of 17.
 inline double ieee_cos_turns(double u) {
@@ -51,7 +34,7 @@ inline std::vector<float> gaussian_directions(uint64_t seed, int64_t count) {
     return (static_cast<double>(state >> 11) + 0.5) * 0x1p-53;
   };
   for (float& x : out) {
-    const double radius = std::sqrt(-2.0 * ieee_log(uniform()));
+    const double radius = std::sqrt(-2.0 * sikv_log(uniform()));
     x = static_cast<float>(radius * ieee_cos_turns(uniform()));
   }
   return out;

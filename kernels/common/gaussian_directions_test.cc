@@ -14,10 +14,7 @@ TEST(GaussianDirections, BitsAreTheGoldenOnes) {
                                 0x1.36c63ap-1f, -0x1.452672p-1f}));
 }
 
-TEST(GaussianDirections, LogAndCosAreTheLibrarys) {
-  for (double x = 0x1p-54; x < 1; x *= 1.0001) {
-    ASSERT_NEAR(ieee_log(x), std::log(x), 4e-16 * std::abs(std::log(x)) + 1e-16) << x;
-  }
+TEST(GaussianDirections, CosIsTheLibrarys) {
   for (int i = 0; i <= 80000; ++i) {
     const double u = i / 8e4;
     ASSERT_NEAR(ieee_cos_turns(u), std::cos(2 * std::numbers::pi * u), 1e-15) << u;

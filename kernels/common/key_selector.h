@@ -19,11 +19,6 @@
 
 namespace sikv {
 
-// The option of methods that fit on the prompt.
-inline constexpr sikv_option_spec kFitTokensOption =
-    int_option("fit_tokens", "0", 0, 1 << 30,
-               "fit on the first so many tokens of the prompt; 0: on all of it");
-
 // A row's prompt, for fitting.
 struct PromptRow {
   const sikv_observe_args& args;

@@ -11,10 +11,12 @@
 #ifndef SIKV_KERNELS_COMMON_PCA_FILE_H_
 #define SIKV_KERNELS_COMMON_PCA_FILE_H_
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -37,11 +39,21 @@ struct PcaFile {
   }
 };
 
-// Of a model with this shape; its layers are the cache's, in the same order.
-inline PcaFile read_pca_file(const std::string& path, const sikv_shape& shape) {
-  const std::string remedy = "; `sikv dataset pca` writes one from a trace";
-  const auto refuse = [&](const std::string& what) {
-    throw Refused("the PCA file '" + path + "' " + what + remedy);
+// 0,5,11
+template <typename Numbers>
+std::string listed(const Numbers& numbers) {
+  std::string text;
+  for (const auto number : numbers) text += (text.empty() ? "" : ",") + std::to_string(number);
+  return text;
+}
+
+// Of a model with this shape, whose `layers` are the cache's, in the same order; without any of them
+// the file's are not compared.
+inline PcaFile read_pca_file(const std::string& path, const sikv_shape& shape,
+                             std::span<const int32_t> layers) {
+  const auto refuse = [&](const std::string& what, const std::string& of = "") {
+    throw Refused("the PCA file '" + path + "' " + what + "; `sikv dataset pca" + of +
+                  "` writes one from a trace");
   };
   std::ifstream in(path, std::ios::binary | std::ios::ate);
   if (!in) refuse("cannot be opened");
@@ -67,6 +79,17 @@ inline PcaFile read_pca_file(const std::string& path, const sikv_shape& shape) {
   if (size != wanted) {
     refuse("has " + std::to_string(size) + " bytes, not the " + std::to_string(wanted) +
            " that its header asks for");
+  }
+  std::vector<uint32_t> numbers(static_cast<size_t>(file.layers));
+  in.read(reinterpret_cast<char*>(numbers.data()),
+          static_cast<std::streamsize>(numbers.size() * sizeof(uint32_t)));
+  if (!layers.empty() && !std::equal(numbers.begin(), numbers.end(), layers.begin(), layers.end(),
+                                     [](uint32_t has, int32_t wanted) {
+                                       return has == static_cast<uint32_t>(wanted);
+                                     })) {
+    const std::string wanted = listed(layers);
+    refuse("is of the model's layers " + listed(numbers) + ", the cache has " + wanted,
+           " --layers " + wanted);
   }
   file.axes.resize(static_cast<size_t>(rows * d * d));
   in.seekg(skipped);

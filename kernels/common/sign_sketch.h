@@ -42,27 +42,27 @@ class SignSketch {
 
   int rows() const { return static_cast<int>(rows_); }
 
-  // bits [row_bytes(1, rows)]: bit i = <u_i, x> is not negative. Of the first `rows` rows.
-  void sketch(const float* x, int rows, uint8_t* bits) const {
+  // bits [row_bytes(1, rows)]: bit i = <u_i, x> is not negative.
+  void sketch(const float* x, uint8_t* bits) const {
     std::vector<float> sides(rows_);
     for (size_t d = 0; d < dim_; ++d) {
       const float* column = transposed_.data() + d * rows_;
       for (size_t i = 0; i < rows_; ++i) sides[i] += x[d] * column[i];
     }
-    for (int i = 0; i < rows; ++i) {
+    for (int i = 0; i < rows(); ++i) {
       bitpack::set(bits, 1, i, sides[static_cast<size_t>(i)] >= 0.0f ? 1 : 0);
     }
   }
 
-  // x [D] += the estimate of a vector of this norm from the signs of the first `rows` rows.
-  void add_estimate(const uint8_t* bits, int rows, float norm, float* x) const {
+  // x [D] += the estimate of a vector of this norm from its signs.
+  void add_estimate(const uint8_t* bits, float norm, float* x) const {
     std::vector<float> sum(dim_);
-    for (int i = 0; i < rows; ++i) {
+    for (int i = 0; i < rows(); ++i) {
       const float* row = matrix_.data() + static_cast<size_t>(i) * dim_;
       const float sign = bitpack::get(bits, 1, i) != 0 ? 1.0f : -1.0f;
       for (size_t d = 0; d < dim_; ++d) sum[d] += sign * row[d];
     }
-    const auto weight = static_cast<float>(norm / (rows * mean_side(static_cast<int>(dim_))));
+    const auto weight = static_cast<float>(norm / (rows() * mean_side(static_cast<int>(dim_))));
     for (size_t d = 0; d < dim_; ++d) x[d] += weight * sum[d];
   }
 

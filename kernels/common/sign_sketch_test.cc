@@ -15,7 +15,7 @@ std::vector<std::vector<double>> rows_of(const SignSketch& sketch, int dim) {
   const double weight = 1.0 / (rows * SignSketch::mean_side(dim));
   const auto estimate = [&](const std::vector<uint8_t>& signs) {
     std::vector<float> x(static_cast<size_t>(dim), 0.0f);
-    sketch.add_estimate(signs.data(), rows, 1.0f, x.data());
+    sketch.add_estimate(signs.data(), 1.0f, x.data());
     return x;
   };
   std::vector<uint8_t> signs(static_cast<size_t>(rows / 8), 0xff);
@@ -59,7 +59,7 @@ TEST(SignSketch, BitsAreTheSidesOfTheRows) {
   std::vector<float> x;
   for (int d = 0; d < kDim; ++d) x.push_back(std::sin(1.7f * static_cast<float>(d)));
   std::vector<uint8_t> bits(kDim / 8);
-  sketch.sketch(x.data(), kDim, bits.data());
+  sketch.sketch(x.data(), bits.data());
   for (int i = 0; i < kDim; ++i) {
     double side = 0;
     for (int d = 0; d < kDim; ++d)

@@ -16,6 +16,7 @@
 
 #include "kernels/common/row_math.h"
 #include "plugins/sdk/plugin.h"
+#include "plugins/sdk/prompt_queries.h"
 
 namespace sikv {
 
@@ -92,6 +93,7 @@ void for_each_window_softmax(const sikv_observe_args& args, const CacheView& vie
   const int heads = view.num_kv_heads(), dim = view.head_dim();
   const int b = row / heads, h = row % heads;
   const int64_t prompt = args.prompt_len[b];
+  const PromptQueries window(args, group * heads);
   const RowsView rows(args.keys);
   const PromptKeys keys{rows.address(b, 0, h), rows.dtype(), args.keys.token_stride, dim};
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
@@ -104,13 +106,10 @@ void for_each_window_softmax(const sikv_observe_args& args, const CacheView& vie
   std::vector<float> probability(static_cast<size_t>(stride));
   for (int first = 0; first < queries; first += batch) {
     const int here = std::min(batch, queries - first);
-    for (int i = 0; i < here * group; ++i) {
-      const int64_t query =
-          int64_t{b} * args.num_queries + args.num_queries - queries + first + i / group;
-      const int64_t head = (query * heads + h) * group + i % group;
-      load_floats(args.queries, view.dtype(), head * dim, dim, q.data() + int64_t{i} * dim);
-      for (int d = 0; d < dim; ++d) q[static_cast<size_t>(i * dim + d)] *= scale;
+    for (int i = 0; i < here; ++i) {
+      window.load_group(row, queries - first - i, q.data() + int64_t{i} * group * dim);
     }
+    for (int i = 0; i < here * group * dim; ++i) q[static_cast<size_t>(i)] *= scale;
     const int64_t most_seen = prompt - queries + first + here;
     for (int done = 0; done < here * group; done += kHeads) {
       math.logits(keys, q.data() + int64_t{done} * dim, std::min(kHeads, here * group - done),

@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #define SIKV_ABI_MAJOR 1
-#define SIKV_ABI_MINOR 3
+#define SIKV_ABI_MINOR 4
 #define SIKV_PLUGIN_MAGIC "SIKVPLUG" /* 8 bytes, no terminator */
 
 #define SIKV_PAGE_TOKENS 256 /* unit of allocation: tokens of one (layer, sequence, KV head) */
@@ -136,6 +136,9 @@ typedef struct sikv_create_args {
    * NULL where its base has none. */
   const struct sikv_selector_table* base;
   void* base_self;
+  /* since 1.4. The number in its model of each layer of the cache, [shape->num_layers]; NULL where
+   * there is no model. Valid during `create` only. */
+  const int32_t* layers;
 } sikv_create_args;
 
 /* ---- layouts: which bytes a page holds ------------------------------------------------------ */
@@ -375,6 +378,7 @@ SIKV_FROZEN(sikv_option_value, text, 32);
 SIKV_FROZEN(sikv_shape, rope_theta, 32);
 SIKV_FROZEN(sikv_create_args, host, 32);
 SIKV_FROZEN(sikv_create_args, base_self, 48);
+SIKV_FROZEN(sikv_create_args, layers, 56);
 SIKV_FROZEN(sikv_layout, tables, 504);
 SIKV_FROZEN(sikv_layout, line_offset, 540);
 SIKV_FROZEN(sikv_store_view, codec_self, 112);

@@ -92,6 +92,11 @@ constexpr sikv_option_spec selector_option(const char* help) {
   return {"base", SIKV_OPTION_SELECTOR, 0, 0, 0, nullptr, "", help};
 }
 
+// Of selectors that fit on the prompt.
+inline constexpr sikv_option_spec kFitTokensOption =
+    int_option("fit_tokens", "0", 0, 1 << 30,
+               "fit on the first so many tokens of the prompt; 0: on all of it");
+
 // Two lists in one, for options that several plugins share.
 template <size_t N, size_t M>
 constexpr std::array<sikv_option_spec, N + M> join_options(

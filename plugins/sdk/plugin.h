@@ -41,13 +41,16 @@ struct CreateArgs {
         shape(*args.shape),
         device(*args.device),
         host(*args.host),
-        base(args.base, args.base_self) {}
+        base(args.base, args.base_self),
+        layers(args.layers,
+               args.layers == nullptr ? 0 : static_cast<size_t>(args.shape->num_layers)) {}
 
   Options options;
   sikv_shape shape;
   sikv_device device;
   const sikv_host& host;
-  BaseSelector base;  // of a wrapper; it outlives the instance
+  BaseSelector base;                // of a wrapper; it outlives the instance
+  std::span<const int32_t> layers;  // of its model, that the cache holds; empty without a model
 
   int group() const { return shape.num_query_heads / shape.num_kv_heads; }
 };

@@ -2,6 +2,7 @@
 
 #include "kernels/common/channels_option.h"
 #include "plugins/layouts/arithmetic.h"
+#include "plugins/sdk/prompt_queries.h"
 #include "selectors/double_sparsity/double_sparsity.h"
 
 namespace sikv::double_sparsity {
@@ -74,14 +75,12 @@ class DoubleSparsity : public KeySelector<State> {
  private:
   // [W * G, D]: the last queries of the prompt that the row's KV head answers.
   std::vector<float> window_queries(const PromptRow& prompt) const {
-    const int window = prompt.args.num_queries, heads = shape().num_query_heads;
-    const int group = heads / shape().num_kv_heads, dim = prompt.head_dim;
-    const int b = prompt.row / shape().num_kv_heads, h = prompt.row % shape().num_kv_heads;
-    std::vector<float> rows(static_cast<size_t>(window * group * dim));
+    const PromptQueries queries(prompt.args, shape().num_query_heads);
+    const int window = queries.count(),
+              size = shape().num_query_heads / shape().num_kv_heads * prompt.head_dim;
+    std::vector<float> rows(static_cast<size_t>(window * size));
     for (int w = 0; w < window; ++w) {
-      const int64_t first = (int64_t{b} * window + w) * heads + int64_t{h} * group;
-      load_floats(prompt.args.queries, shape().dtype, first * dim, group * dim,
-                  rows.data() + int64_t{w} * group * dim);
+      queries.load_group(prompt.row, window - w, rows.data() + int64_t{w} * size);
     }
     return rows;
   }

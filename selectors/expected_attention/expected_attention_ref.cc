@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "kernels/common/prompt_eviction.h"
+#include "plugins/sdk/prompt_queries.h"
 #include "selectors/expected_attention/expected_attention.h"
 
 namespace sikv::expected_attention {
@@ -123,15 +124,14 @@ class ExpectedAttention final : public PromptEviction {
     std::vector<Expected> group_of(
         static_cast<size_t>(group()),
         {std::vector<double>(size, 0.0), std::vector<double>(size * size, 0.0)});
-    std::vector<float> loaded(size);
+    const PromptQueries queries(args, group() * heads);
+    std::vector<float> loaded(size * static_cast<size_t>(group()));
     std::vector<double> q(size);
     for (int64_t p = sinks; p < prompt; ++p) {
       const Turn back = turn(-static_cast<double>(p));
-      const int64_t query = int64_t{row / heads} * args.num_queries + args.num_queries - prompt + p;
+      queries.load_group(row, prompt - p, loaded.data());
       for (int g = 0; g < group(); ++g) {
-        const int64_t head = (query * heads + row % heads) * group() + g;
-        load_floats(args.queries, view.dtype(), head * dim, dim, loaded.data());
-        std::copy(loaded.begin(), loaded.end(), q.begin());
+        std::copy_n(loaded.begin() + int64_t{g} * dim, dim, q.begin());
         back.apply(q.data(), rope_);
         Expected& of_head = group_of[static_cast<size_t>(g)];
         for (size_t x = 0; x < size; ++x) {

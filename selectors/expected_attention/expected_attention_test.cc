@@ -207,5 +207,11 @@ TEST(ExpectedAttentionTest, UnlimitedBudgetEqualsFullAttention) {
             replay.run("full(pinned=0)", 1).out);
 }
 
+TEST(ExpectedAttentionTest, SequencesOfABatchDoNotMix) {
+  const std::string selector = "expected_attention(budget=90";
+  expect_batch_equals_each_alone(selector + ",pinned=7)", true);
+  expect_batch_equals_each_alone("adakv(base=" + selector + "),pinned=7)", true);
+}
+
 }  // namespace
 }  // namespace sikv::testing

@@ -24,8 +24,7 @@ class H2o final : public RunningEviction {
   }
   int64_t score_step(const sikv_select_args& args, const CacheView& view, int row,
                      std::vector<float>& scores) const override {
-    return attend(args, view, row, scores.size(),
-                  [&](size_t position, float probability) { scores[position] += probability; });
+    return attend(args, view, row, [&](size_t i, float probability) { scores[i] += probability; });
   }
 
   double recent_;

@@ -135,5 +135,17 @@ TEST(H2oTest, AdaKvAroundItKeepsItsTotal) {
   EXPECT_GT(std::max(kept[0].size(), kept[1].size()), 700u);  // and they do differ
 }
 
+TEST(H2oTest, SequencesOfABatchDoNotMix) {
+  for (const char* variant : {"ref", "cpu"}) {
+    const std::string h2o = std::string("h2o[") + variant + "](budget=90,recent=0.3";
+    expect_batch_equals_each_alone(h2o + ",pinned=7)", true);
+    expect_batch_equals_each_alone("adakv(base=" + h2o + "),pinned=7)", true);
+  }
+}
+
+TEST(H2oTest, RemembersOnlyWhatItHolds) {
+  expect_state_of_held_tokens("h2o(budget=90,pinned=7)", 90, 7, 600);
+}
+
 }  // namespace
 }  // namespace sikv::testing

@@ -1,10 +1,10 @@
-// The hshare selector, private to this folder: its options, what a variant computes, its variants.
+// The hshare selector, private to this folder: its options and its variants.
 #ifndef SIKV_SELECTORS_HSHARE_HSHARE_H_
 #define SIKV_SELECTORS_HSHARE_HSHARE_H_
 
 #include <memory>
 
-#include "kernels/common/exact_scores.h"
+#include "kernels/common/row_math.h"
 #include "plugins/sdk/plugin.h"
 
 namespace sikv::hshare {
@@ -23,36 +23,9 @@ inline constexpr sikv_option_spec kOptions[] = {
                "last queries of the prompt, at most, that the sharing is found with"),
 };
 
-// Label channels of a row's keys: [pages, channels, 256] in the input type.
-struct Labels {
-  const void* data;
-  int32_t dtype;
-  int channels;
-  int64_t tokens;
-
-  int64_t at(int64_t slot, int channel) const {
-    return (slot / kPageTokens * channels + channel) * kPageTokens + slot % kPageTokens;
-  }
-};
-
-// One worker's.
-class LabelScorer {
- public:
-  virtual ~LabelScorer() = default;
-  // scores [whole pages of labels.tokens] = q [channels] . labels
-  virtual void score(const Labels& labels, const float* q, float* scores) const = 0;
-};
-
-// How a variant scores and selects.
-struct Engine {
-  std::unique_ptr<LabelScorer> labels;
-  std::unique_ptr<RowScorer> select;  // only its `best`
-};
-std::unique_ptr<Selector> make_selector(const CreateArgs& args, Engine (*make_engine)());
-
+std::unique_ptr<Selector> make(const CreateArgs& args, const RowMath& math);
 std::unique_ptr<Selector> make_ref(const CreateArgs& args);
 std::unique_ptr<Selector> make_cpu(const CreateArgs& args);
-int32_t probe_cpu(const sikv_device* device, sikv_message* reason);
 
 }  // namespace sikv::hshare
 

@@ -2,7 +2,7 @@
 
 #ifdef SIKV_HAS_SIMD
 #define HSHARE_CPU \
-  sikv::selector<sikv::hshare::make_cpu, sikv::hshare::kOptions, sikv::hshare::probe_cpu>("cpu")
+  sikv::selector<sikv::hshare::make_cpu, sikv::hshare::kOptions, sikv::probe_row_math>("cpu")
 #else
 #define HSHARE_CPU
 #endif

@@ -3,7 +3,7 @@
 #include <set>
 
 #include "selectors/hshare/hshare_map.h"
-#include "tests/support/selector_session.h"
+#include "tests/support/layers.h"
 
 namespace sikv::testing {
 namespace {
@@ -14,58 +14,27 @@ const Variant& method() { return find_variant(SIKV_SELECTOR, "hshare"); }
 
 constexpr int kLayers = 4, kGroup = 3, kHeads = 4;
 
-// One cache that plays every layer: keys are the same, queries are not.
-struct Layers {
-  explicit Layers(int pinned = 12)
-      : spec{.num_kv_heads = kHeads,
-             .encoded = {300, 70},
-             .tail = {9, 40},
-             .pinned = pinned,
-             .layer = kLayers - 1},
-        filled(spec, make_codec(SIKV_KEY_CODEC, "fp16", {}, tight_shape(spec, 1)),
-               make_codec(SIKV_VALUE_CODEC, "fp16", {}, tight_shape(spec, 1))) {}
-
-  void at(int layer) { const_cast<sikv_cache_view&>(filled.cache.view()).layer = layer; }
-
-  // The prompt in every layer, with other queries in each.
-  void observe(SelectorSession& session) {
-    std::vector<int> prompt = spec.encoded;
-    for (size_t b = 0; b < prompt.size(); ++b) prompt[b] += spec.tail[b];
-    const std::vector<int> start(prompt.size(), 0);
-    const RowsPart keys = filled.k.part(start, prompt), values = filled.v.part(start, prompt);
-    for (int b = 0; b < 2; ++b) session.selector().begin_sequence(b);
-    for (int layer = 0; layer < kLayers; ++layer) {
-      at(layer);
-      const std::vector<uint8_t> queries = gaussian_queries(spec, kGroup, 8, 50 + layer);
-      sikv_observe_args args{};
-      args.struct_size = sizeof args;
-      args.num_queries = 8;
-      args.view = &filled.cache.view();
-      args.keys = keys.rows;
-      args.values = values.rows;
-      args.queries = queries.data();
-      args.prompt_len = keys.count.data();
-      session.selector().observe(args, nullptr, nullptr);
-    }
+// The prompt in every layer, with other queries in each.
+void observe(Layers& layers, SelectorSession& session) {
+  std::vector<int> prompt = layers.spec.encoded;
+  for (size_t b = 0; b < prompt.size(); ++b) prompt[b] += layers.spec.tail[b];
+  const std::vector<int> start(prompt.size(), 0);
+  const RowsPart keys = layers.filled.k.part(start, prompt),
+                 values = layers.filled.v.part(start, prompt);
+  for (int b = 0; b < 2; ++b) session.selector().begin_sequence(b);
+  for (int layer = 0; layer < kLayers; ++layer) {
+    layers.at(layer);
+    const std::vector<uint8_t> queries = gaussian_queries(layers.spec, kGroup, 8, 50 + layer);
+    sikv_observe_args args{};
+    args.struct_size = sizeof args;
+    args.num_queries = 8;
+    args.view = &layers.filled.cache.view();
+    args.keys = keys.rows;
+    args.values = values.rows;
+    args.queries = queries.data();
+    args.prompt_len = keys.count.data();
+    session.selector().observe(args, nullptr, nullptr);
   }
-  std::vector<uint8_t> queries(int layer, int64_t step) const {
-    return gaussian_queries(spec, kGroup, 1, static_cast<uint64_t>(100 * step + layer));
-  }
-  std::vector<Slots> select(SelectorSession& session, int layer, int64_t step) {
-    at(layer);
-    return session.select(step, queries(layer, step));
-  }
-
-  CacheSpec spec;
-  FilledCache filled;
-};
-
-double counter(SelectorSession& session, std::string_view name) {
-  for (const sikv_counter& c : session.selector().counters()) {
-    if (name == c.name) return c.value;
-  }
-  ADD_FAILURE() << "no counter " << name;
-  return 0;
 }
 
 // The best by q.k over all channels, q the mean of the group's queries.
@@ -135,9 +104,9 @@ const Choices kUnshared = {{"budget", "25"},
                            {"share_heads", "0"}};
 
 TEST(HShareTest, WithoutSharingIsItsBaseSelector) {
-  Layers layers;
+  Layers layers(kLayers, kGroup, kHeads);
   SelectorSession session(method(), kUnshared, layers.filled, kGroup);
-  layers.observe(session);
+  observe(layers, session);
   for (int step = 0; step < 2; ++step) {
     for (int layer = 0; layer < kLayers; ++layer) {
       const std::vector<Slots> rows = layers.select(session, layer, step);
@@ -148,16 +117,16 @@ TEST(HShareTest, WithoutSharingIsItsBaseSelector) {
       expect_equal_but_for_the_cut(rows, want);
     }
   }
-  EXPECT_EQ(counter(session, "reused"), 0);
-  EXPECT_EQ(counter(session, "scan_bytes"), 2.0 * kLayers * kHeads * (300 + 70) * 64 * 2);
+  EXPECT_EQ(counters_of(session).at("reused"), 0);
+  EXPECT_EQ(counters_of(session).at("scan_bytes"), 2.0 * kLayers * kHeads * (300 + 70) * 64 * 2);
 }
 
 TEST(HShareTest, AStepServesThePeriod) {
-  Layers layers;
+  Layers layers(kLayers, kGroup, kHeads);
   Choices choices = kUnshared;
   choices[2].second = "3";
   SelectorSession session(method(), choices, layers.filled, kGroup);
-  layers.observe(session);
+  observe(layers, session);
   std::vector<Slots> fresh;
   for (int step = 5; step < 14; ++step) {  // the first step selects, whatever its number
     const std::vector<Slots> rows = layers.select(session, 1, step);
@@ -167,15 +136,15 @@ TEST(HShareTest, AStepServesThePeriod) {
     }
     EXPECT_EQ(rows, fresh) << step;
   }
-  EXPECT_EQ(counter(session, "from_step"), 2 * kHeads * 6);
+  EXPECT_EQ(counters_of(session).at("from_step"), 2 * kHeads * 6);
 }
 
 TEST(HShareTest, HalfTheLayersTakeAnEarlierOnesSelection) {
-  Layers layers(0);
+  Layers layers(kLayers, kGroup, kHeads, 0);
   Choices choices = kUnshared;
   choices[3].second = "0.5";
   SelectorSession session(method(), choices, layers.filled, kGroup);
-  layers.observe(session);
+  observe(layers, session);
   for (int step = 0; step < 3; ++step) {
     std::vector<std::vector<Slots>> seen;
     std::vector<int> copies(2, 0);  // of each sequence
@@ -193,44 +162,44 @@ TEST(HShareTest, HalfTheLayersTakeAnEarlierOnesSelection) {
     }
     EXPECT_EQ(copies, (std::vector<int>{2, 2}));
   }
-  EXPECT_EQ(counter(session, "from_layer"), 3 * 2 * 2 * kHeads);
+  EXPECT_EQ(counters_of(session).at("from_layer"), 3 * 2 * 2 * kHeads);
 }
 
 TEST(HShareTest, HalfTheHeadsTakeAnEarlierOnesSelection) {
-  Layers layers(0);
+  Layers layers(kLayers, kGroup, kHeads, 0);
   Choices choices = kUnshared;
   choices[4].second = "0.5";
   SelectorSession session(method(), choices, layers.filled, kGroup);
-  layers.observe(session);
+  observe(layers, session);
   const std::vector<Slots> rows = layers.select(session, 2, 0);
   for (int b = 0; b < 2; ++b) {
     const std::set<Slots> distinct(rows.begin() + b * kHeads, rows.begin() + (b + 1) * kHeads);
     EXPECT_EQ(distinct.size(), 2u);
   }
-  EXPECT_EQ(counter(session, "from_head"), 2 * 2);
+  EXPECT_EQ(counters_of(session).at("from_head"), 2 * 2);
 }
 
 // Step before layer before head: an eighth of the cells selects afresh.
 TEST(HShareTest, TheDefaultsSelectInAnEighthOfTheCells) {
-  Layers layers;
+  Layers layers(kLayers, kGroup, kHeads);
   SelectorSession session(method(), {{"budget", "25"}}, layers.filled, kGroup);
-  layers.observe(session);
+  observe(layers, session);
   for (int step = 0; step < 8; ++step) {
     for (int layer = 0; layer < kLayers; ++layer) layers.select(session, layer, step);
   }
   const double cells = 8.0 * kLayers * 2 * kHeads;
-  EXPECT_EQ(counter(session, "runs"), cells);
-  EXPECT_EQ(counter(session, "from_step"), cells / 2);
-  EXPECT_EQ(counter(session, "from_layer"), cells / 4);
-  EXPECT_EQ(counter(session, "from_head"), cells / 8);
-  EXPECT_EQ(counter(session, "reused"), cells * 7 / 8);
+  EXPECT_EQ(counters_of(session).at("runs"), cells);
+  EXPECT_EQ(counters_of(session).at("from_step"), cells / 2);
+  EXPECT_EQ(counters_of(session).at("from_layer"), cells / 4);
+  EXPECT_EQ(counters_of(session).at("from_head"), cells / 8);
+  EXPECT_EQ(counters_of(session).at("reused"), cells * 7 / 8);
 }
 
 // A pinned slot of the taker leaves its place to the next, so that no budget is lost.
 TEST(HShareTest, TakersFillThePlacesOfTheirPinnedTokens) {
-  Layers layers(12);
+  Layers layers(kLayers, kGroup, kHeads, 12);
   SelectorSession session(method(), {{"budget", "25"}, {"channels", "64"}}, layers.filled, kGroup);
-  layers.observe(session);
+  observe(layers, session);
   for (int layer = 0; layer < kLayers; ++layer) {
     for (const Slots& slots : layers.select(session, layer, 0)) EXPECT_EQ(slots.size(), 25u);
   }
@@ -248,7 +217,7 @@ TEST(HShareTest, ANewPageIsSelectedFromAtOnce) {
   filled.cache.set_encoded_len(0, 512);
   session.observe_page({256});
   EXPECT_GE(session.select(1)[0].back(), 256);
-  EXPECT_EQ(counter(session, "reused"), 0);
+  EXPECT_EQ(counters_of(session).at("reused"), 0);
 }
 
 }  // namespace

@@ -247,5 +247,14 @@ TEST(LaProxTest, DropsTheLeastBoundOfTheChange) {
   EXPECT_LE(dearest_dropped, cheapest_kept * (1 + 1e-5));
 }
 
+TEST(LaProxTest, SequencesOfABatchDoNotMix) {
+  for (const char* variant : {"ref", "cpu"}) {
+    const std::string laprox = std::string("laprox[") + variant + "](budget=112,window=100";
+    expect_batch_equals_each_alone(laprox + ",pinned=7)", false, 100, 2, kHidden);
+    expect_batch_equals_each_alone(laprox + ",share_heads=true,pinned=7)", false, 100, 2, kHidden);
+    expect_batch_equals_each_alone("adakv(base=" + laprox + "),pinned=7)", false, 100, 2, kHidden);
+  }
+}
+
 }  // namespace
 }  // namespace sikv::testing

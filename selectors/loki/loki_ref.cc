@@ -25,7 +25,7 @@ class Loki : public KeySelector<State> {
         all_(static_cast<size_t>(channels_)) {
     std::iota(all_.begin(), all_.end(), 0);
     const std::string path(args.options.text("pca"));
-    if (!path.empty()) file_ = read_pca_file(path, args.shape);
+    if (!path.empty()) file_ = read_pca_file(path, args.shape, args.layers);
   }
 
  protected:

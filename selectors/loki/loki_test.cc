@@ -1,11 +1,10 @@
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <filesystem>
 #include <fstream>
 
 #include "framework/base/error.h"
 #include "tests/support/ranking.h"
+#include "tests/support/temporary.h"
 
 namespace sikv::testing {
 namespace {
@@ -79,11 +78,10 @@ TEST(LokiTest, FindsTheSpaceThatKeysLieIn) {
 
 class LokiFileTest : public ::testing::Test {
  protected:
-  ~LokiFileTest() override { std::filesystem::remove(path_); }
-
   // Axis i of every head is channel i + 7 * (head + 1), mod 64.
-  void write(uint32_t layers, uint32_t heads, uint32_t dim, int64_t bytes_short = 0) {
-    std::vector<uint32_t> layer_numbers(layers);
+  void write(uint32_t layers, uint32_t heads, uint32_t dim, int64_t bytes_short = 0,
+             std::vector<uint32_t> layer_numbers = {}) {
+    layer_numbers.resize(layers);
     std::vector<float> numbers(size_t{layers} * heads * dim * 2);
     for (uint32_t row = 0; row < layers * heads; ++row) {
       for (uint32_t i = 0; i < dim; ++i) {
@@ -109,7 +107,8 @@ class LokiFileTest : public ::testing::Test {
     return "";
   }
 
-  std::string path_ = ::testing::TempDir() + "sikv_loki_test_" + std::to_string(getpid()) + ".pca";
+  TemporaryFolder folder_;
+  std::string path_ = (folder_ / "keys.pca").string();
 };
 
 TEST_F(LokiFileTest, TakesTheAxesOfItsHead) {
@@ -140,6 +139,34 @@ TEST_F(LokiFileTest, RefusesFilesThatDoNotFit) {
   std::ofstream(path_) << "no such file";
   EXPECT_NE(refusal().find("does not begin with SIKVPCA1"), std::string::npos) << refusal();
   EXPECT_NE(refusal().find("sikv dataset pca"), std::string::npos) << refusal();
+}
+
+// A file's axes belong to the layers that it names, in their order.
+TEST_F(LokiFileTest, RefusesTheAxesOfOtherLayers) {
+  const auto made_for = [&](const std::vector<int>& layers) -> std::string {
+    sikv_shape shape = make_shape(64, SIKV_FP16);
+    shape.num_layers = 3;
+    const Choices choices = {{"pca", path_}};
+    try {
+      SelectorInstance(loki(), OptionSet::parse(loki().options, choices, "loki"), shape,
+                       cpu().info(), cpu().host(), nullptr, layers);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  write(3, 2, 64, 0, {0, 5, 11});
+  EXPECT_EQ(made_for({0, 5, 11}), "");
+  EXPECT_EQ(made_for({}), "");  // a cache of no model
+  for (const auto& [layers, text] : {std::pair(std::vector{17, 23, 29}, "17,23,29"),
+                                     {{0, 5, 12}, "0,5,12"},
+                                     {{5, 0, 11}, "5,0,11"}}) {
+    EXPECT_NE(made_for(layers).find(
+                  "the PCA file '" + path_ + "' is of the model's layers 0,5,11, the cache has " +
+                  text + "; `sikv dataset pca --layers " + text + "` writes one from a trace"),
+              std::string::npos)
+        << made_for(layers);
+  }
 }
 
 // The axes of each row in fp32, and the first coordinates of its pages in the input type.

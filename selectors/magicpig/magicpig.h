@@ -19,8 +19,7 @@ inline constexpr sikv_option_spec kOptions[] = {
                "query in two of them"),
     float_option("epsilon", "1e-4", 0, 1, "added to the probability that weights divide by"),
     int_option("seed", "0", 0, 1 << 30, "of the hyperplanes"),
-    int_option("fit_tokens", "0", 0, 1 << 30,
-               "fit on the first so many tokens of the prompt; 0: on all of it"),
+    kFitTokensOption,
 };
 
 // That two vectors at this angle share a bucket in two tables or more, of `tables` with `bits`

@@ -1,7 +1,7 @@
 #include <gtest/gtest.h>
 
 #include "framework/base/error.h"
-#include "tests/support/selector_session.h"
+#include "tests/support/layers.h"
 
 namespace sikv::testing {
 namespace {
@@ -10,38 +10,6 @@ const Variant& prhs() { return find_variant(SIKV_SELECTOR, "prhs"); }
 
 constexpr int kLayers = 4, kGroup = 3;
 
-// One cache that plays every layer: keys are the same, queries are not.
-struct Layers {
-  Layers()
-      : spec{.num_kv_heads = 2,
-             .encoded = {300, 70},
-             .tail = {9, 40},
-             .pinned = 12,
-             .layer = kLayers - 1},
-        filled(spec, make_codec(SIKV_KEY_CODEC, "fp16", {}, tight_shape(spec, 1)),
-               make_codec(SIKV_VALUE_CODEC, "fp16", {}, tight_shape(spec, 1))) {
-    at(0);
-  }
-
-  void at(int layer) { const_cast<sikv_cache_view&>(filled.cache.view()).layer = layer; }
-  std::vector<Slots> select(SelectorSession& session, int layer, int64_t step) {
-    at(layer);
-    return session.select(
-        step, gaussian_queries(spec, kGroup, 1, static_cast<uint64_t>(100 * step + layer)));
-  }
-
-  CacheSpec spec;
-  FilledCache filled;
-};
-
-double counter(SelectorSession& session, std::string_view name) {
-  for (const sikv_counter& c : session.selector().counters()) {
-    if (name == c.name) return c.value;
-  }
-  ADD_FAILURE() << "no counter " << name;
-  return 0;
-}
-
 // Sharing alone: no window, nothing frozen.
 Choices sharing(Choices more) {
   more.insert(more.end(), {{"base", "oracle"}, {"alpha", "0"}, {"gamma", "0"}});
@@ -49,7 +17,7 @@ Choices sharing(Choices more) {
 }
 
 TEST(PrhsTest, EverythingOffIsTheBase) {
-  Layers layers;
+  Layers layers(kLayers, kGroup);
   for (const char* base : {"oracle", "quest"}) {
     SelectorSession session(
         prhs(),
@@ -59,14 +27,14 @@ TEST(PrhsTest, EverythingOffIsTheBase) {
     session.observe_everything();
     alone.observe_everything();
     for (int step = 0; step < 4; ++step) EXPECT_EQ(session.select(step), alone.select(step));
-    EXPECT_EQ(counter(session, "base_calls"), 4);
+    EXPECT_EQ(counters_of(session).at("base_calls"), 4);
   }
 }
 
 // Which tokens are the best of a list is ranked within the list, where the heads of a group may weigh
 // differently than over all keys: with one head the orders are the same.
 TEST(PrhsTest, SharesAsPrhsCisDoes) {
-  Layers layers;
+  Layers layers(kLayers, kGroup);
   for (const auto& [group, radius] : {std::pair{1, "2"}, std::pair{kGroup, "0"}}) {
     for (const char* tau : {"-2", "0.8"}) {
       const Choices rule = {{"tau", tau}, {"block", "4"}, {"radius", radius}};
@@ -80,25 +48,25 @@ TEST(PrhsTest, SharesAsPrhsCisDoes) {
         const std::vector<uint8_t> q = gaussian_queries(layers.spec, group, 1, step / 3);
         expect_equal_but_for_the_cut(session.select(step, q), cis.select(step, q));
       }
-      EXPECT_EQ(counter(session, "reused"), counter(cis, "reused"));
-      EXPECT_GT(counter(session, "reused"), 0);
+      EXPECT_EQ(counters_of(session).at("reused"), counters_of(cis).at("reused"));
+      EXPECT_GT(counters_of(session).at("reused"), 0);
     }
   }
 }
 
 TEST(PrhsTest, DoesNotAskTheBaseWhereEveryRowShares) {
-  Layers layers;
+  Layers layers(kLayers, kGroup);
   SelectorSession session(prhs(), sharing({{"base.budget", "25"}, {"tau", "-2"}, {"block", "5"}}),
                           layers.filled, kGroup);
   session.observe_everything();
   for (int step = 0; step < 10; ++step) session.select(step);
-  EXPECT_EQ(counter(session, "layer_calls"), 10);
-  EXPECT_EQ(counter(session, "base_calls"), 2);
-  EXPECT_EQ(counter(session, "reused"), 4 * 8);
+  EXPECT_EQ(counters_of(session).at("layer_calls"), 10);
+  EXPECT_EQ(counters_of(session).at("base_calls"), 2);
+  EXPECT_EQ(counters_of(session).at("reused"), 4 * 8);
 }
 
 TEST(PrhsTest, ABigEnoughBudgetIsExactWithoutAWindow) {
-  Layers layers;
+  Layers layers(kLayers, kGroup);
   SelectorSession session(prhs(), sharing({{"base.budget", "1000"}, {"tau", "-2"}}), layers.filled,
                           kGroup);
   session.observe_everything();
@@ -111,7 +79,7 @@ TEST(PrhsTest, ABigEnoughBudgetIsExactWithoutAWindow) {
 }
 
 TEST(PrhsTest, WindowAndFrozenPrefixHoldInEveryLayerAndStep) {
-  Layers layers;
+  Layers layers(kLayers, kGroup);
   SelectorSession session(prhs(),
                           {{"base", "prhs_cis"},
                            {"base.budget", "25"},
@@ -151,21 +119,21 @@ TEST(PrhsTest, WindowAndFrozenPrefixHoldInEveryLayerAndStep) {
 }
 
 TEST(PrhsTest, AuditedBoundHoldsAroundAnyBase) {
-  Layers layers;
+  Layers layers(kLayers, kGroup);
   for (const char* base : {"oracle", "quest"}) {
     SelectorSession session(
         prhs(), {{"base", base}, {"base.budget", "25"}, {"tau", "-2"}, {"audit", "true"}},
         layers.filled, kGroup);
     session.observe_everything();
     for (int step = 0; step < 6; ++step) session.select(step);
-    EXPECT_EQ(counter(session, "audited"), 4 * 5);
-    EXPECT_EQ(counter(session, "bound_violations"), 0);
-    EXPECT_GT(counter(session, "dropped"), 0);
+    EXPECT_EQ(counters_of(session).at("audited"), 4 * 5);
+    EXPECT_EQ(counters_of(session).at("bound_violations"), 0);
+    EXPECT_GT(counters_of(session).at("dropped"), 0);
   }
 }
 
 TEST(PrhsTest, RefusesABaseThatTakesEverything) {
-  Layers layers;
+  Layers layers(kLayers, kGroup);
   try {
     SelectorSession session(prhs(), {{"base", "full"}}, layers.filled, kGroup);
     FAIL() << "accepted";
@@ -177,7 +145,7 @@ TEST(PrhsTest, RefusesABaseThatTakesEverything) {
 
 // Also through a wrapper that leaves run to its base.
 TEST(PrhsTest, RefusesABaseThatEvicts) {
-  Layers layers;
+  Layers layers(kLayers, kGroup);
   for (const Choices& base :
        {Choices{{"base", "snapkv"}}, Choices{{"base", "adakv"}, {"base.base", "snapkv"}}}) {
     try {

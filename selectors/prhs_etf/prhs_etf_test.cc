@@ -1,6 +1,6 @@
 #include <gtest/gtest.h>
 
-#include "tests/support/selector_session.h"
+#include "tests/support/layers.h"
 
 namespace sikv::testing {
 namespace {
@@ -9,29 +9,8 @@ const Variant& etf() { return find_variant(SIKV_SELECTOR, "prhs_etf"); }
 
 constexpr int kLayers = 4, kGroup = 3;
 
-// One cache that plays every layer: keys are the same, queries are not.
-struct Layers {
-  Layers()
-      : spec{.num_kv_heads = 2,
-             .encoded = {300, 70},
-             .tail = {9, 40},
-             .pinned = 12,
-             .layer = kLayers - 1},
-        filled(spec, make_codec(SIKV_KEY_CODEC, "fp16", {}, tight_shape(spec, 1)),
-               make_codec(SIKV_VALUE_CODEC, "fp16", {}, tight_shape(spec, 1))) {}
-
-  std::vector<Slots> select(SelectorSession& session, int layer, int64_t step) {
-    const_cast<sikv_cache_view&>(filled.cache.view()).layer = layer;
-    return session.select(
-        step, gaussian_queries(spec, kGroup, 1, static_cast<uint64_t>(100 * step + layer)));
-  }
-
-  CacheSpec spec;
-  FilledCache filled;
-};
-
 TEST(PrhsEtfTest, NothingFrozenIsTheOracleInEveryLayer) {
-  Layers layers;
+  Layers layers(kLayers, kGroup);
   SelectorSession session(etf(), {{"budget", "25"}, {"gamma", "0"}}, layers.filled, kGroup);
   for (int layer = 0; layer < kLayers; ++layer) {
     const std::vector<Slots> rows = layers.select(session, layer, 0);
@@ -44,7 +23,7 @@ TEST(PrhsEtfTest, NothingFrozenIsTheOracleInEveryLayer) {
 
 // In the frozen prefix a layer has nothing that the layer below had not.
 TEST(PrhsEtfTest, TakesOfTheFrozenPrefixOnlyWhatTheLayerBelowAttendedTo) {
-  Layers layers;
+  Layers layers(kLayers, kGroup);
   SelectorSession session(etf(), {{"budget", "25"}, {"first_layer", "0"}, {"psi", "0.5"}},
                           layers.filled, kGroup);
   const sikv_cache_view& view = layers.filled.cache.view();
@@ -75,7 +54,7 @@ TEST(PrhsEtfTest, TakesOfTheFrozenPrefixOnlyWhatTheLayerBelowAttendedTo) {
 
 // A step that begins in the middle has nothing below to take from.
 TEST(PrhsEtfTest, SearchesEverythingWhereTheLayerBelowDidNotRun) {
-  Layers layers;
+  Layers layers(kLayers, kGroup);
   SelectorSession session(etf(), {{"budget", "25"}, {"first_layer", "0"}, {"psi", "0.1"}},
                           layers.filled, kGroup),
       never(etf(), {{"budget", "25"}, {"gamma", "0"}}, layers.filled, kGroup);
@@ -84,15 +63,12 @@ TEST(PrhsEtfTest, SearchesEverythingWhereTheLayerBelowDidNotRun) {
 }
 
 TEST(PrhsEtfTest, ReadsLessWhereMoreIsFrozen) {
-  Layers layers;
+  Layers layers(kLayers, kGroup);
   const auto bytes = [&](const char* psi) {
     SelectorSession session(etf(), {{"budget", "5"}, {"first_layer", "0"}, {"psi", psi}},
                             layers.filled, kGroup);
     for (int layer = 0; layer < kLayers; ++layer) layers.select(session, layer, 0);
-    for (const sikv_counter& c : session.selector().counters()) {
-      if (std::string_view(c.name) == "scan_bytes") return c.value;
-    }
-    return 0.0;
+    return counters_of(session).at("scan_bytes");
   };
   EXPECT_EQ(bytes("1"), kLayers * 2 * (309 + 110) * 128.0);
   EXPECT_LT(bytes("0.7"), bytes("1"));

@@ -1,5 +1,7 @@
 #include "selectors/rabitq/rabitq.h"
 
+#include "plugins/sdk/prompt_queries.h"
+
 namespace sikv::rabitq {
 namespace {
 
@@ -29,16 +31,18 @@ class RaBitQ : public KeySelector<State> {
     const int dim = prompt.head_dim;
     state.center = mean_row(prompt.keys.data(), prompt.count, dim);
     if (!center_queries_) return;
-    const sikv_observe_args& args = prompt.args;
-    const int heads = shape().num_query_heads, window = args.num_queries;
-    const int b = prompt.row / shape().num_kv_heads, h = prompt.row % shape().num_kv_heads;
-    std::vector<float> queries(static_cast<size_t>(window * dim));
+    const PromptQueries window(prompt.args, shape().num_query_heads);
+    const int count = window.count();
+    std::vector<float> groups(static_cast<size_t>(count * group_ * dim)),
+        queries(static_cast<size_t>(count * dim));
+    for (int w = 0; w < count; ++w) {
+      window.load_group(prompt.row, count - w, groups.data() + int64_t{w} * group_ * dim);
+    }
     for (int g = 0; g < group_; ++g) {
-      for (int w = 0; w < window; ++w) {
-        const int64_t at = (int64_t{b} * window + w) * heads + h * group_ + g;
-        load_floats(args.queries, args.view->dtype, at * dim, dim, queries.data() + w * dim);
+      for (int w = 0; w < count; ++w) {
+        std::copy_n(groups.data() + (int64_t{w} * group_ + g) * dim, dim, queries.data() + w * dim);
       }
-      const std::vector<float> center = mean_row(queries.data(), window, dim);
+      const std::vector<float> center = mean_row(queries.data(), count, dim);
       state.query_centers.insert(state.query_centers.end(), center.begin(), center.end());
     }
   }

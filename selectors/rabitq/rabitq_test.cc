@@ -117,13 +117,6 @@ FilledCache make_cache(const CacheSpec& spec, testing::Pattern pattern) {
                      testing::make_codec(SIKV_VALUE_CODEC, "fp16", {}, shape), pattern);
 }
 
-double counter(SelectorSession& session, std::string_view name) {
-  for (const sikv_counter& counter : session.selector().counters()) {
-    if (name == counter.name) return counter.value;
-  }
-  return -1.0;
-}
-
 // 1 bit a channel, a factor, and with mean queries a shift per head, in pages of 256.
 TEST(RaBitQTest, CountsWhatItKeepsAndReads) {
   const FilledCache filled = make_cache({.num_kv_heads = 2, .encoded = {300, 70}, .tail = {9, 0}},
@@ -136,8 +129,8 @@ TEST(RaBitQTest, CountsWhatItKeepsAndReads) {
     const uint64_t centres = 64 * 4 * (centred ? 4 : 1);
     EXPECT_EQ(session.selector().state_bytes(), 2 * (3 * 256 * token + 2 * centres));
     session.select(0);
-    EXPECT_EQ(counter(session, "runs"), 4);
-    EXPECT_EQ(counter(session, "scan_bytes"), static_cast<double>(2 * 370 * token));
+    EXPECT_EQ(testing::counters_of(session).at("runs"), 4);
+    EXPECT_EQ(testing::counters_of(session).at("scan_bytes"), static_cast<double>(2 * 370 * token));
   }
 }
 

@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "tests/support/selector_session.h"
+#include "tests/support/temporary.h"
 
 namespace sikv::testing {
 namespace {
@@ -97,8 +98,6 @@ TEST(SaapTest, UndoesRope) {
 // direction 3, which no comparison with centroids would.
 class NetworkFile {
  public:
-  explicit NetworkFile(const char* name) : path_(::testing::TempDir() + name) {}
-
   const std::string& path() const { return path_; }
   void write(std::vector<uint32_t> header, size_t floats_missing = 0,
              const char* magic = "SIKVSAP1") {
@@ -121,11 +120,12 @@ class NetworkFile {
   }
 
  private:
-  std::string path_;
+  TemporaryFolder folder_;
+  std::string path_ = (folder_ / "network.bin").string();
 };
 
 TEST(SaapTest, RoutesQueriesByTheNetwork) {
-  NetworkFile file("saap_routes.bin");
+  NetworkFile file;
   file.write({1, 1, 1, kDim, 4, 2, 0, 0});
   const FourDirections keys(false);
   const FilledCache& filled = keys.filled;
@@ -144,7 +144,7 @@ TEST(SaapTest, RoutesQueriesByTheNetwork) {
 }
 
 TEST(SaapTest, RefusesFilesThatDoNotFit) {
-  NetworkFile file("saap_refused.bin");
+  NetworkFile file;
   sikv_shape shape = make_shape(kDim, SIKV_FP16, 1, 1);
   const auto refusal = [&](const std::string& path) -> std::string {
     try {

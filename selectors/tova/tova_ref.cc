@@ -22,8 +22,7 @@ class Tova final : public RunningEviction {
                      std::vector<float>& scores) const override {
     if (view.tail_len(row / view.num_kv_heads()) != kPageTokens) return 0;
     std::fill(scores.begin(), scores.end(), 0.0f);
-    return attend(args, view, row, scores.size(),
-                  [&](size_t position, float probability) { scores[position] = probability; });
+    return attend(args, view, row, [&](size_t i, float probability) { scores[i] = probability; });
   }
 };
 

@@ -70,5 +70,17 @@ TEST(TovaTest, CountsPinnedTokensOnTop) {
   expect_exact_budgets(find_variant(SIKV_SELECTOR, "tova"));
 }
 
+TEST(TovaTest, SequencesOfABatchDoNotMix) {
+  for (const char* variant : {"ref", "cpu"}) {
+    const std::string tova = std::string("tova[") + variant + "](budget=90";
+    expect_batch_equals_each_alone(tova + ",pinned=7)", false);
+    expect_batch_equals_each_alone("adakv(base=" + tova + "),pinned=7)", false);
+  }
+}
+
+TEST(TovaTest, RemembersOnlyWhatItHolds) {
+  expect_state_of_held_tokens("tova(budget=90,pinned=7)", 90, 7, 1);
+}
+
 }  // namespace
 }  // namespace sikv::testing

@@ -12,6 +12,7 @@
 #include "framework/trace/trace.h"
 #include "plugins/sdk/plugin.h"
 #include "tests/support/plugins.h"
+#include "tests/support/temporary.h"
 
 namespace sikv {
 namespace {
@@ -214,7 +215,8 @@ TEST(HooksTest, TheShippedTraceOffersSomeLayersAndQueries) {
 
 // Both layers of a model, all queries and w_o, read back through a trace.
 TEST(HooksTest, ATraceGivesWhatIsAskedAndNoMore) {
-  const std::filesystem::path path = std::filesystem::path(::testing::TempDir()) / "hooks_test.h5";
+  const TemporaryFolder folder;
+  const std::filesystem::path path = folder / "all.h5";
   constexpr int kTokens = 302, kQueryWidth = kHeads * kGroup * kDim;
   TraceMeta meta;
   meta.num_layers = 2;
@@ -262,7 +264,6 @@ TEST(HooksTest, ATraceGivesWhatIsAskedAndNoMore) {
             "selector 'needy' needs every layer of the model, but " + path.string() +
                 " gives 1 of 2: use a trace made by datasets/capture with --layers all --queries "
                 "all --w-o, as scripts/fetch_full_trace does, and no source.layers");
-  std::filesystem::remove(path);
 }
 
 TEST(HooksTest, ABaseIsAPartAndItsBudgetThePipelines) {

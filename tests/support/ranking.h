@@ -3,7 +3,6 @@
 #define SIKV_TESTS_SUPPORT_RANKING_H_
 
 #include <algorithm>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -46,12 +45,6 @@ inline double dot(const std::vector<float>& a, const std::vector<float>& b) {
   double sum = 0.0;
   for (size_t i = 0; i < a.size(); ++i) sum += double{a[i]} * b[i];
   return sum;
-}
-
-inline std::map<std::string, double> counters_of(const SelectorSession& session) {
-  std::map<std::string, double> counters;
-  for (const sikv_counter& c : session.selector().counters()) counters[c.name] = c.value;
-  return counters;
 }
 
 }  // namespace sikv::testing

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <iterator>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -72,7 +73,8 @@ class SelectorSession {
     }
   }
 
-  int hidden_size = 131;  // of w_o, for selectors that need it
+  int hidden_size = 131;        // of w_o, for selectors that need it
+  bool exceeds_budget = false;  // as its options say: then only the plan bounds a selection
 
   bool accepted() const { return refusal_.empty(); }
   SelectorInstance& selector() { return selector_; }
@@ -203,7 +205,7 @@ class SelectorSession {
     EXPECT_FALSE(table.flags & SIKV_SELECTOR_SELECTS_ALL) << "lists slots, said it selects all";
     EXPECT_GE(count, 0);
     EXPECT_LE(count, capacity_);
-    if (const sikv_option_value* budget = options_.find("budget")) {
+    if (const sikv_option_value* budget = options_.find("budget"); budget && !exceeds_budget) {
       const sikv_cache_view& view = filled_.cache.view();
       const int64_t length = view.encoded_len[row] + view.tail_len[row / view.num_kv_heads];
       EXPECT_LE(count, (Budget{budget->i, budget->f}.tokens(length)));
@@ -238,6 +240,13 @@ class SelectorSession {
   std::optional<Guarded<float>> log_weights_;
   std::optional<Workspace> workspace_;
 };
+
+// By name.
+inline std::map<std::string, double> counters_of(const SelectorSession& session) {
+  std::map<std::string, double> counters;
+  for (const sikv_counter& c : session.selector().counters()) counters[c.name] = c.value;
+  return counters;
+}
 
 }  // namespace sikv::testing
 
