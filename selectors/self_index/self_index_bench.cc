@@ -19,6 +19,7 @@
 
 #include "framework/base/random.h"
 #include "framework/device/device.h"
+#include "tests/support/counters.h"
 #include "tests/support/plugins.h"
 #include "tests/support/test_cache.h"
 
@@ -123,12 +124,7 @@ class Stepper {
   }
 
   std::vector<int32_t> selected() const { return slots_; }
-  double counter(std::string_view name) const {
-    for (const sikv_counter& counter : selector_.counters()) {
-      if (name == counter.name) return counter.value;
-    }
-    return 0.0;
-  }
+  double counter(const std::string& name) const { return testing::counters_of(selector_).at(name); }
 
  private:
   static sikv_shape two_layers() {

@@ -20,6 +20,7 @@
 #include "plugins/layouts/rotation.h"
 #include "plugins/sdk/view.h"
 #include "selectors/self_index/self_index_tables.h"
+#include "tests/support/counters.h"
 #include "tests/support/plugins.h"
 #include "tests/support/test_cache.h"
 
@@ -129,13 +130,7 @@ class Bench {
     return out;
   }
 
-  double counter(std::string_view name) const {
-    for (const sikv_counter& counter : selector_->counters()) {
-      if (name == counter.name) return counter.value;
-    }
-    ADD_FAILURE() << "no counter " << name;
-    return 0;
-  }
+  double counter(const std::string& name) const { return counters_of(*selector_).at(name); }
 
   std::vector<float> random_queries(uint64_t seed, int steps = 1) const {
     return gaussian(static_cast<size_t>(steps) * filled_.cache.num_sequences() *

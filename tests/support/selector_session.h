@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "plugins/sdk/options.h"
+#include "tests/support/counters.h"
 #include "tests/support/device_call.h"
 #include "tests/support/guarded.h"
 #include "tests/support/queries.h"
@@ -241,11 +242,8 @@ class SelectorSession {
   std::optional<Workspace> workspace_;
 };
 
-// By name.
 inline std::map<std::string, double> counters_of(const SelectorSession& session) {
-  std::map<std::string, double> counters;
-  for (const sikv_counter& c : session.selector().counters()) counters[c.name] = c.value;
-  return counters;
+  return counters_of(session.selector());
 }
 
 }  // namespace sikv::testing
