@@ -39,6 +39,9 @@ __device__ inline void rescale_add(float (&acc)[4], const float (&t)[4], const f
 template <TileKeys kKeys>
 struct CodeKeys {
   static constexpr int kDim = kTileDim;
+  // Loaded while the values before them are worked on, places looked up a tile ahead, slots two: 64
+  // rows of 2048 tokens take 28.6 us for 29.2.
+  static constexpr bool kAhead = true;
   using Shared = TileQuery;
 
   // Head `n` of 8 of tile t, which is query head g of the row or, for g = -1, none; returns what is
@@ -82,6 +85,7 @@ struct CodeKeys {
 template <typename T, int kD, int kHeadTiles>
 struct RawKeys {
   static constexpr int kDim = kD, kChunks = kD / 32;  // of 32 channels, 8 a lane
+  static constexpr bool kAhead = false;  // too many registers: 1639 us for 1432, 64 rows of 128K
   struct Shared {};
 
   // Rows are read one after the other: nothing to gain.
@@ -538,15 +542,18 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, uin
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, j = lane % 4;
   Keys keys;
   Values values;
-  if (call.view.encoded_len[row] > 0) {  // else the side tables may never have been filled
-    keys.init(call, row);
-    for (int n = warp; n < 8 * kHeadTiles; n += kFlashWarps) {
-      const float shift = Keys::prepare(call, row, n < call.group ? n : -1, n % 8, query[n / 8]);
-      if (lane == 0) states.shift[n] = shift;
+  const auto prepare = [&](bool any) {  // else the side tables may never have been filled
+    if (any) {
+      keys.init(call, row);
+      for (int n = warp; n < 8 * kHeadTiles; n += kFlashWarps) {
+        const float shift = Keys::prepare(call, row, n < call.group ? n : -1, n % 8, query[n / 8]);
+        if (lane == 0) states.shift[n] = shift;
+      }
+    } else if (threadIdx.x < 8 * kHeadTiles) {
+      states.shift[threadIdx.x] = 0.0f;
     }
-  } else if (threadIdx.x < 8 * kHeadTiles) {
-    states.shift[threadIdx.x] = 0.0f;
-  }
+  };
+  if constexpr (Keys::kAhead) prepare(call.view.encoded_len[row] > 0);
   wait_for_launch_before();
   const EncodedList list(call, row);
   const Range range = part_of(list.count, split, call.encoded_splits, kTileTokens);
@@ -566,40 +573,51 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, uin
                    [&](int64_t page, int token) { values.load(call.values, i, page, token); });
     }
   };
-  // Keys are loaded while the values before them are worked on, places looked up a tile ahead and
-  // slots two: 64 rows of 2048 tokens 28.6 us for 29.2.
   const auto slot_at = [&](int first) {
     return TilePlaces::slot_at(list, min(first, range.end - 1), range.end);
   };
+  const auto places_at = [&](int first, int slot) {
+    return TilePlaces(call, row, list, min(first, range.end - 1), range.end, slot,
+                      TilePlaces::page_of(call, row, slot));
+  };
   uint32_t counts = 0;
   TilePlaces next{};
-  int slot = 0;
+  [[maybe_unused]] int slot = 0;  // of the tile after the next
   if (base < range.end) {
-    const int first = slot_at(base), second = slot_at(base + kStep);
-    slot = slot_at(base + 2 * kStep);
-    const int first_page = TilePlaces::page_of(call, row, first);
-    const int second_page = TilePlaces::page_of(call, row, second);
-    const TilePlaces places(call, row, list, base, range.end, first, first_page);
+    const int first = slot_at(base);
+    if constexpr (Keys::kAhead) slot = slot_at(base + 2 * kStep);
+    const TilePlaces places = places_at(base, first);
     counts = places.counts;
     load_keys(places);
     load_values(places);
-    next = TilePlaces(call, row, list, base + kStep, range.end, second, second_page);
+    next = places_at(base + kStep, slot_at(base + kStep));
   }
+  if constexpr (!Keys::kAhead) prepare(range.begin < range.end);
   __syncthreads();
 
   TileFlash<Keys, Values, kHeadTiles> flash;
   while (base < range.end) {
-    const bool more = base + kStep < range.end;
-    if (more) next.prefetch<Keys, Values>(call);
-    const int page = TilePlaces::page_of(call, row, slot), slot_after = slot_at(base + 3 * kStep);
-    // Past the last tile too: a load that may not be is moved once it is there.
-    flash.add(call, query, keys, values, counts, [&] { load_keys(next); });
-    base += kStep;
-    if (more) {
-      counts = next.counts;
-      load_values(next);
-      next = TilePlaces(call, row, list, base + kStep, range.end, slot, page);
-      slot = slot_after;
+    if (base + kStep < range.end) next.prefetch<Keys, Values>(call);
+    if constexpr (Keys::kAhead) {
+      const int page = TilePlaces::page_of(call, row, slot), slot_after = slot_at(base + 3 * kStep);
+      // Past the last tile too: a load that may not be is moved once it is there.
+      flash.add(call, query, keys, values, counts, [&] { load_keys(next); });
+      base += kStep;
+      if (base < range.end) {
+        counts = next.counts;
+        load_values(next);
+        next = TilePlaces(call, row, list, base + kStep, range.end, slot, page);
+        slot = slot_after;
+      }
+    } else {
+      flash.add(call, query, keys, values, counts, [] {});
+      base += kStep;
+      if (base < range.end) {
+        counts = next.counts;
+        load_keys(next);
+        load_values(next);
+        next = places_at(base + kStep, slot_at(base + kStep));
+      }
     }
   }
   flash.store(states, call.group, values);
@@ -662,33 +680,44 @@ __global__ __launch_bounds__(kFlashThreads, tile_blocks(Keys::kDim)) void attend
   auto* const shared = reinterpret_cast<uint8_t*>(shared_words);
   constexpr int kDim = Keys::kDim;
   const int row = static_cast<int>(blockIdx.y), split = static_cast<int>(blockIdx.x);
-  const int part = call.joint ? split : split - call.encoded_splits;
-  if (!call.early) wait_for_launch_before();
+  const bool joint = Keys::kAhead && call.joint;
+  const int part = joint ? split : split - call.encoded_splits;
   auto* const exact =
-      reinterpret_cast<float*>(shared + (call.joint ? tile_split_bytes<Keys, kHeadTiles>() : 0));
-  const bool halves = call.view.dtype == SIKV_FP16, tiles = halves || call.view.dtype == SIKV_BF16;
-  if (part >= 0 && tiles) {
-    if (halves) {
+      reinterpret_cast<float*>(shared + (joint ? tile_split_bytes<Keys, kHeadTiles>() : 0));
+  const auto attend_exact_part = [&] {
+    if (call.view.dtype == SIKV_FP16) {
       attend_exact_tiles<__half, kDim, kHeadTiles>(call, row, part, exact);
-    } else {
+    } else if (call.view.dtype == SIKV_BF16) {
       attend_exact_tiles<__nv_bfloat16, kDim, kHeadTiles>(call, row, part, exact);
     }
-  }
-  if (split < call.encoded_splits)
-    attend_tile_split<Keys, Values, kHeadTiles>(call, row, split, shared);
-  if (part >= 0 && tiles) {
+  };
+  const auto store_exact_part = [&] {
     wait_for_launch_before();
-    __syncthreads();
-    store_split(call, row, call.encoded_splits + part, 0, call.group,
-                WarpStates(exact, 8 * kHeadTiles, kDim));
-  } else if (part >= 0) {
-    wait_for_launch_before();
+    if (call.view.dtype != SIKV_FP32) {
+      __syncthreads();
+      return store_split(call, row, call.encoded_splits + part, 0, call.group,
+                         WarpStates(exact, 8 * kHeadTiles, kDim));
+    }
     constexpr int kLanes = kDim == 64 ? 8 : kDim == 256 ? 32 : 16, kHeads = 4;
     for (int first = 0; first < call.group; first += kHeads) {
       if (first > 0) __syncthreads();
       attend_exact<kLanes, kHeads>(call, row, part, first, min(kHeads, call.group - first),
                                    reinterpret_cast<float*>(shared));
     }
+  };
+  if (!call.early) wait_for_launch_before();
+  if constexpr (Keys::kAhead) {
+    // A block's exact tokens first: they do not wait for the selection.
+    if (part >= 0) attend_exact_part();
+    if (split < call.encoded_splits) {
+      attend_tile_split<Keys, Values, kHeadTiles>(call, row, split, shared);
+    }
+    if (part >= 0) store_exact_part();
+  } else if (part < 0) {
+    attend_tile_split<Keys, Values, kHeadTiles>(call, row, split, shared);
+  } else {
+    attend_exact_part();
+    store_exact_part();
   }
   finish_row(call, row, static_cast<int>(gridDim.x), reinterpret_cast<float*>(shared));
 }
