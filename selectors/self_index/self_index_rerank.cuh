@@ -366,8 +366,8 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
       }
       build_queries();
       score_copies();
-      // What was asked for in the turn before is used up before more is asked for, and goes where it
-      // stays: a register that is moved is waited for, and with it what was asked for since.
+      // What was asked for in the turn before is used up before more is asked for, and goes where
+      // it stays: a register that is moved is waited for, and with it what was asked for since.
       for (base = first + warp * kPair; base < last; base += kStep) {
         const int32_t* page = page_table + slot / SIKV_PAGE_TOKENS;
         const int token = slot % SIKV_PAGE_TOKENS;
@@ -500,9 +500,9 @@ __device__ inline void score_exact(const RerankArgs& args, int row, int block, i
   }
 }
 
-// The same on the tensor cores, of rows of 16 bits of kTileDim channels: a tile of 16 tokens a warp.
-// The first one is on its way while the queries are prepared. (8 channels a lane took a third of
-// rerank_score's instructions.)
+// The same on the tensor cores, of rows of 16 bits of kTileDim channels: a tile of 16 tokens a
+// warp. The first one is on its way while the queries are prepared. (8 channels a lane took a third
+// of rerank_score's instructions.)
 class ExactTiles {
  public:
   __device__ static bool reads(const RerankArgs& args) {
