@@ -501,7 +501,7 @@ __device__ inline void score_exact(const RerankArgs& args, int row, int block, i
 }
 
 // The same on the tensor cores, of rows of 16 bits of kTileDim channels: a tile of 16 tokens a
-// warp. The first one is on its way while the queries are prepared. (8 channels a lane took a third
+// warp. The first one is on its way while the queries are prepared. (8 channels a lane took a sixth
 // of rerank_score's instructions.)
 class ExactTiles {
  public:
