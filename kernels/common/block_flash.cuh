@@ -40,8 +40,11 @@ struct FlashCall {
   sikv_selection selection;
   Listed listed;
   int32_t encoded_splits, exact_splits;
+  bool joint;        // a block has an encoded and an exact split; as many of these as of those
   bool resume;       // encoded splits go on from their results so far
   bool finish;       // merge after this launch
+  bool early;        // the launch before this one is the selector's: queries and exact rows, which
+                     // it waited for too, are there before the selection is
   float* sums;       // [B, H, splits, G, D] acc
   float2* tops;      // [B, H, splits, G] (m, l)
   int32_t* tickets;  // [B, H], zero before and after
@@ -571,14 +574,15 @@ inline constexpr int kMaxRounds = 12;
 
 struct Splits {
   int encoded, exact;
+  bool joint;  // by the same blocks
 };
 
 // Splits of `tokens` encoded and `exact_tokens` other tokens of each row: as many blocks as the GPU
 // holds at once (one more would run alone afterwards), or up to kMaxRounds times that while a split
 // keeps kLong tokens, so that blocks that end early are followed by others; the number of rounds
 // whose last one is fullest. 64 tokens at least: a tile for each warp.
-inline Splits flash_splits(int64_t tokens, int64_t exact_tokens, int64_t rows,
-                           int multiprocessors) {
+inline Splits flash_splits(int64_t tokens, int64_t exact_tokens, int64_t rows, int multiprocessors,
+                           bool can_join) {
   constexpr int64_t kLeast = 64, kLong = 768;
   const int64_t blocks = int64_t{multiprocessors} * kResident;
   const auto parts = [](int64_t n, int64_t most) {
@@ -592,11 +596,23 @@ inline Splits flash_splits(int64_t tokens, int64_t exact_tokens, int64_t rows,
     if (share > kMaxSplits || share * kLong > tokens) break;
     if (share * best_rounds > best * rounds) best = share, best_rounds = rounds;
   }
-  return {static_cast<int>(parts(tokens, best)), static_cast<int>(exact)};
+  // Where a row has few blocks, one of exact tokens alone is missed by the others: with joint
+  // splits 128 rows of 2048 tokens take 46.5 us for 54, 64 rows 28.9 for 29.2.
+  const int64_t most = std::min<int64_t>(blocks / rows, kMaxSplits);
+  if (can_join && best_rounds == 1 && exact == 1 && best > 0) {
+    const auto steps = [](int64_t n, int64_t splits) {
+      return (n + kLeast * splits - 1) / (kLeast * splits);
+    };
+    if (steps(tokens, most) < steps(tokens, best)) {
+      return {static_cast<int>(most), static_cast<int>(most), true};
+    }
+  }
+  return {static_cast<int>(parts(tokens, best)), static_cast<int>(exact), false};
 }
-inline Splits flash_splits(int64_t tokens, const sikv_cache_view& view, int multiprocessors) {
+inline Splits flash_splits(int64_t tokens, const sikv_cache_view& view, int multiprocessors,
+                           bool can_join = false) {
   return flash_splits(tokens, view.pinned_capacity + view.tail_capacity,
-                      int64_t{view.num_sequences} * view.num_kv_heads, multiprocessors);
+                      int64_t{view.num_sequences} * view.num_kv_heads, multiprocessors, can_join);
 }
 
 // A call over all of `args` but its lists and stores.
@@ -609,8 +625,10 @@ inline FlashCall flash_call(const sikv_attend_args& args, void* workspace, const
   call.scale = args.scale * kLog2e;
   call.selection = args.selection;
   call.finish = true;
+  call.early = args.selection.capacity > 0;
   call.encoded_splits = splits.encoded;
   call.exact_splits = splits.exact;
+  call.joint = splits.joint;
   call.sums = static_cast<float*>(workspace);
   call.tops = reinterpret_cast<float2*>(call.sums + int64_t{args.view->num_sequences} *
                                                         args.num_query_heads * call.splits() *

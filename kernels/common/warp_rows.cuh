@@ -446,6 +446,15 @@ __device__ inline void touch_l2(const void* address) {
 }
 __device__ inline void wait_touches() { asm volatile("cp.async.wait_all;"); }
 
+// Two bytes in a register of their own. Of 16-bit registers the compiler packs two into one, and of
+// a pair it moves a half elsewhere, as soon as both are asked for: that waits for them, where a
+// loop means to go on with what it has.
+__device__ inline uint32_t load_half(const void* address) {
+  uint32_t half;
+  asm("ld.global.nc.u16 %0, [%1];" : "=r"(half) : "l"(address));
+  return half;
+}
+
 // ---- keys on the tensor cores -------------------------------------------------------------------
 //
 // D = 128. Key codes are small integers: 3-bit Lloyd-Max levels times 10^4 have two signed bytes,
@@ -494,20 +503,17 @@ void with_tile_keys(const RowStore& keys, Body&& body) {
   }
 }
 
-// Head n < 8 of `tile` from its prepared query (warp_prepare_query): channel lane + 32 i in x[i].
-// One warp; visible after the next barrier.
-template <TileKeys kKeys>
-__device__ inline void store_tile_query(const float (&x)[kTileDim / 32], int n, TileQuery& tile) {
+// The digits of a head's prepared query (warp_prepare_query), channel lane + 32 i in x[i]; returns
+// what an integer of 1 stands for. place(step, d, j): a lane's fragment that digit d goes to. One
+// warp.
+template <TileKeys kKeys, typename Place>
+__device__ inline float split_query(const float (&x)[kTileDim / 32], Place&& place) {
   const int lane = threadIdx.x % 32;
   const float largest =
       warp_max(fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3]))));
   constexpr float kRange = 4194304.0f;  // 2^22
   // Below 2^-100 the inverse would overflow; such a head counts as zero.
   const float inverse = largest > 7.9e-31f ? kRange / largest : 0.0f;
-  if (lane == 0) {
-    // Of rlm4's sums the lowest digit stands for 2^8: a level has two.
-    tile.unit[n] = largest / kRange * (has_levels(kKeys) ? 256e-4f : 1.0f);
-  }
 #pragma unroll
   for (int i = 0; i < kTileDim / 32; ++i) {
     // Channel c = lane + 32 i: byte lane % 8 / 2 of register lane % 2.
@@ -518,10 +524,20 @@ __device__ inline void store_tile_query(const float (&x)[kTileDim / 32], int n, 
     for (int d = kTileDigits - 1; d >= 0; --d) {
       const int digit = static_cast<int8_t>(rest & 255);
       rest = (rest - digit) >> 8;
-      auto* bytes = reinterpret_cast<int8_t*>(&tile.digits[step][d][4 * n + j]);
+      auto* bytes = reinterpret_cast<int8_t*>(place(step, d, j));
       bytes[lane % 2 * 4 + lane % 8 / 2] = static_cast<int8_t>(digit);
     }
   }
+  // Of rlm4's sums the lowest digit stands for 2^8: a level has two.
+  return largest / kRange * (has_levels(kKeys) ? 256e-4f : 1.0f);
+}
+
+// Head n < 8 of `tile` from its prepared query. One warp; visible after the next barrier.
+template <TileKeys kKeys>
+__device__ inline void store_tile_query(const float (&x)[kTileDim / 32], int n, TileQuery& tile) {
+  const float unit = split_query<kKeys>(
+      x, [&](int step, int d, int j) { return &tile.digits[step][d][4 * n + j]; });
+  if (threadIdx.x % 32 == 0) tile.unit[n] = unit;
 }
 
 // Head n that is none: its logits are 0. One warp.
@@ -549,6 +565,32 @@ __device__ inline void build_tile_query(const float* q, int heads, TileQuery& ti
   }
 }
 
+// Up to four query heads for keys of levels: two digits share a product, columns n and n + 4 of
+// head n, so that 3 products do what takes 5, and every lane ends with logits.
+//
+//   [0]   d2 | d1
+//   [1]    0 | d0
+struct FourQueries {
+  uint2 digits[kTileSteps][2][32];
+  float unit[4];
+};
+// q [heads <= 4, 128] as for build_tile_query.
+template <TileKeys kKeys>
+__device__ inline void build_four_queries(const float* q, int heads, FourQueries& four) {
+  const int lane = threadIdx.x % 32;
+  for (int n = threadIdx.x / 32; n < 4; n += blockDim.x / 32) {
+    float x[kTileDim / 32];
+#pragma unroll
+    for (int i = 0; i < kTileDim / 32; ++i)
+      x[i] = n < heads ? q[n * kTileDim + lane + 32 * i] : 0.0f;
+    const float unit = split_query<kKeys>(x, [&](int step, int d, int j) {
+      return &four.digits[step][d / 2][4 * (d == 0 ? n : n + 4) + j];
+    });
+    if (lane == 0) four.unit[n] = unit;
+    if (lane < 4 * kTileSteps) four.digits[lane / 4][1][4 * n + lane % 4] = {0, 0};
+  }
+}
+
 // The codes of 16 tokens: a lane holds a part of tokens r and r + 8, r = lane / 4.
 template <TileKeys kKeys>
 struct KeyTile {
@@ -556,7 +598,7 @@ struct KeyTile {
   static constexpr int kLine = rlm4::line_bytes(kTileDim);
 
   uint32_t index[2][kLines ? 1 : 8];  // words of the index tiles; or the 8 nibbles of the token
-  uint32_t levels[2][2];              // 16 codes each
+  uint64_t levels[2];                 // 32 codes; not split before they are used: see load_half
   uint4 scale[2];                     // rlm4: one fp16 in x; sign4: four pairs
   int shift[2];                       // bit of the token's nibble in a word
 
@@ -565,11 +607,10 @@ struct KeyTile {
     const int j = threadIdx.x % 4;
     if constexpr (kLines) {
       const uint8_t* line = keys.payload.page(page) + kLine * token;
-      const uint2 codes = __ldg(reinterpret_cast<const uint2*>(line + 8 * j));
-      levels[i][0] = codes.x, levels[i][1] = codes.y;
+      levels[i] = __ldg(reinterpret_cast<const uint64_t*>(line + 8 * j));
       constexpr int kSigns = rlm4::line_signs(kTileDim), kScale = rlm4::line_key_scale(kTileDim);
       index[i][0] = __ldg(reinterpret_cast<const uint32_t*>(line + kSigns + 4 * j));
-      scale[i].x = __ldg(reinterpret_cast<const unsigned short*>(line + kScale));
+      scale[i].x = load_half(line + kScale);
       return;
     }
     const uint8_t* tile = keys.index.page(page) + kTileDim * (token / nibble_tile::kTileTokens);
@@ -580,19 +621,20 @@ struct KeyTile {
       const uint4 a = __ldg(words), b = __ldg(words + 1);
       index[i][0] = a.x, index[i][1] = a.y, index[i][2] = a.z, index[i][3] = a.w;
       index[i][4] = b.x, index[i][5] = b.y, index[i][6] = b.z, index[i][7] = b.w;
-      const uint2 codes = __ldg(reinterpret_cast<const uint2*>(row + 8 * j));
-      levels[i][0] = codes.x, levels[i][1] = codes.y;
-      scale[i].x = __ldg(reinterpret_cast<const unsigned short*>(keys.scale.page(page)) + token);
+      levels[i] = __ldg(reinterpret_cast<const uint64_t*>(row + 8 * j));
+      scale[i].x = load_half(keys.scale.page(page) + 2 * token);
     } else {
 #pragma unroll
       for (int s = 0; s < kTileSteps; ++s) {
         const uint2 words = __ldg(reinterpret_cast<const uint2*>(tile + 32 * s + 8 * j));
         index[i][2 * s] = words.x, index[i][2 * s + 1] = words.y;
       }
+      levels[i] = 0;
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         const auto* codes = reinterpret_cast<const unsigned short*>(row + 16 * s + 2 * j);
-        levels[i][s] = __ldg(codes) | static_cast<uint32_t>(__ldg(codes + 4)) << 16;
+        const uint32_t both = __ldg(codes) | static_cast<uint32_t>(__ldg(codes + 4)) << 16;
+        levels[i] |= static_cast<uint64_t>(both) << (32 * s);
       }
       scale[i] = __ldg(reinterpret_cast<const uint4*>(keys.scale.page(page) + 16 * token));
     }
@@ -665,6 +707,41 @@ struct KeyTile {
     }
   }
 
+  // c: logits of heads 2 (lane % 2) and the next, of token r, in lanes of lane % 4 >= 2 of r + 8.
+  __device__ void score(const FourQueries& query, float (&c)[2]) const {
+    static_assert(has_levels(kKeys));
+    const int lane = threadIdx.x % 32;
+    int high[4] = {}, low[4] = {}, lowest[4] = {};
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      uint32_t selectors[2][2];
+      select(pair, selectors);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int s = 2 * pair + half;
+        uint32_t hi[4], lo[4];
+        look_up(selectors, half, kHighNegative, kHighPositive, hi);
+        look_up(selectors, half, kLowNegative, kLowPositive, lo);
+        const uint2 d21 = query.digits[s][0][lane], d0 = query.digits[s][1][lane];
+        mma_s8(high, hi, d21);
+        mma_s8(low, lo, d21);
+        mma_s8(lowest, hi, d0);
+      }
+    }
+    // Times 256 the sum of hi.d2 2^8 + lo.d2, and hi.d1 2^8 + lo.d1 + hi.d0: below 2^29 each.
+    int sum[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] = high[i] * 256 + low[i] + lowest[i];
+    const bool second = (lane & 2) != 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int other = __shfl_xor_sync(~0u, second ? sum[i] : sum[i + 2], 2);
+      const int upper = second ? other : sum[i], lower = second ? sum[i + 2] : other;
+      const float whole = fmaf(static_cast<float>(upper), 256.0f, static_cast<float>(lower));
+      c[i] = whole * (half_of(second ? scale[1].x : scale[0].x, 0) * query.unit[lane % 2 * 2 + i]);
+    }
+  }
+
  private:
   // Bytes of the levels times 10^4, in two's complement digits: hi * 256 + lo.
   static constexpr int level_integer(int level) {
@@ -710,7 +787,7 @@ struct KeyTile {
       // Byte g: the four signs of group g, in bits 0 to 3; then in bits 2, 3, 6, 7.
       const uint32_t signs = tile_signs(t, pair);
       const uint32_t spread = signs * 4u + (signs & 0x0c0c0c0cu) * 12u;
-      const uint32_t codes = levels[t][pair];
+      const auto codes = static_cast<uint32_t>(levels[t] >> (32 * pair));
       selectors[t][0] = (codes & 0x33333333u) | (spread & 0x44444444u);
       selectors[t][1] = (codes >> 2 & 0x33333333u) | (spread >> 1 & 0x44444444u);
     }

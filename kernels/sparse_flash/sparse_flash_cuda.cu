@@ -7,19 +7,22 @@
 namespace sikv::sparse_flash {
 namespace {
 
-// Launches what reads these stores fastest. More than 8 query heads a KV head would need a second
+bool has_levels(const cuda::RowStore& values) {
+  return values.kind == cuda::RowKind::kLevels && values.bits == 2;
+}
+
+// Whether tensor cores read these stores. More than 8 query heads a KV head would need a second
 // accumulator of each lane: they go the general way.
-void launch(const cuda::FlashCall& call, cudaStream_t stream) {
-  const cuda::RowStore &keys = call.keys, &values = call.values;
-  const bool levels = values.kind == cuda::RowKind::kLevels && values.bits == 2;
+bool by_tiles(const cuda::RowStore& keys, const cuda::RowStore& values, int group) {
   const bool min_max = values.kind == cuda::RowKind::kMinMax && values.bits == 2 &&
                        values.scale_group == 32 && values.dtype == SIKV_FP16;
-  if (!cuda::tile_reads(keys) || !(levels || min_max) || call.group > 8) {
-    return cuda::launch_attend_any(call, stream);
-  }
-  cuda::with_tile_keys(keys, [&](auto kind) {
+  return cuda::tile_reads(keys) && (has_levels(values) || min_max) && group <= 8;
+}
+
+void launch_tiles(const cuda::FlashCall& call, cudaStream_t stream) {
+  cuda::with_tile_keys(call.keys, [&](auto kind) {
     using Keys = cuda::CodeKeys<decltype(kind)::value>;
-    if (levels) {
+    if (has_levels(call.values)) {
       cuda::launch_attend_tiles<Keys, cuda::LevelValues, 1>(call, stream);
     } else {
       cuda::launch_attend_tiles<Keys, cuda::MinMaxValues, 1>(call, stream);
@@ -49,12 +52,17 @@ class SparseFlash : public Kernel {
     const int bound = args.selection.capacity > 0
                           ? std::min(args.selection.capacity, args.view->max_encoded_len)
                           : args.view->max_encoded_len;
+    const cuda::RowStore keys = cuda::key_rows(args.view->key);
+    const cuda::RowStore values = cuda::value_rows(args.view->value);
+    const bool tiles = by_tiles(keys, values, group_);
+    const bool can_join = tiles && args.view->dtype != SIKV_FP32;
     cuda::FlashCall call =
         cuda::flash_call(args, launch_on.workspace, tickets_,
-                         cuda::flash_splits(bound, *args.view, multiprocessors_));
-    call.keys = cuda::key_rows(args.view->key);
-    call.values = cuda::value_rows(args.view->value);
-    launch(call, cuda::stream(launch_on));
+                         cuda::flash_splits(bound, *args.view, multiprocessors_, can_join));
+    call.keys = keys;
+    call.values = values;
+    const cudaStream_t stream = cuda::stream(launch_on);
+    tiles ? launch_tiles(call, stream) : cuda::launch_attend_any(call, stream);
   }
 
  private:

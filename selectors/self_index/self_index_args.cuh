@@ -28,6 +28,7 @@ struct ScanArgs {
   const float* codebook;       // [rows, D/4, 16, 4]
   int chunk;                   // tokens of a block, a multiple of 256; with a pool at most
   int most_blocks;             // of a row: those that the GPU holds at a time
+  int few_tokens;              // half of the blocks do where that leaves no more to each
   Pass pass;                   // outside a replay all rows, with one query
   int32_t* slots;              // [lists, capacity] what is found, without a pool
   int64_t capacity;

@@ -126,7 +126,7 @@ class SelfIndexCuda final : public Selector {
       order_ = DeviceArray<int32_t>(rows + 1);
       if (packs_) {
         packed_signs_ = DeviceArray<uint32_t>(all * scanned_ * 4);
-        packed_levels_ = DeviceArray<uint2>(all * scanned_ * 4);
+        packed_levels_ = DeviceArray<uint64_t>(all * scanned_ * 4);
         packed_scales_ = DeviceArray<uint8_t>(all * scanned_ * packed_scale_bytes_);
       }
       if (config_.refreshes()) {
@@ -384,7 +384,7 @@ class SelfIndexCuda final : public Selector {
   DeviceArray<int64_t> steps_;
   DeviceArray<int32_t> pools_;
   DeviceArray<uint32_t> packed_signs_;
-  DeviceArray<uint2> packed_levels_;
+  DeviceArray<uint64_t> packed_levels_;
   DeviceArray<uint8_t> packed_scales_;
   DeviceArray<float> scan_queries_, prompt_means_;
   DeviceArray<std::byte> replay_memory_;  // while a prompt's layers are observed

@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(kReplayThreads)
   if (budget <= 0) {
     seen = 0;
   } else if (seen > budget) {
-    Team alone(nullptr, 0, 1);
+    Team alone(nullptr, 0, 0, 1);
     cut = find_radix_cut<kReplayThreads>(alone, key_at, seen, static_cast<uint32_t>(budget),
                                          histogram, select);
   }

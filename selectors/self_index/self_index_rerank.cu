@@ -14,11 +14,16 @@ constexpr int kMostScoreBlocks = 32;
 constexpr int kDueWeight = 4;
 
 template <typename Body>
-void with_kernel(const cuda::RowStore& keys, Body&& body) {
+void with_kernel(const cuda::RowStore& keys, int group, Body&& body) {
   if (!cuda::tile_reads(keys)) return body(rerank_score<RerankKeys::kUnits>);
-  if (keys.line > 0) return body(rerank_score<RerankKeys::kLineLevels3>);
-  if (keys.kind == cuda::RowKind::kSignLevels) return body(rerank_score<RerankKeys::kLevels3>);
-  body(rerank_score<RerankKeys::kSignMinMax2>);
+  if (keys.kind == cuda::RowKind::kSignMinMax) return body(rerank_score<RerankKeys::kSignMinMax2>);
+  const bool four = group <= 4;
+  if (keys.line > 0) {
+    body(four ? rerank_score<RerankKeys::kLineLevels3, true>
+              : rerank_score<RerankKeys::kLineLevels3>);
+  } else {
+    body(four ? rerank_score<RerankKeys::kLevels3, true> : rerank_score<RerankKeys::kLevels3>);
+  }
 }
 
 }  // namespace
@@ -50,7 +55,7 @@ void Reranker::run(RerankArgs args, cudaStream_t stream) const {
   const dim3 scores(static_cast<unsigned>(args.score_blocks));
   const auto query_bytes = 2 * sizeof(float) * static_cast<size_t>(args.step.group) *
                            static_cast<size_t>(args.view.head_dim);
-  with_kernel(args.keys, [&](auto kernel) {
+  with_kernel(args.keys, args.step.group, [&](auto kernel) {
     cuda::launch_overlapped("self_index rerank_score", kernel, scores, kRerankThreads, query_bytes,
                             stream, args);
   });

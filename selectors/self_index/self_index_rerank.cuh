@@ -131,6 +131,8 @@ __device__ inline bool is_pinned(const sikv_cache_view& view, int row, int slot)
   return false;
 }
 
+inline constexpr float kLog2e = 1.4426950408889634f;
+
 // -inf marks what cannot be selected; a query that is not finite must not add to that.
 __device__ inline float open_logit(float logit) { return fmaxf(logit, -FLT_MAX); }
 
@@ -140,7 +142,7 @@ template <int kChannels>
 __device__ inline void prepare_queries(const RerankArgs& args, int row, float* q_exact,
                                        float* q_stored, float* shift) {
   const int head_dim = args.view.head_dim, lane = threadIdx.x % 32;
-  const float scale = args.step.scale * 1.4426950408889634f;
+  const float scale = args.step.scale * kLog2e;
   const int64_t first = first_query(args.step, args.view, row);
   for (int g = threadIdx.x / 32; g < args.step.group; g += kRerankThreads / 32) {
     float q[kChannels] = {};
@@ -173,7 +175,7 @@ template <cuda::TileKeys kTile>
 struct PackedTile {
   using Scale = std::conditional_t<cuda::has_levels(kTile), unsigned short, uint4>;
   uint32_t signs[2];
-  uint2 levels[2];
+  uint64_t levels[2];
   Scale scale[2];
 
   // Tokens token + lane / 4 and 8 behind it, none after `last`. Only issues loads.
@@ -189,7 +191,7 @@ struct PackedTile {
   __device__ void unpack(cuda::KeyTile<kTile>& tile) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      tile.levels[i][0] = levels[i].x, tile.levels[i][1] = levels[i].y;
+      tile.levels[i] = levels[i];
       if constexpr (cuda::KeyTile<kTile>::kLines) {
         tile.index[i][0] = signs[i];
       } else {
@@ -218,7 +220,7 @@ __device__ inline void write_packed(const cuda::KeyTile<kTile>& tile, int i, int
     for (int w = 0; w < 8; ++w) signs |= (tile.index[i][w] >> tile.shift[i] & 15u) << (4 * w);
   }
   packed.signs[part] = signs;
-  packed.levels[part] = make_uint2(tile.levels[i][0], tile.levels[i][1]);
+  packed.levels[part] = tile.levels[i];
   if (threadIdx.x % 4 != 0) return;
   if constexpr (cuda::has_levels(kTile)) {
     static_cast<unsigned short*>(packed.scales)[token] =
@@ -230,7 +232,7 @@ __device__ inline void write_packed(const cuda::KeyTile<kTile>& tile, int i, int
 
 // Writes logits [candidates, padded_heads(G)] of candidates [first, last) of a row and leaves each
 // warp's sums in shared.sums. Candidates that turn out to be pinned get -inf.
-template <RerankKeys kKeys>
+template <RerankKeys kKeys, bool kFour>
 __device__ void score_candidates(const RerankArgs& args, int row, const CandidateList& list,
                                  int first, int last, const PackedUse& packed,
                                  const float* q_stored, float* logits, ScoreShared& shared) {
@@ -242,31 +244,49 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
     constexpr auto kTile = kKeys == RerankKeys::kLevels3       ? cuda::TileKeys::kLevels3
                            : kKeys == RerankKeys::kLineLevels3 ? cuda::TileKeys::kLineLevels3
                                                                : cuda::TileKeys::kSignMinMax2;
-    __shared__ cuda::TileQuery queries[kMaxGroup / 8];
-    SoftmaxSum sums[kMaxGroup / 8][2];
+    constexpr int kSets = kFour ? 1 : kMaxGroup / 8;
+    __shared__ std::conditional_t<kFour, cuda::FourQueries, cuda::TileQuery> queries[kSets];
+    SoftmaxSum sums[kSets][2];
     // Of 16 candidates from `base` on, as far as `end`.
     const auto score = [&](const cuda::KeyTile<kTile>& tile, const bool(&open)[2], int base,
                            int end) {
-#pragma unroll
-      for (int set = 0; set < kMaxGroup / 8; ++set) {
-        if (set * 8 >= group) break;
-        float c[4];
-        tile.score(queries[set], c);
-        const int head = set * 8 + lane % 4 * 2;
-        float2 pair[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int candidate = base + lane / 4 + 8 * i;
-          pair[i] = make_float2(-INFINITY, -INFINITY);
-          if (head >= group || candidate >= end) continue;
-          if (open[i]) {
-            pair[i] = make_float2(open_logit(c[2 * i] + shared.shift[head]),
-                                  open_logit(c[2 * i + 1] + shared.shift[head + 1]));
-          }
-          *reinterpret_cast<float2*>(logits + int64_t{candidate} * padded + head) = pair[i];
+      if constexpr (kFour) {
+        float c[2];
+        tile.score(queries[0], c);
+        const bool second = (lane & 2) != 0;
+        const int head = lane % 2 * 2, candidate = base + lane / 4 + (second ? 8 : 0);
+        if (head >= group || candidate >= end) return;
+        float2 pair = make_float2(-INFINITY, -INFINITY);
+        if (second ? open[1] : open[0]) {
+          pair = make_float2(open_logit(c[0] + shared.shift[head]),
+                             open_logit(c[1] + shared.shift[head + 1]));
         }
-        sums[set][0].add(pair[0].x, pair[1].x);
-        sums[set][1].add(pair[0].y, pair[1].y);
+        *reinterpret_cast<float2*>(logits + int64_t{candidate} * 4 + head) = pair;
+        sums[0][0].add(pair.x);
+        sums[0][1].add(pair.y);
+        return;
+      } else {
+#pragma unroll
+        for (int set = 0; set < kSets; ++set) {
+          if (set * 8 >= group) break;
+          float c[4];
+          tile.score(queries[set], c);
+          const int head = set * 8 + lane % 4 * 2;
+          float2 pair[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int candidate = base + lane / 4 + 8 * i;
+            pair[i] = make_float2(-INFINITY, -INFINITY);
+            if (head >= group || candidate >= end) continue;
+            if (open[i]) {
+              pair[i] = make_float2(open_logit(c[2 * i] + shared.shift[head]),
+                                    open_logit(c[2 * i + 1] + shared.shift[head + 1]));
+            }
+            *reinterpret_cast<float2*>(logits + int64_t{candidate} * padded + head) = pair[i];
+          }
+          sums[set][0].add(pair[0].x, pair[1].x);
+          sums[set][1].add(pair[0].y, pair[1].y);
+        }
       }
     };
     // Looks up one candidate of a window.
@@ -287,11 +307,16 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
     const int first_copy = base;
     first = max(first, end_copies);
     const auto build_queries = [&] {
-      for (int set = 0; set * 8 < group; ++set) {
-        cuda::build_tile_query<kTile>(q_stored + set * 8 * cuda::kTileDim, min(group - set * 8, 8),
-                                      queries[set]);
+      if constexpr (kFour) {
+        cuda::build_four_queries<kTile>(q_stored, group, queries[0]);
+        __syncthreads();
+      } else {
+        for (int set = 0; set * 8 < group; ++set) {
+          cuda::build_tile_query<kTile>(q_stored + set * 8 * cuda::kTileDim,
+                                        min(group - set * 8, 8), queries[set]);
+        }
+        __syncthreads();
       }
-      __syncthreads();
     };
     const auto score_copies = [&] {
       for (base = first_copy; base < end_copies; base += kWarps * cuda::kTileTokens) {
@@ -306,48 +331,51 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
       // A warp scores two tiles while the lines of the next two are on their way, the pages of the
       // two behind them and the slots of two more: nothing waits for what it has just asked for.
       constexpr int kPair = 2 * cuda::kTileTokens, kStep = kWarps * kPair;
-      const auto slot_at = [&](int base) {
-        return base < last ? list[min(base + lane, last - 1)] : 0;
-      };
-      const auto place_at = [&](int base, int slot) {
-        if (base >= last) return Place{};
-        return Place{static_cast<int32_t>(cuda::page_number(view, row, slot / SIKV_PAGE_TOKENS)),
-                     slot % SIKV_PAGE_TOKENS};
+      // Past the end the last candidate's: loads that may not be would be moved.
+      const int32_t* page_table = view.page_table + int64_t{row} * view.max_pages;
+      const auto slot_at = [&](int base) { return list[min(base + lane, last - 1)]; };
+      const auto place_at = [&](int slot) {
+        return Place{page_table[slot / SIKV_PAGE_TOKENS], slot % SIKV_PAGE_TOKENS};
       };
       const auto open_at = [&](int base, int slot) {
         const int candidate = base + lane;
         return __ballot_sync(
             ~0u, candidate < last && (candidate < list.num_listed || !is_pinned(view, row, slot)));
       };
-      const auto load = [&](const Place& place, cuda::KeyTile<kTile>(&tiles)[2]) {
+      const auto load = [&](const Place& place, cuda::KeyTile<kTile>& tile, int t) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int from = lane / 4 + 8 * i;
+        for (int i = 0; i < 2; ++i) {
+          const int from = lane / 4 + 8 * i + cuda::kTileTokens * t;
           const int64_t page = __shfl_sync(~0u, place.page, from);
-          tiles[i / 2].load(args.keys, i % 2, page, __shfl_sync(~0u, place.token, from));
+          tile.load(args.keys, i, page, __shfl_sync(~0u, place.token, from));
         }
       };
-      base = first + warp * kPair;
-      int slot = slot_at(base), slot_ahead = slot_at(base + kStep);
-      Place place = place_at(base, slot);
-      uint32_t open = open_at(base, slot), open_ahead = 0;
+      Place place{};
+      uint32_t open = 0, open_ahead = 0;
+      int slot = 0;
       cuda::KeyTile<kTile> tiles[2];
-      if (base < last) load(place, tiles);
-      place = place_at(base + kStep, slot_ahead);
-      open_ahead = open_at(base + kStep, slot_ahead);
-      slot = slot_at(base + 2 * kStep);
+      if (first < last) {
+        base = first + warp * kPair;
+        const int now = slot_at(base), ahead = slot_at(base + kStep);
+        slot = slot_at(base + 2 * kStep);
+        place = place_at(now);
+        open = open_at(base, now);
+        load(place, tiles[0], 0), load(place, tiles[1], 1);
+        place = place_at(ahead);
+        open_ahead = open_at(base + kStep, ahead);
+      }
       build_queries();
       score_copies();
+      // What was asked for in the turn before is used up before more is asked for, and goes where
+      // it stays: a register that is moved is waited for, and with it what was asked for since.
       for (base = first + warp * kPair; base < last; base += kStep) {
-        cuda::KeyTile<kTile> next[2];
-        if (base + kStep < last) load(place, next);
-        place = place_at(base + 2 * kStep, slot);
+        const int32_t* page = page_table + slot / SIKV_PAGE_TOKENS;
+        const int token = slot % SIKV_PAGE_TOKENS;
         const uint32_t open_after = open_at(base + 2 * kStep, slot);
         slot = slot_at(base + 3 * kStep);
 #pragma unroll
         for (int t = 0; t < 2; ++t) {
           const int tile = base + t * cuda::kTileTokens;
-          if (tile >= last) break;
           bool counts[2];
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
@@ -358,10 +386,10 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
             }
           }
           score(tiles[t], counts, tile, last);
+          load(place, tiles[t], t);
         }
+        place = {*page, token};
         open = open_ahead, open_ahead = open_after;
-#pragma unroll
-        for (int t = 0; t < 2; ++t) tiles[t] = next[t];
       }
     } else {
       stage(0);
@@ -389,13 +417,16 @@ __device__ void score_candidates(const RerankArgs& args, int row, const Candidat
         }
       }
     }
+    constexpr int kColumns = kFour ? 2 : 4;  // lanes that have heads of their own
 #pragma unroll
-    for (int set = 0; set < kMaxGroup / 8; ++set) {
+    for (int set = 0; set < kSets; ++set) {
       if (set * 8 >= group) break;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        for (int distance = 4; distance < 32; distance *= 2) sums[set][i].merge_lanes(distance);
-        if (lane < 4) shared.sums[warp][set * 8 + lane * 2 + i] = sums[set][i].pair();
+        for (int distance = kColumns; distance < 32; distance *= 2) {
+          sums[set][i].merge_lanes(distance);
+        }
+        if (lane < kColumns) shared.sums[warp][set * 8 + lane * 2 + i] = sums[set][i].pair();
       }
     }
   } else {
@@ -469,6 +500,116 @@ __device__ inline void score_exact(const RerankArgs& args, int row, int block, i
   }
 }
 
+// The same on the tensor cores, of rows of 16 bits of kTileDim channels: a tile of 16 tokens a
+// warp. The first one is on its way while the queries are prepared. (8 channels a lane took a sixth
+// of rerank_score's instructions.)
+class ExactTiles {
+ public:
+  __device__ static bool reads(const RerankArgs& args) {
+    return args.view.head_dim == cuda::kTileDim && args.view.dtype != SIKV_FP32;
+  }
+  // Only issues loads.
+  __device__ ExactTiles(const RerankArgs& args, int row, int block, int blocks)
+      : args_(args), row_(row), stride_(blocks * kWarps) {
+    const sikv_cache_view& view = args.view;
+    pinned_ = view.pinned_len[row];
+    tokens_ = pinned_ + view.tail_len[row / view.num_kv_heads];
+    first_ = static_cast<int>(threadIdx.x) / 32 * blocks + block;
+    if (first_ * cuda::kTileTokens >= tokens_) return;
+    load_query(0);
+    load_keys(first_);
+  }
+
+  // Leaves each warp's sums in shared.sums.
+  __device__ void score(ScoreShared& shared) {
+    constexpr int kSets = kMaxGroup / 8;
+    const int lane = threadIdx.x % 32, group = args_.step.group;
+    SoftmaxSum sums[kSets][2];
+    for (int tile = first_; tile * cuda::kTileTokens < tokens_; tile += stride_) {
+      if (tile != first_) load_keys(tile);
+#pragma unroll
+      for (int set = 0; set < kSets; ++set) {
+        if (set * 8 >= group) break;
+        if (group > 8 && (tile != first_ || set > 0)) load_query(set);
+        float c[4] = {};
+        if (args_.view.dtype == SIKV_FP16) {
+          multiply<__half>(c);
+        } else {
+          multiply<__nv_bfloat16>(c);
+        }
+        const float scale = args_.step.scale * kLog2e;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (tile * cuda::kTileTokens + lane / 4 + 8 * i >= tokens_) continue;
+          sums[set][0].add(c[2 * i] * scale);
+          sums[set][1].add(c[2 * i + 1] * scale);
+        }
+      }
+    }
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+      if (set * 8 >= group) break;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (first_ * cuda::kTileTokens < tokens_) {
+          for (int distance = 4; distance < 32; distance *= 2) sums[set][i].merge_lanes(distance);
+        }
+        if (lane < 4) {
+          shared.sums[kWarps + threadIdx.x / 32][set * 8 + lane * 2 + i] = sums[set][i].pair();
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kWarps = kRerankThreads / 32, kChunks = cuda::kTileDim / 32;
+
+  // B fragments of heads 8 set ..: the very bytes of the queries.
+  __device__ void load_query(int set) {
+    const int lane = threadIdx.x % 32, head = set * 8 + lane / 4;
+    const auto* q = static_cast<const uint16_t*>(args_.step.q) +
+                    first_query(args_.step, args_.view, row_) + int64_t{head} * cuda::kTileDim;
+#pragma unroll
+    for (int n = 0; n < kChunks; ++n) {
+      query_[n] =
+          head < args_.step.group ? reinterpret_cast<const uint4*>(q)[4 * n + lane % 4] : uint4{};
+    }
+  }
+  __device__ void load_keys(int tile) {
+    const sikv_cache_view& view = args_.view;
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int token = min(tile * cuda::kTileTokens + lane / 4 + 8 * i, tokens_ - 1);
+      const int64_t pinned = int64_t{row_} * view.pinned_capacity + token;
+      const int64_t tail =
+          (int64_t{row_ / view.num_kv_heads} * view.tail_capacity + token - pinned_) *
+              view.num_kv_heads +
+          row_ % view.num_kv_heads;
+      const void* data = token < pinned_ ? view.pinned_k : view.tail_k;
+      const auto* key =
+          static_cast<const uint16_t*>(data) + (token < pinned_ ? pinned : tail) * cuda::kTileDim;
+#pragma unroll
+      for (int n = 0; n < kChunks; ++n) {
+        keys_[i][n] = reinterpret_cast<const uint4*>(key)[4 * n + lane % 4];
+      }
+    }
+  }
+  template <typename T>
+  __device__ void multiply(float (&c)[4]) const {
+#pragma unroll
+    for (int n = 0; n < kChunks; ++n) {
+      const uint4 &x = keys_[0][n], &y = keys_[1][n], &q = query_[n];
+      cuda::mma_16bit<T>(c, {x.x, y.x, x.y, y.y}, {q.x, q.y});
+      cuda::mma_16bit<T>(c, {x.z, y.z, x.w, y.w}, {q.z, q.w});
+    }
+  }
+
+  const RerankArgs& args_;
+  int row_, stride_, pinned_, tokens_, first_;
+  uint4 keys_[2][kChunks], query_[kChunks];
+};
+
 // The sums of all warps and both kinds of tokens, of each head.
 __device__ inline void merge_warps(int group, const ScoreShared& shared, float2* out) {
   constexpr int kParts = 2 * kRerankThreads / 32;
@@ -483,8 +624,8 @@ __device__ inline void merge_warps(int group, const ScoreShared& shared, float2*
   if (part == 0 && head < group) out[head] = sum.pair();
 }
 
-// grid (score_blocks)
-template <RerankKeys kKeys>
+// grid (score_blocks). kFour: of up to four query heads.
+template <RerankKeys kKeys, bool kFour = false>
 __global__ void __launch_bounds__(kRerankThreads, kScoreBlocks)
     rerank_score(const __grid_constant__ RerankArgs args) {
   const Step& step = args.step;
@@ -502,9 +643,23 @@ __global__ void __launch_bounds__(kRerankThreads, kScoreBlocks)
   const int row = row_at(step, place);
   const int rank = block - shares.first_block(place), blocks = shares.blocks(place);
   // Neither queries nor exact keys wait for the scan.
-  prepare_queries<kChannels>(args, row, q_exact, q_stored, shared.shift);
-  __syncthreads();
-  score_exact(args, row, rank, blocks, q_exact, shared);
+  const auto prepare = [&] {
+    prepare_queries<kChannels>(args, row, q_exact, q_stored, shared.shift);
+    __syncthreads();
+  };
+  bool exact_tiles = false;
+  if constexpr (kKeys != RerankKeys::kUnits) {
+    if (ExactTiles::reads(args)) {
+      exact_tiles = true;
+      ExactTiles exact(args, row, rank, blocks);
+      prepare();
+      exact.score(shared);
+    }
+  }
+  if (!exact_tiles) {
+    prepare();
+    score_exact(args, row, rank, blocks, q_exact, shared);
+  }
   cuda::wait_for_launch_before();
   cuda::start_next_launch();
   const RerankRow rerank(args, row);
@@ -518,7 +673,8 @@ __global__ void __launch_bounds__(kRerankThreads, kScoreBlocks)
     packed.write = !packed.read;
   }
   float* logits = args.logits + int64_t{row} * args.most * padded_heads(group);
-  score_candidates<kKeys>(args, row, rerank.list, first, last, packed, q_stored, logits, shared);
+  score_candidates<kKeys, kFour>(args, row, rerank.list, first, last, packed, q_stored, logits,
+                                 shared);
   __syncthreads();
   merge_warps(group, shared, args.sums + int64_t{block} * group);
 }

@@ -55,7 +55,12 @@ void Scanner::run(ScanArgs args, cudaStream_t stream) const {
   // All tokens in one wave of blocks, where their scores fit. With a pool that is the most a block
   // gets: when fewer rows are due, each has more blocks.
   const bool pooled = args.step.pool.state != nullptr;
-  const int blocks = std::clamp(resident_ / lists, 1, resident_);
+  // Half of the blocks where that leaves few tokens to each: fewer merge and wait for each other
+  // (8 rows of 32K 24.3 us a step for 25.2, with rerank 40.2 for 42.0; pooled, 2 due of 8 rows of
+  // 128K 44.8 for 46.6). With rerank, 8 rows of 128K take 46.7 for 46.2: more slots to write.
+  args.few_tokens = args.step.rerank == 1 ? 8192 : 2048;
+  const bool few = !pooled && tokens * lists <= int64_t{args.few_tokens} * (resident_ / 2);
+  const int blocks = std::clamp((few ? resident_ / 2 : resident_) / lists, 1, resident_);
   const int64_t pages = (tokens + blocks * SIKV_PAGE_TOKENS - 1) / (blocks * SIKV_PAGE_TOKENS);
   args.chunk =
       static_cast<int>(std::clamp<int64_t>(pages * SIKV_PAGE_TOKENS, kLeastChunk, largest_chunk_));

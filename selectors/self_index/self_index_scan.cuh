@@ -282,7 +282,9 @@ __device__ inline Share find_share(const ScanArgs& args) {
   }
   const int due = __ldcg(args.step.pool.num_due), tokens = max(args.view.max_encoded_len, 1);
   if (due == 0) return {-1, 0, 0, 0, 0};
-  const int blocks = min(static_cast<int>(gridDim.x) / due, args.most_blocks);
+  const int all = static_cast<int>(gridDim.x);
+  const bool few = int64_t{tokens} * due <= int64_t{args.few_tokens} * (all / 2);
+  const int blocks = min((few ? all / 2 : all) / due, args.most_blocks);
   int chunk = (tokens + blocks * SIKV_PAGE_TOKENS - 1) / (blocks * SIKV_PAGE_TOKENS);
   chunk = min(max(chunk * SIKV_PAGE_TOKENS, kLeastChunk), args.chunk);
   const int each = (tokens + chunk - 1) / chunk, place = static_cast<int>(blockIdx.x) / each;
@@ -291,9 +293,9 @@ __device__ inline Share find_share(const ScanArgs& args) {
   return {row, static_cast<int>(blockIdx.x) % each, chunk, 0, row};
 }
 
-// The last block of a scanned row to leave notes what was done; rerank_keep counts the step of a
-// pooled row. Staggered, the first period is cut short so that head j of the model's KV heads,
-// counted layer by layer, scans where (step + j) mod period = 0; later ones keep the phase.
+// The first block of a scanned row notes what was done; rerank_keep counts the step of a pooled
+// row. Staggered, the first period is cut short so that head j of the model's KV heads, counted
+// layer by layer, scans where (step + j) mod period = 0; later ones keep the phase.
 __device__ inline void end_scan(const Step& step, const sikv_cache_view& view, int row, int found,
                                 const float* mean) {
   const bool pooled = step.pool.state != nullptr;
@@ -345,6 +347,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   // What the row needs is asked for at once: one after the other costs a microsecond each.
   const int len = view.encoded_len[row];
   const int num_pinned = view.pinned_len[row];
+  const uint32_t turn = __ldcg(&step.teams[list].turn);
   const int64_t budget = row_budget(step, view, row);
   const int32_t* pinned = view.pinned_slots + int64_t{row} * view.pinned_capacity;
   int my_pinned = static_cast<int>(threadIdx.x) < view.pinned_capacity ? pinned[threadIdx.x] : 0;
@@ -353,7 +356,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   if (threadIdx.x < 4 * D) my_centre = codebook[threadIdx.x];
   const int blocks = max((len + largest - 1) / largest, 1);
   if (rank >= blocks) return;
-  Team team(step.teams + list, rank, blocks);
+  Team team(step.teams + list, turn, rank, blocks);
   const int first = rank * largest;
   const Chunk chunk{row, first, min(largest, len - first)};
 
@@ -384,6 +387,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     prefetch(args.index.page(page) + slot % SIKV_PAGE_TOKENS / 8 * D);
   }
 
+  team.clear_other_side(kInteger ? kBins : kAllRadixBins);
   for (int i = threadIdx.x; i < kBins; i += kThreads) histogram[i] = 0;
   __syncthreads();
   int open = len;
@@ -455,7 +459,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
         team, keys, chunk.tokens, cut, out, [&](int i) { return first + i; }, shared.select);
   }
   if (!pooled && rank == 0 && threadIdx.x == 0) args.found[list] = static_cast<int32_t>(k);
-  if (team.leave()) end_scan(step, view, row, static_cast<int>(k), mean);
+  if (rank == 0) end_scan(step, view, row, static_cast<int>(k), mean);
 }
 
 }  // namespace sikv::self_index

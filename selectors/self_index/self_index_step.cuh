@@ -27,9 +27,9 @@ struct PoolState {
 // would have to gather: 50 bytes a token for 192 bytes of sectors (rlm4 of 3 bits, D = 128). A lane
 // of KeyTile (warp_rows.cuh) has a word of signs and two of levels, a token one scale.
 struct PoolKeys {
-  uint32_t* signs;  // [tokens, 4]
-  uint2* levels;    // [tokens, 4]
-  void* scales;     // [tokens] of 2 bytes (rlm4) or 16 (sign4)
+  uint32_t* signs;   // [tokens, 4]
+  uint64_t* levels;  // [tokens, 4]
+  void* scales;      // [tokens] of 2 bytes (rlm4) or 16 (sign4)
 };
 
 // Device memory; all null without a pool. Of one layer:
@@ -70,7 +70,7 @@ struct Step {
   int group;                  // G
   float scale;
   Pool pool;
-  TeamState* teams;   // [rows]
+  TeamState* teams;   // [rows], in a replay [lists]
   RowCounts* counts;  // [rows] or null
 };
 
