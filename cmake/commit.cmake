@@ -1,12 +1,13 @@
 # cmake -DSOURCE=<tree> -DOUT=<header> -P commit.cmake
 #
-# Writes the commit of SOURCE as a header: the last one that changed what sikv is built from, with
+# Writes the commit of SOURCE as a header: the last one that changed what sikv is built from or reads, with
 # "-dirty" behind it where that was edited since. Results are resumed and compared by it, so neither
 # a result that is written into the tree nor a commit of one makes another build. Run at every build;
 # the header keeps its date while it stays true, so that only such a commit rebuilds what includes it.
 cmake_minimum_required(VERSION 3.25)
 
-set(sources CMakeLists.txt apps cmake codecs framework kernels plugins selectors)
+set(sources CMakeLists.txt CMakePresets.json apps cmake codecs datasets framework kernels plugins
+  selectors)
 set(commit unknown)
 find_program(GIT git)
 if(DEFINED ENV{SIKV_COMMIT})  # of a copy without its repository

@@ -4,7 +4,7 @@
 #include <immintrin.h>
 #endif
 
-#include <algorithm>
+#include <utility>
 
 namespace sikv {
 namespace {
@@ -12,8 +12,12 @@ namespace {
 // About 100 us of watching: longer than what a step computes between two loops.
 constexpr int kSpins = 2500;
 
-// Set while a thread runs a body.
-thread_local int current_worker = -1;
+// The loop that a thread is at work in.
+struct Place {
+  const void* team = nullptr;
+  int worker = 0;
+};
+thread_local Place place;
 
 void relax() {
 #if defined(__x86_64__)
@@ -55,8 +59,9 @@ WorkerTeam::~WorkerTeam() {
 
 void WorkerTeam::run(int64_t n, Body body, void* arg) {
   std::unique_lock lock(callers_, std::defer_lock);
-  if (current_worker >= 0 || helpers_.empty() || n <= 1 || !lock.try_lock()) {
-    for (int64_t i = 0; i < n; ++i) body(arg, i, std::max(current_worker, 0));
+  const bool inside = place.team == this;
+  if (inside || helpers_.empty() || n <= 1 || !lock.try_lock()) {
+    for (int64_t i = 0; i < n; ++i) body(arg, i, inside ? place.worker : 0);
     return;
   }
   loop_.n = n;
@@ -84,9 +89,9 @@ void WorkerTeam::help(int worker) {
 }
 
 void WorkerTeam::work(int worker) {
-  current_worker = worker;
+  const Place before = std::exchange(place, {this, worker});
   for (int64_t i = loop_.next++; i < loop_.n; i = loop_.next++) loop_.body(loop_.arg, i, worker);
-  current_worker = -1;
+  place = before;
 }
 
 }  // namespace sikv

@@ -27,9 +27,9 @@ class WorkerTeam {
 
   // body(arg, i, worker) for i in [0, n), each once, with worker < min(num_workers, n); the caller is
   // worker 0. Returns when all are done. Helpers that have not begun when no index is left are not
-  // waited for: on a busy machine their start alone can take milliseconds. Called from a body, or
-  // while the team works for another thread, the caller runs the loop alone: as the worker it is, or as
-  // worker 0.
+  // waited for: on a busy machine their start alone can take milliseconds. The caller runs the loop
+  // alone where it is at work in a loop of this team, as the worker it is there, and where the team
+  // is at work for another thread, as worker 0.
   void run(int64_t n, Body body, void* arg);
 
  private:

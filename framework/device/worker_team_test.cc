@@ -46,6 +46,21 @@ TEST(WorkerTeam, HelpersThatSleepAreWoken) {
   EXPECT_TRUE(helped);
 }
 
+// A thread is a worker of the team that it works for, and a caller of all others.
+TEST(WorkerTeam, LoopsInLoopsKeepTheirWorkers) {
+  WorkerTeam large(8), small(2);
+  std::atomic<int> bodies = 0;
+  run(large, 64, [&](int64_t, int32_t outer) {
+    run(large, 3, [&](int64_t, int32_t worker) { EXPECT_EQ(worker, outer); });
+    run(small, 4, [&](int64_t, int32_t worker) {
+      EXPECT_LT(worker, 2);
+      ++bodies;
+    });
+    run(large, 2, [&](int64_t, int32_t worker) { EXPECT_EQ(worker, outer); });
+  });
+  EXPECT_EQ(bodies, 64 * 4);
+}
+
 TEST(WorkerTeam, CallersAtOnceEachGetTheirLoopDone) {
   WorkerTeam team(2);
   std::atomic<int64_t> sum = 0;

@@ -50,7 +50,7 @@ class Blocks {
   // At the start of a huge page.
   static Block map(size_t bytes) {
     void* const data = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED) throw std::bad_alloc();
     auto* const first = static_cast<std::byte*>(data);
     const size_t skipped =

@@ -1,8 +1,9 @@
 // Memory of weights: matrices side by side in huge pages.
 //
 // A decode step streams every weight once. In pages of 4 KiB it waits for page walks, and hardware
-// prefetchers stop at the end of each: 135 MB of int8 take two cores 4.3 ms so, 3.3 ms in huge pages.
-// Most matrices of a small model are smaller than one of those.
+// prefetchers stop at the end of each: the products of a step of SmolLM2-135M (135 MB of int8) take two
+// cores 6.4 ms so, and 3.3 ms in huge pages with rows requested ahead (weights_only of scripts/bench_eval
+// decode). Most matrices of a small model are smaller than one of those.
 #ifndef SIKV_FRAMEWORK_MODEL_WEIGHT_ALLOCATOR_H_
 #define SIKV_FRAMEWORK_MODEL_WEIGHT_ALLOCATOR_H_
 

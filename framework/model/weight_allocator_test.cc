@@ -18,7 +18,7 @@ bool is_mapped(const void* data) {
   return mincore(reinterpret_cast<void*>(page), 1, &resident) == 0;
 }
 
-TEST(WeightAllocator, NeighboursShareHugePages) {
+TEST(WeightAllocator, NeighboursLieSideBySide) {
   const Bytes a(300'000, 'a'), b(100, 'b'), c(100, 'c');
   EXPECT_EQ(reinterpret_cast<uintptr_t>(a.data()) % 64, 0u);
   EXPECT_EQ(reinterpret_cast<uintptr_t>(b.data()) % 64, 0u);

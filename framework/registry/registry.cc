@@ -125,9 +125,11 @@ void Registry::add_folder(const fs::path& folder) {
   if (files.empty()) {
     // An install or a build folder, above that of its plugins.
     const fs::path below = folder / "lib/sikv/plugins";
+    std::error_code unreadable;
     throw Error("the plugin folder '{}' holds no plugin library (lib*.so){}", folder.string(),
-                fs::is_directory(below) ? "; did you mean " + below.string() + "?"
-                                        : "; correct the path, or build the plugin first");
+                fs::is_directory(below, unreadable)
+                    ? "; did you mean " + below.string() + "?"
+                    : "; correct the path, or build the plugin first");
   }
   for (const fs::path& file : files) add_library(file);
 }

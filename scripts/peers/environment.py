@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import subprocess
+import tempfile
 
 
 def cpu_model():
@@ -25,15 +26,13 @@ def cpu_family():
 
 
 def commit(root):
-    if "SIKV_COMMIT" in os.environ:  # of a copy without its repository
-        return os.environ["SIKV_COMMIT"]
-    run = subprocess.run(
-        ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return run.stdout.strip() or "none"
+    """As `sikv` names it in its own results."""
+    with tempfile.TemporaryDirectory() as folder:
+        header = os.path.join(folder, "commit.h")
+        script = os.path.join(root, "cmake", "commit.cmake")
+        subprocess.run(["cmake", f"-DSOURCE={root}", f"-DOUT={header}", "-P", script], check=True)
+        with open(header) as text:
+            return text.read().split('"')[1]
 
 
 def environment(root, command, compiler, peers):

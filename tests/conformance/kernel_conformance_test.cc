@@ -279,14 +279,15 @@ bool reads_them_apart(const Variant& variant, const std::vector<LayoutPair>& lay
 }
 
 // Runs body(kernel, filled, c) on a cache for each case x pair of layouts that the variant reads;
-// one at least. Of several cases each gets a quarter of the pairs that a kernel reads apart, in turn.
+// one at least. Of four cases or more each gets a quarter of the pairs that a kernel reads apart, in
+// turn.
 template <typename Body>
 void for_each_cache(const Variant& variant, const std::vector<Case>& cases,
                     const std::vector<LayoutPair>& layouts, Body&& body,
                     Pattern pattern = Pattern::kGaussian) {
   int caches = 0;
-  const bool in_turn = cases.size() > 1 && reads_them_apart(variant, layouts);
-  auto turn = static_cast<size_t>(pattern);
+  const bool in_turn = cases.size() >= 4 && reads_them_apart(variant, layouts);
+  size_t turn = 0;
   for (const Case& c : cases) {
     const ExactRows rows(c.cache, pattern);
     ++turn;
