@@ -463,6 +463,22 @@ TEST_F(Cli, CompareAddsTheBoundsAndGroupsByBudget) {
   }
 }
 
+TEST_F(Cli, LabelsNameRowsInEveryTable) {
+  const std::string config =
+      tiny("labels.yaml",
+           "pipelines:\n"
+           "  - {label: my pick, pipeline: fp16+fp16 > full > gather_attention}\n"
+           "  - fp16+fp16 > quest > gather_attention\n");
+  const Result result = sikv({"compare", config, "--json", "l.json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(contains(result.out, "  my pick\n")) << result.out;
+  EXPECT_TRUE(contains(result.out, "quest")) << result.out;
+  for (const auto& row : read_json(path("l.json"))["rows"]) {
+    const bool named = row["pipeline"] == "fp16+fp16 > full(pinned=64) > gather_attention";
+    EXPECT_EQ(row.value("label", "") == "my pick", named) << row;
+  }
+}
+
 TEST_F(Cli, CompareTakesSeveralConfigsOfOneSource) {
   const std::string oracle =
       tiny("o.yaml",

@@ -122,7 +122,8 @@ std::string budget_table(const std::vector<ComparedRow>& rows, const TableStyle&
       cells.push_back(micros_cell(step_seconds(measured.step_s)));
       const std::string source =
           row.entry.source.empty() ? "" : fmt::format(" [{}]", row.entry.source);
-      table.row(std::move(cells), measured.pipeline + source, row.competes);
+      table.row(std::move(cells), (row.competes ? row_name(row) : measured.pipeline) + source,
+                row.competes);
     }
   }
   return table.text(style) +
@@ -352,6 +353,7 @@ class Comparison {
 
   Json row_with_setup(const ComparedRow& row) const {
     Json json = row_json(row.measured);
+    if (!row.entry.label.empty()) json["label"] = row.entry.label;
     json["setup"] = setup(sources_.at(row.entry.source));
     return json;
   }

@@ -88,9 +88,10 @@ void run(const RunFlags& flags, const std::vector<std::string>& command_line) {
   const auto pipelines = expand_budgets(config, registry);
   if (pipelines.size() != 1) {
     const std::string left = left_of_sweep(config);
-    throw Error("{} gives {} pipelines, budgets counted, and run takes one: use sikv compare{}",
+    throw Error("{} gives {} pipelines, budgets counted, and run takes one: use sikv compare{}{}",
                 flags.file.string(), pipelines.size(),
-                left.empty() ? "" : ", or sikv throughput, which takes " + left + ", too");
+                left.empty() ? "" : ", or sikv throughput, which takes " + left + ", too",
+                config.budgets.size() > 1 ? ", or one budget: --set budgets=[N]" : "");
   }
   note_left_of_sweep(config);
   Devices devices(config.threads);

@@ -377,8 +377,11 @@ class Reader {
           parts.items[0].name_where, parts.names[0]);
     }
     if (line != nullptr && !line->is_scalar()) {
-      line->fail("pipeline is {}, expected the one-line form: keys + values > selector > kernel",
-                 line->shown());
+      line->fail(
+          "pipeline is {}, expected the one-line form: keys + values > selector > kernel; as "
+          "parts, "
+          "put keys, values, selector and attention into the entry itself",
+          line->shown());
     }
     PipelineSpec spec = pipeline(line != nullptr ? *line : parts);
     const auto text = [&](const char* key) {
