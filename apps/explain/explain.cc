@@ -107,8 +107,7 @@ std::string sizes_text(const PipelineSpec& spec, const Registry& registry, Devic
     const int64_t in_pages = (kept + SIKV_PAGE_TOKENS - 1) / SIKV_PAGE_TOKENS * SIKV_PAGE_TOKENS;
     evicted = fmt::format(
         "  held after the prompt's evictions: {} encoded tokens per KV head in whole pages of {}, "
-        "and "
-        "more pages\n"
+        "and more pages\n"
         "  where heads or layers share a budget; before anything is evicted: {}, {:.4g} "
         "bytes/token\n",
         kept, SIKV_PAGE_TOKENS, bytes_text(ledger.total()), bytes_per_token);

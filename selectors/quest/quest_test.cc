@@ -14,30 +14,47 @@ FilledCache make_cache(const CacheSpec& spec, const char* key_codec = "fp16",
                      make_codec(SIKV_VALUE_CODEC, "fp16", {}, shape), pattern);
 }
 
+std::vector<float> mean_query(const sikv_cache_view& view, int row, int group,
+                              const std::vector<uint8_t>& q) {
+  std::vector<float> mean(static_cast<size_t>(view.head_dim), 0.0f);
+  for (int d = 0; d < view.head_dim; ++d) {
+    float& to = mean[static_cast<size_t>(d)];
+    for (int g = 0; g < group; ++g) {
+      to += sikv_load(q.data(), view.dtype, (int64_t{row} * group + g) * view.head_dim + d);
+    }
+    to /= static_cast<float>(group);
+  }
+  return mean;
+}
+
+float page_score(const FilledCache& filled, int row, const std::vector<float>& query, int first,
+                 int page_tokens) {
+  const sikv_cache_view& view = filled.cache.view();
+  const int b = row / view.num_kv_heads, h = row % view.num_kv_heads;
+  const int end = std::min(first + page_tokens, view.encoded_len[row]);
+  float score = 0.0f;
+  for (int d = 0; d < view.head_dim; ++d) {
+    const float of_query = query[static_cast<size_t>(d)];
+    float low = filled.k.at(b, first, h, d), high = low;
+    for (int t = first; t < end; ++t) {
+      low = std::min(low, filled.k.at(b, t, h, d));
+      high = std::max(high, filled.k.at(b, t, h, d));
+    }
+    score += std::max(of_query * low, of_query * high);
+  }
+  return score;
+}
+
 // The protocol, page by page: whole pages by descending score, pinned tokens skipped and not
 // counted, cut at the budget.
 Slots best_pages(const FilledCache& filled, int row, int group, const std::vector<uint8_t>& q,
                  int page_tokens, size_t budget) {
   const sikv_cache_view& view = filled.cache.view();
-  const int b = row / view.num_kv_heads, h = row % view.num_kv_heads, dim = view.head_dim;
   const int encoded = view.encoded_len[row];
+  const std::vector<float> query = mean_query(view, row, group, q);
   std::vector<std::pair<float, int>> pages;  // (-score, first slot)
   for (int first = 0; first < encoded; first += page_tokens) {
-    float score = 0.0f;
-    for (int d = 0; d < dim; ++d) {
-      float mean = 0.0f;
-      for (int g = 0; g < group; ++g) {
-        mean += sikv_load(q.data(), view.dtype, (int64_t{row} * group + g) * dim + d);
-      }
-      mean /= static_cast<float>(group);
-      float low = filled.k.at(b, first, h, d), high = low;
-      for (int t = first; t < std::min(first + page_tokens, encoded); ++t) {
-        low = std::min(low, filled.k.at(b, t, h, d));
-        high = std::max(high, filled.k.at(b, t, h, d));
-      }
-      score += std::max(mean * low, mean * high);
-    }
-    pages.emplace_back(-score, first);
+    pages.emplace_back(-page_score(filled, row, query, first, page_tokens), first);
   }
   std::sort(pages.begin(), pages.end());
   const Slots open = candidates(filled.cache, row);
@@ -74,6 +91,32 @@ TEST(QuestTest, TakesWholePagesByTheirUpperBound) {
                 << budget;
           }
         }
+      }
+    }
+  }
+}
+
+// Of the score that the test above holds the plugin to: no member of a page exceeds it.
+TEST(QuestTest, APagesScoreBoundsEveryMember) {
+  constexpr int kGroup = 3, kPage = 16;
+  const CacheSpec spec{.num_kv_heads = 2, .encoded = {300, 70}, .tail = {9, 0}};
+  const std::vector<uint8_t> q = gaussian_queries(spec, kGroup, 1, 5);
+  for (const Pattern pattern : {Pattern::kGaussian, Pattern::kOutliers}) {
+    const FilledCache filled = make_cache(spec, "fp16", pattern);
+    const sikv_cache_view& view = filled.cache.view();
+    for (int head = 0; head < filled.cache.num_rows() * kGroup; ++head) {
+      const int row = head / kGroup, b = row / view.num_kv_heads, h = row % view.num_kv_heads;
+      const std::vector<float> query = mean_query(view, head, 1, q);
+      for (int t = 0; t < view.encoded_len[row]; ++t) {
+        double dot = 0.0, size = 0.0;
+        for (int d = 0; d < view.head_dim; ++d) {
+          const double product = double{query[static_cast<size_t>(d)]} * filled.k.at(b, t, h, d);
+          dot += product;
+          size += std::abs(product);
+        }
+        const float score = page_score(filled, row, query, t / kPage * kPage, kPage);
+        EXPECT_GE(score, dot - 1e-5 * size)  // fp32 sums
+            << pattern_name(pattern) << " query head " << head << " token " << t;
       }
     }
   }
