@@ -611,6 +611,20 @@ TEST_F(Cli, BudgetsSayWhatTheyStandInFor) {
           {"--set pipeline.device=cpu", "a list of pipelines", "pipelines.0.device"});
 }
 
+TEST_F(Cli, ABudgetBelowTheWindowThatIsKeptIsTold) {
+  const auto err_of = [&](const std::string& selector) {
+    return sikv({"explain",
+                 tiny("w.yaml", "pipeline: fp16+fp16 > " + selector + " > gather_attention\n")})
+        .err;
+  };
+  EXPECT_TRUE(contains(err_of("snapkv(budget=16,window=24)"),
+                       "budget=16 of snapkv is below its window=24, which is kept whatever"));
+  EXPECT_TRUE(contains(err_of("adakv(base=laprox(budget=16))"), "is below its window=32"));
+  EXPECT_EQ(err_of("snapkv(budget=24,window=24)"), "");
+  // Its window is of queries.
+  EXPECT_FALSE(contains(err_of("self_index(budget=16)"), "window"));
+}
+
 TEST_F(Cli, ABudgetOfNothingHasNoRecall) {
   const Result result = sikv({"compare", tiny_quest(), "--set", "budgets=[0]"});
   ASSERT_EQ(result.code, 0) << result.err;

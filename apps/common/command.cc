@@ -104,14 +104,39 @@ void ConfigFlags::add_to(CLI::App& app) {
 
 namespace {
 
-bool selects_nothing(const PluginSpec& holder, const Registry& registry) {
+sikv_option_value value_of(const PluginSpec& plugin, const char* name, const Registry& registry) {
+  const sikv_option_spec& spec =
+      find_option(registry.options(SIKV_SELECTOR, plugin.id), name, plugin.id);
+  const auto given = std::find_if(plugin.options.begin(), plugin.options.end(),
+                                  [&](const auto& option) { return option.first == name; });
+  return parse_option(spec, given == plugin.options.end() ? spec.default_value : given->second,
+                      plugin.id);
+}
+
+// Empty, or what a budget gives that one may not expect.
+std::string budget_surprise(const PluginSpec& holder, const Registry& registry) {
+  const sikv_option_value budget = value_of(holder, "budget", registry);
+  if (budget.i == 0 || (budget.i < 0 && budget.f == 0)) {
+    return fmt::format(
+        "budget=0 of {} selects nothing: attention is to pinned tokens and the tail alone",
+        holder.id);
+  }
   const auto options = registry.options(SIKV_SELECTOR, holder.id);
-  return std::any_of(holder.options.begin(), holder.options.end(), [&](const auto& option) {
-    if (option.first != "budget") return false;
-    const sikv_option_value value =
-        parse_option(find_option(options, "budget", holder.id), option.second, holder.id);
-    return value.i == 0 || (value.i < 0 && value.f == 0);
-  });
+  sikv_device any{};
+  any.struct_size = sizeof any;
+  const auto variants = registry.candidates(SIKV_SELECTOR, holder.id, any);
+  const bool keeps_window =
+      variants.front().variant->selector().evict != nullptr &&
+      std::any_of(options.begin(), options.end(), [](const sikv_option_spec& spec) {
+        return std::string_view(spec.name) == "window";
+      });
+  if (!keeps_window || budget.i < 0) return {};
+  const int64_t window = value_of(holder, "window", registry).i;
+  if (budget.i >= window) return {};
+  return fmt::format(
+      "budget={} of {} is below its window={}, which is kept whatever the budget: raise the budget "
+      "or lower the window",
+      budget.i, holder.id, window);
 }
 
 }  // namespace
@@ -130,10 +155,8 @@ Config ConfigFlags::load(const std::filesystem::path& file, Registry& registry,
   }
   for (const PipelineSpec& spec : expand_budgets(config, registry)) {
     const PluginSpec* const holder = budget_holder(spec.selector, registry);
-    if (holder == nullptr || !selects_nothing(*holder, registry)) continue;
-    note(fmt::format(
-        "{}: budget=0 of {} selects nothing: attention is to pinned tokens and the tail alone",
-        file.string(), holder->id));
+    const std::string text = holder == nullptr ? "" : budget_surprise(*holder, registry);
+    if (!text.empty()) note(fmt::format("{}: {}", file.string(), text));
   }
   if (threads_) config.threads = *threads_;
   if (!device_.empty()) {
