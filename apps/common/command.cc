@@ -122,17 +122,17 @@ std::string budget_surprise(const PluginSpec& holder, const Registry& registry) 
         holder.id);
   }
   const auto options = registry.options(SIKV_SELECTOR, holder.id);
+  const bool has_window = std::any_of(
+      options.begin(), options.end(),
+      [](const sikv_option_spec& spec) { return std::string_view(spec.name) == "window"; });
+  if (!has_window || budget.i < 0) return {};
+  const int64_t window = value_of(holder, "window", registry).i;
+  if (budget.i >= window) return {};
+  // Selectors that evict keep the window's tokens; the window of others is of queries.
   sikv_device any{};
   any.struct_size = sizeof any;
   const auto variants = registry.candidates(SIKV_SELECTOR, holder.id, any);
-  const bool keeps_window =
-      variants.front().variant->selector().evict != nullptr &&
-      std::any_of(options.begin(), options.end(), [](const sikv_option_spec& spec) {
-        return std::string_view(spec.name) == "window";
-      });
-  if (!keeps_window || budget.i < 0) return {};
-  const int64_t window = value_of(holder, "window", registry).i;
-  if (budget.i >= window) return {};
+  if (variants.front().variant->selector().evict == nullptr) return {};
   return fmt::format(
       "budget={} of {} is below its window={}, which is kept whatever the budget: raise the budget "
       "or lower the window",

@@ -379,8 +379,7 @@ class Reader {
     if (line != nullptr && !line->is_scalar()) {
       line->fail(
           "pipeline is {}, expected the one-line form: keys + values > selector > kernel; as "
-          "parts, "
-          "put keys, values, selector and attention into the entry itself",
+          "parts, put keys, values, selector and attention into the entry itself",
           line->shown());
     }
     PipelineSpec spec = pipeline(line != nullptr ? *line : parts);

@@ -3,6 +3,7 @@
 #define SIKV_KERNELS_COMMON_SHARING_COUNTS_H_
 
 #include <chrono>
+#include <span>
 
 #include "kernels/common/index_sharing.h"
 
@@ -51,6 +52,13 @@ struct alignas(64) SharingCounts {
     push("bound_violations", audit.violations);
   }
 };
+
+// Of all workers.
+inline SharingCounts sum_of(std::span<const SharingCounts> workers) {
+  SharingCounts sum;
+  for (const SharingCounts& counts : workers) sum.add(counts);
+  return sum;
+}
 
 }  // namespace sikv
 

@@ -53,8 +53,7 @@ class Cis : public Selector {
     return bytes;
   }
   void counters(const std::function<void(std::string_view, double)>& push) const override {
-    SharingCounts sum;
-    for (const SharingCounts& counts : counts_) sum.add(counts);
+    const SharingCounts sum = sum_of(counts_);
     push("runs", sum.runs());
     push("scan_bytes", sum.scan_bytes);
     sum.push(push, rule_.audit);
