@@ -3,11 +3,11 @@
 //
 //   S = K q      A: tokens x channels (a tile's keys), B: channels x heads
 //   out = V^T P  A: channels x tokens (its values), B: tokens x heads, fp32 weights as sums of
-//   16-bit
-//                terms
+//                16-bit terms
 //
-// Both products leave heads 2 j, 2 j + 1 to lane % 4 = j, so rescaling needs no exchange. Which
-// channel is which row or k of a fragment is free; it is chosen so that a lane loads neighbouring
+// Both products leave heads 2 j, 2 j + 1 to lane % 4 = j, so rescaling needs no exchange. Of up to
+// four heads a product has two parts of each: digits of the query (FourQueries), terms of the
+// weights; columns 2 j and 2 j + 1 then are heads 2 (j % 2) and the next. Which channel is which row or k of a fragment is free; it is chosen so that a lane loads neighbouring
 // bytes. Results are within a few of fp32's last bits.
 #ifndef SIKV_KERNELS_COMMON_BLOCK_TILES_CUH_
 #define SIKV_KERNELS_COMMON_BLOCK_TILES_CUH_
@@ -27,55 +27,69 @@ __device__ inline void rescale_add(float (&acc)[4], const float (&t)[4], const f
 #pragma unroll
   for (int i = 0; i < 4; ++i) acc[i] = fmaf(acc[i], f[i % 2], t[i]);
 }
-__device__ inline void rescale_add(float (&acc)[4], const float (&t)[4], const float (&u)[4],
-                                   const float (&f)[2]) {
+template <int kHeadTiles, int kTiles>
+__device__ inline void scale_sums(float (&acc)[kHeadTiles][kTiles][4], float unit) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) acc[i] = fmaf(acc[i], f[i % 2], t[i] + u[i]);
+  for (int t = 0; t < kHeadTiles; ++t) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[t][n][i] *= unit;
+    }
+  }
 }
 
 // ---- keys ---------------------------------------------------------------------------------------
 
-// Codes: see KeyTile.
-template <TileKeys kKeys>
+// Codes: see KeyTile. kFour: of rows of up to four query heads.
+template <TileKeys kKeys, bool kIsFour>
 struct CodeKeys {
   static constexpr int kDim = kTileDim;
+  static constexpr bool kFour = kIsFour;
   // Loaded while the values before them are worked on, places looked up a tile ahead, slots two: 64
   // rows of 2048 tokens take 28.6 us for 29.2.
   static constexpr bool kAhead = true;
-  using Shared = TileQuery;
+  static constexpr bool kFourQueries = kFour && has_levels(kKeys);
+  using Shared = std::conditional_t<kFourQueries, FourQueries, TileQuery>;
 
   // Head `n` of 8 of tile t, which is query head g of the row or, for g = -1, none; returns what is
   // missing from its logits. One warp; a barrier must follow.
   __device__ static float prepare(const FlashCall& call, int row, int g, int n, Shared& shared) {
-    if (g < 0) {
-      clear_tile_query(n, shared);
-      return 0.0f;
+    float q[kDim / 32] = {}, shift = 0.0f;
+    if (g >= 0) shift = prepare_query(call, row, g, q);
+    if constexpr (kFourQueries) {
+      if (n < 4) store_four_query<kKeys>(q, n, shared);
+    } else {
+      store_tile_query<kKeys>(q, n, shared);
     }
-    float q[kDim / 32];
-    const float shift = prepare_query(call, row, g, q);
-    store_tile_query<kKeys>(q, n, shared);
     return shift;
   }
   __device__ void init(const FlashCall&, int) {}
   // Half 0 and half 1 of what a token takes.
-  __device__ static void prefetch(const RowStore& keys, int64_t page, int token, int half) {
+  __device__ static void prefetch(const RowStore& keys, int64_t page, int token, int half,
+                                  const L2Touch& touch) {
     if constexpr (KeyTile<kKeys>::kLines) {
-      if (half == 0) touch_l2(keys.payload.page(page) + KeyTile<kKeys>::kLine * token);
-      return;
-    }
-    touch_l2(keys.index.page(page) + kDim * (token / nibble_tile::kTileTokens) + 64 * half);
-    if (half == 0) {
-      touch_l2(keys.payload.page(page) + 32 * token);
+      constexpr int kLine = KeyTile<kKeys>::kLine;
+      touch(keys.payload.page(page) + kLine * token + kLine / 2 * half);
     } else {
       constexpr int kScaleBytes = has_levels(kKeys) ? 2 : 16;
-      touch_l2(keys.scale.page(page) + kScaleBytes * token);
+      touch(keys.index.page(page) + kDim * (token / nibble_tile::kTileTokens) + 64 * half);
+      touch(half == 0 ? keys.payload.page(page) + 32 * token
+                      : keys.scale.page(page) + kScaleBytes * token);
     }
   }
   __device__ void load(const RowStore& keys, int i, int64_t page, int token) {
     tile.load(keys, i, page, token);
   }
-  __device__ void score(const FlashCall&, const Shared& shared, int, float (&c)[4]) const {
-    tile.score(shared, c);
+  __device__ void score(const FlashCall&, const Shared& shared, int,
+                        float (&c)[kFour ? 2 : 4]) const {
+    if constexpr (kFour && !kFourQueries) {
+      float eight[4];
+      tile.score(shared, eight);
+      pack_four(eight, c);
+    } else {
+      tile.score(shared, c);
+    }
   }
 
   KeyTile<kKeys> tile;
@@ -84,12 +98,13 @@ struct CodeKeys {
 // Rows of T = __half or __nv_bfloat16, which the view's dtype is too.
 template <typename T, int kD, int kHeadTiles>
 struct RawKeys {
+  static constexpr bool kFour = false;
   static constexpr int kDim = kD, kChunks = kD / 32;  // of 32 channels, 8 a lane
   static constexpr bool kAhead = false;  // too many registers: 1639 us for 1432, 64 rows of 128K
   struct Shared {};
 
   // Rows are read one after the other: nothing to gain.
-  __device__ static void prefetch(const RowStore&, int64_t, int, int) {}
+  __device__ static void prefetch(const RowStore&, int64_t, int, int, const L2Touch&) {}
   __device__ static float prepare(const FlashCall&, int, int, int, Shared&) { return 0.0f; }
   // B fragments: the very bytes of the queries.
   __device__ void init(const FlashCall& call, int row) {
@@ -144,11 +159,10 @@ struct RawValues {
   static constexpr int kChunks = kD / (16 * kWords), kTiles = kD / 16;
   // Weights reach down to 2^-24 / kGain before fp16 drops them.
   static constexpr float kGain = std::is_same_v<T, __half> ? 1024.0f : 1.0f;
-  static constexpr float kUnit = 1.0f / kGain;
   template <int kHeadTiles>
   struct Extra {};
 
-  __device__ static void prefetch(const RowStore&, int64_t, int, int) {}
+  __device__ static void prefetch(const RowStore&, int64_t, int, int, const L2Touch&) {}
   static constexpr int kRuns = kWords / 2;  // of a chunk
   __device__ static int run(int n) {
     return n / kRuns * 16 * kWords + 2 * kWords * (threadIdx.x % 32 / 4) + 4 * (n % kRuns);
@@ -172,9 +186,10 @@ struct RawValues {
       }
     }
   }
-  template <int kHeadTiles>
+  template <bool kFour, int kHeadTiles>
   __device__ void add(float (&x)[kHeadTiles][4], const float (&f)[kHeadTiles][2],
                       float (&acc)[kHeadTiles][kTiles][4], Extra<kHeadTiles>&) const {
+    static_assert(!kFour);
     uint2 b[kHeadTiles][kTerms<T>];
 #pragma unroll
     for (int t = 0; t < kHeadTiles; ++t) {
@@ -199,37 +214,99 @@ struct RawValues {
     }
   }
   template <int kHeadTiles>
-  __device__ void finish(float (&)[kHeadTiles][kTiles][4], const Extra<kHeadTiles>&) const {}
+  __device__ void finish(float (&acc)[kHeadTiles][kTiles][4], const Extra<kHeadTiles>&) const {
+    scale_sums(acc, 1.0f / kGain);
+  }
 
   uint32_t words[4][kChunks][kWords];
 };
 
-// 2-bit codes as two bits of +-1 each: value = high * weight_1 + low * weight_0 (+ middle). Exact
-// in bf16, whose range also holds any weight times scale; three terms keep fp32's digits.
-//
-// Bit `bit` of the lower and the upper half of x, as a pair of +-magnitude (0x3f80: 1, 0x3f00:
-// 1/2).
-template <uint32_t kMagnitude>
-__device__ inline uint32_t sign_pair(uint32_t x, int bit) {
-  constexpr uint32_t kNegative = (0x8000u | kMagnitude) * 0x10001u;
-  return ((x << (15 - bit)) & 0x80008000u) ^ kNegative;
+// Encoded values are 2-bit codes that prmt.b32 turns into fp16 numbers, exact integers, and weights
+// times scale that are sums of two fp16 terms: to 2^-22 of themselves, or to 2^-40 of the largest
+// scale so far. For that, scales are multiplied by a power of two that leaves the largest of a warp's
+// tiles below 2^15; sums follow where it changes. (Codes as two bits of +-1 in bf16, whose range needs
+// no such care, with weights in three terms took six products for one or two here, and 941
+// instructions a tile for 644.)
+class ScaleUnit {
+ public:
+  // largest: of the tile's scales as fp16 bits, of this lane. Returns what to multiply scales by.
+  __device__ float take(uint32_t largest) {
+    const uint32_t field = max(field_, __reduce_max_sync(0xffffffffu, largest) >> 10);
+    change_ = power(static_cast<int>(field_ - field));
+    field_ = field;
+    return power(kTop - static_cast<int>(field));
+  }
+  // What to multiply the sums before this tile by.
+  __device__ float change() const { return change_; }
+  // What a sum of 1 stands for.
+  __device__ float unit() const { return power(static_cast<int>(field_) - kTop); }
+
+ private:
+  static constexpr int kTop = 29;  // 2^(field - 14) is above every scale of that exponent field
+  __device__ static float power(int exponent) { return __int_as_float((127 + exponent) << 23); }
+
+  uint32_t field_ = 0;
+  float change_ = 1.0f;
+};
+
+// A column's four weights as B fragments. Of eight heads column n is head n, and each of the two
+// terms takes a product; of four, columns n and n + 4 are the terms of head n, and one product does.
+template <bool kFour>
+inline constexpr int kWeightProducts = kFour ? 1 : 2;
+
+template <bool kFour>
+__device__ inline void split_weights(float (&x)[4], uint2 (&b)[kWeightProducts<kFour>]) {
+  uint2 terms[2];
+  split_terms<__half>(x, terms);
+  if constexpr (kFour) {
+    b[0] = (threadIdx.x & 16u) != 0 ? terms[1] : terms[0];
+  } else {
+    b[0] = terms[0], b[1] = terms[1];
+  }
 }
 
-// rlm4v of 2 bits, D = 128. With the sign s and b = s xnor level: value = (s +- 1)(v1 + v0) / 2 +
-// (b +- 1)(v1 - v0) / 2.
+// acc <- acc * f + (tile's codes) (weights).
+template <bool kFour>
+__device__ inline void add_product(float (&acc)[4], const uint32_t (&codes)[4],
+                                   const uint2 (&weights)[kWeightProducts<kFour>],
+                                   const float (&f)[2]) {
+  float sum[4] = {};
+#pragma unroll
+  for (int i = kWeightProducts<kFour> - 1; i >= 0; --i) mma_16bit<__half>(sum, codes, weights[i]);
+  rescale_add(acc, sum, f);
+}
+
+// Bits of a positive integer as fp16, which must hold it: 11 digits.
+constexpr uint32_t half_bits(uint32_t integer) {
+  uint32_t exponent = 0;
+  while (integer >> (exponent + 1) != 0) ++exponent;
+  const uint32_t mantissa = integer << 10 >> exponent;
+  if (mantissa << exponent >> 10 != integer) throw "not an fp16 number";
+  return (15 + exponent) << 10 | (mantissa & 0x3ffu);
+}
+constexpr uint32_t level_bytes(int shift, uint32_t negative) {
+  uint32_t bytes = 0;
+  for (int code = 0; code < 4; ++code) {
+    const float level = rlm4::level_value(2, code % 2) * 10000.0f + 0.5f;
+    const uint32_t byte = half_bits(static_cast<uint32_t>(level)) >> shift & 0xffu;
+    bytes |= (byte | (code < 2 ? negative : 0u)) << (8 * code);
+  }
+  return bytes;
+}
+
+// rlm4v of 2 bits, D = 128: levels times 10^4 are fp16 numbers.
 struct LevelValues {
   static constexpr int kTiles = kTileDim / 16;
-  static constexpr float kUnit = 1.0f;
   template <int kHeadTiles>
-  struct Extra {};
+  struct Extra {
+    ScaleUnit unit;
+  };
 
-  __device__ static void prefetch(const RowStore& values, int64_t page, int token, int half) {
-    if (values.line > 0) {
-      if (half == 1) touch_l2(values.payload.page(page) + 32 * token);
-      return;
-    }
-    touch_l2(half == 0 ? values.payload.page(page) + 32 * token
-                       : values.scale.page(page) + 2 * token);
+  __device__ static void prefetch(const RowStore& values, int64_t page, int token, int half,
+                                  const L2Touch& touch) {
+    // In lines the scale lies with the key.
+    touch(half == 0 || values.line > 0 ? values.payload.page(page) + 32 * token
+                                       : values.scale.page(page) + 2 * token);
   }
   // Word r of a token: channels 16 r .. 16 r + 15, of which half h of tile m is 8 h + m.
   __device__ static int run(int n) { return 16 * (threadIdx.x % 32 / 4) + 4 * n; }
@@ -239,74 +316,69 @@ struct LevelValues {
     words[i] = __ldg(row + threadIdx.x % 32 / 4);
     scale[i] = load_half(values.scale.page(page) + values.scale_stride() * token);
   }
-  template <int kHeadTiles>
+  template <bool kFour, int kHeadTiles>
   __device__ void add(float (&x)[kHeadTiles][4], const float (&f)[kHeadTiles][2],
-                      float (&acc)[kHeadTiles][kTiles][4], Extra<kHeadTiles>&) const {
-    using T = __nv_bfloat16;
-    constexpr float kHigh = (rlm4::level_value(2, 1) + rlm4::level_value(2, 0)) / 2;
-    constexpr float kLow = (rlm4::level_value(2, 1) - rlm4::level_value(2, 0)) / 2;
-    uint2 high[kHeadTiles][kTerms<T>], low[kHeadTiles][kTerms<T>];
+                      float (&acc)[kHeadTiles][kTiles][4], Extra<kHeadTiles>& extra) const {
+    const float gain = extra.unit.take(max(max(scale[0], scale[1]), max(scale[2], scale[3])));
+    uint2 weights[kHeadTiles][kWeightProducts<kFour>];
+    float down[kHeadTiles][2];
 #pragma unroll
     for (int t = 0; t < kHeadTiles; ++t) {
-      float y[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float weight =
-            x[t][i] * __half2float(__ushort_as_half(static_cast<unsigned short>(scale[i])));
-        x[t][i] = weight * kHigh;
-        y[i] = weight * kLow;
+        x[t][i] *= gain * __half2float(__ushort_as_half(static_cast<unsigned short>(scale[i])));
       }
-      split_terms<T>(x[t], high[t]);
-      split_terms<T>(y, low[t]);
+      split_weights<kFour>(x[t], weights[t]);
+      down[t][0] = f[t][0] * extra.unit.change();
+      down[t][1] = f[t][1] * extra.unit.change();
     }
-    uint32_t bits[4];
+    // Bytes of two tokens side by side: channels 4 n .. + 3 of both in half a register.
+    const uint32_t codes[4] = {prmt(words[0], words[1], 0x5140), prmt(words[0], words[1], 0x7362),
+                               prmt(words[2], words[3], 0x5140), prmt(words[2], words[3], 0x7362)};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t same = ~(words[i] ^ words[i] >> 1);
-      bits[i] = (words[i] & 0xaaaaaaaau) | (same & 0x55555555u);
-    }
-    const uint32_t pairs[4] = {prmt(bits[0], bits[1], 0x5410), prmt(bits[0], bits[1], 0x7632),
-                               prmt(bits[2], bits[3], 0x5410), prmt(bits[2], bits[3], 0x7632)};
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-      uint32_t a_high[4], a_low[4];
+    for (int q = 0; q < kTiles / 2; ++q) {
+      uint32_t a[2][4];  // of tiles q and q + 4
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        a_high[i] = sign_pair<0x3f80>(pairs[i], 2 * m + 1);
-        a_low[i] = sign_pair<0x3f80>(pairs[i], 2 * m);
+        // Of a code c: its low byte is number c of the table, its high byte number 4 + c.
+        const uint32_t selectors = (codes[i] >> (2 * q) & 0x03030303u) * 0x11u + 0x40404040u;
+        a[0][i] = prmt(kLowBytes, kHighBytes, selectors);
+        a[1][i] = prmt(kLowBytes, kHighBytes, selectors >> 16);
       }
 #pragma unroll
       for (int t = 0; t < kHeadTiles; ++t) {
-        // Two chains of products, for latency.
-        float sum[4] = {}, other[4] = {};
-#pragma unroll
-        for (int i = kTerms<T> - 1; i >= 0; --i) {
-          mma_16bit<T>(other, a_low, low[t][i]);
-          mma_16bit<T>(sum, a_high, high[t][i]);
-        }
-        rescale_add(acc[t][m], sum, other, f[t]);
+        add_product<kFour>(acc[t][q], a[0], weights[t], down[t]);
+        add_product<kFour>(acc[t][q + 4], a[1], weights[t], down[t]);
       }
     }
   }
   template <int kHeadTiles>
-  __device__ void finish(float (&)[kHeadTiles][kTiles][4], const Extra<kHeadTiles>&) const {}
+  __device__ void finish(float (&acc)[kHeadTiles][kTiles][4],
+                         const Extra<kHeadTiles>& extra) const {
+    scale_sums(acc, extra.unit.unit() * 1e-4f);
+  }
 
   uint32_t words[4], scale[4];
+
+ private:
+  // Bytes of all codes (sign, 1 where not negative, and level) times 10^4 as fp16.
+  static constexpr uint32_t kLowBytes = level_bytes(0, 0), kHighBytes = level_bytes(8, 0x80u);
 };
 
 // intq and kiviv of 2 bits, fp16 scales a 32 channels, D = 128: value = (2 code - 3) scale / 2 +
 // (zero + 3/2 scale). The middle, one number a group and token, is summed beside the products.
 struct MinMaxValues {
   static constexpr int kTiles = kTileDim / 16, kGroups = kTileDim / 32;
-  static constexpr float kUnit = 1.0f;
   template <int kHeadTiles>
   struct Extra {
+    ScaleUnit unit;
     float middle[kHeadTiles][kGroups] = {};  // of head r, this lane's tokens
   };
 
-  __device__ static void prefetch(const RowStore& values, int64_t page, int token, int half) {
-    touch_l2(half == 0 ? values.payload.page(page) + 32 * token
-                       : values.scale.page(page) + 16 * token);
+  __device__ static void prefetch(const RowStore& values, int64_t page, int token, int half,
+                                  const L2Touch& touch) {
+    touch(half == 0 ? values.payload.page(page) + 32 * token
+                    : values.scale.page(page) + 16 * token);
   }
   // Byte r of a group's eight: channels 32 g + 4 r .. + 3. Two tiles a group, so that all rows of a
   // tile have one scale.
@@ -318,30 +390,28 @@ struct MinMaxValues {
     for (int g = 0; g < kGroups; ++g) bytes[i][g] = __ldg(row + 8 * g);
     scale[i] = __ldg(reinterpret_cast<const uint4*>(values.scale.page(page) + 16 * token));
   }
-  template <int kHeadTiles>
+  template <bool kFour, int kHeadTiles>
   __device__ void add(float (&x)[kHeadTiles][4], const float (&f)[kHeadTiles][2],
                       float (&acc)[kHeadTiles][kTiles][4], Extra<kHeadTiles>& extra) const {
-    using T = __nv_bfloat16;
     const int lane = threadIdx.x % 32;
-    float down[kHeadTiles];  // f of head r
+    const float gain = extra.unit.take(largest_scale());
+    float down[kHeadTiles][2], middle_down[kHeadTiles];  // the latter f of head r
 #pragma unroll
     for (int t = 0; t < kHeadTiles; ++t) {
       const float even = __shfl_sync(0xffffffffu, f[t][0], lane / 8);
       const float odd = __shfl_sync(0xffffffffu, f[t][1], lane / 8);
-      down[t] = lane / 4 % 2 != 0 ? odd : even;
+      middle_down[t] = lane / 4 % 2 != 0 ? odd : even;
+      down[t][0] = f[t][0] * extra.unit.change();
+      down[t][1] = f[t][1] * extra.unit.change();
     }
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
-      uint2 b[kHeadTiles][kTerms<T>];
+      uint2 weights[kHeadTiles][kWeightProducts<kFour>];
       float range[4][2];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint32_t pair = g == 0   ? scale[i].x
-                              : g == 1 ? scale[i].y
-                              : g == 2 ? scale[i].z
-                                       : scale[i].w;
-        const float2 p = __half22float2(*reinterpret_cast<const __half2*>(&pair));
-        range[i][0] = p.x;
+        const float2 p = __half22float2(pair_of(i, g));
+        range[i][0] = p.x * gain;
         range[i][1] = fmaf(1.5f, p.x, p.y);
       }
 #pragma unroll
@@ -352,31 +422,27 @@ struct MinMaxValues {
           weight[i] = x[t][i] * range[i][0];
           middle = fmaf(x[t][i], range[i][1], middle);
         }
-        extra.middle[t][g] = fmaf(extra.middle[t][g], down[t], middle);
-        split_terms<T>(weight, b[t]);
+        extra.middle[t][g] = fmaf(extra.middle[t][g], middle_down[t], middle);
+        split_weights<kFour>(weight, weights[t]);
       }
-      // Lower half: token 2 j (8 + 2 j), upper half: the one behind it.
-      const uint32_t first = bytes[0][g] | static_cast<uint32_t>(bytes[1][g]) << 16;
-      const uint32_t second = bytes[2][g] | static_cast<uint32_t>(bytes[3][g]) << 16;
+      // Byte i: codes of token i.
+      const uint32_t codes = prmt(bytes[0][g] | static_cast<uint32_t>(bytes[1][g]) << 8,
+                                  bytes[2][g] | static_cast<uint32_t>(bytes[3][g]) << 8, 0x5410);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        uint32_t a_high[4], a_low[4];
+        uint32_t a[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const uint32_t pair = i < 2 ? first : second;
-          const int bit = 2 * (2 * n + i % 2);
-          a_high[i] = sign_pair<0x3f80>(pair, bit + 1);
-          a_low[i] = sign_pair<0x3f00>(pair, bit);
+        for (int half = 0; half < 2; ++half) {
+          // Of a code c: its high byte is number c of the table, its low byte number 4.
+          const int k = 2 * n + half;
+          const uint32_t at = k < 2 ? codes << (4 - 2 * k) : codes >> (2 * k - 4);
+          const uint32_t selectors = (at & 0x30303030u) | 0x04040404u;
+          a[half] = prmt(kHighBytes, 0u, selectors);
+          a[2 + half] = prmt(kHighBytes, 0u, selectors >> 16);
         }
 #pragma unroll
         for (int t = 0; t < kHeadTiles; ++t) {
-          float sum[4] = {}, other[4] = {};
-#pragma unroll
-          for (int i = kTerms<T> - 1; i >= 0; --i) {
-            mma_16bit<T>(other, a_low, b[t][i]);
-            mma_16bit<T>(sum, a_high, b[t][i]);
-          }
-          rescale_add(acc[t][2 * g + n], sum, other, f[t]);
+          add_product<kFour>(acc[t][2 * g + n], a, weights[t], down[t]);
         }
       }
     }
@@ -384,6 +450,7 @@ struct MinMaxValues {
   template <int kHeadTiles>
   __device__ void finish(float (&acc)[kHeadTiles][kTiles][4],
                          const Extra<kHeadTiles>& extra) const {
+    scale_sums(acc, extra.unit.unit() * 0.5f);
     const int j = threadIdx.x % 4;
 #pragma unroll
     for (int t = 0; t < kHeadTiles; ++t) {
@@ -405,6 +472,26 @@ struct MinMaxValues {
 
   uint8_t bytes[4][kGroups];
   uint4 scale[4];
+
+ private:
+  static constexpr uint32_t kHighBytes = 0x423cbcc2u;  // of -3, -1, 1, 3 as fp16
+
+  // Scale and zero of token i of the lane and group g.
+  __device__ __half2 pair_of(int i, int g) const {
+    const uint32_t pair = g == 0   ? scale[i].x
+                          : g == 1 ? scale[i].y
+                          : g == 2 ? scale[i].z
+                                   : scale[i].w;
+    return *reinterpret_cast<const __half2*>(&pair);
+  }
+  __device__ uint32_t largest_scale() const {
+    __half2 largest = pair_of(0, 0);
+#pragma unroll
+    for (int i = 1; i < 4 * kGroups; ++i) {
+      largest = __hmax2(largest, pair_of(i / kGroups, i % kGroups));
+    }
+    return __half_as_ushort(__low2half(largest));
+  }
 };
 
 // ---- a split ------------------------------------------------------------------------------------
@@ -438,11 +525,11 @@ struct TilePlaces {
   // Starts the way of the tokens' lines from memory to L2: they arrive while another tile is worked
   // on and take no registers. Lanes share a token's lines.
   template <typename Keys, typename Values>
-  __device__ void prefetch(const FlashCall& call) const {
+  __device__ void prefetch(const FlashCall& call, const L2Touch& touch) const {
     const int64_t page = place >> 8;
     const int token = static_cast<int>(place & 255u), half = static_cast<int>(threadIdx.x) / 16 % 2;
-    Keys::prefetch(call.keys, page, token, half);
-    Values::prefetch(call.values, page, token, half);
+    Keys::prefetch(call.keys, page, token, half, touch);
+    Values::prefetch(call.values, page, token, half, touch);
   }
   template <typename Visit>
   __device__ void visit(int n, Visit&& visit) const {
@@ -451,9 +538,15 @@ struct TilePlaces {
   }
 };
 
-// The running softmax of a warp over tiles of 16 tokens.
+// The running softmax of a warp over tiles of 16 tokens. A lane has the columns 2 j and 2 j + 1 of
+// both products; of four heads (2 j + i) % 4 is the head of column 2 j + i.
 template <typename Keys, typename Values, int kHeadTiles>
 class TileFlash {
+  static constexpr bool kFour = Keys::kFour;
+  static_assert(!kFour || kHeadTiles == 1);
+  // Logits of a lane, and from which distance on lanes have logits of the same heads.
+  static constexpr int kLogits = kFour ? 2 : 4, kSameHeads = kFour ? 2 : 4;
+
  public:
   __device__ TileFlash() {
 #pragma unroll
@@ -472,18 +565,22 @@ class TileFlash {
   template <typename Scored>
   __device__ void add(const FlashCall& call, const typename Keys::Shared* query, const Keys& keys,
                       const Values& values, uint32_t counts, Scored&& scored) {
-    const int r = threadIdx.x % 32 / 4;
+    const int lane = threadIdx.x % 32, r = lane / 4;
     float weight[kHeadTiles][4], f[kHeadTiles][2];
 #pragma unroll
     for (int t = 0; t < kHeadTiles; ++t) {
-      float c[4];
+      float c[kLogits];
       keys.score(call, query[t], t, c);
       if (t == kHeadTiles - 1) scored();
-      if ((counts >> r & 1u) == 0) c[0] = c[1] = -INFINITY;
-      if ((counts >> (r + 8) & 1u) == 0) c[2] = c[3] = -INFINITY;
-      float top[2] = {fmaxf(c[0], c[2]), fmaxf(c[1], c[3])};
 #pragma unroll
-      for (int o = 4; o < 32; o *= 2) {
+      for (int i = 0; i < kLogits; i += 2) {
+        const int token = kFour ? r + (lane & 2) * 4 : r + 4 * i;
+        if ((counts >> token & 1u) == 0) c[i] = c[i + 1] = -INFINITY;
+      }
+      float top[2] = {c[0], c[1]};
+      if constexpr (!kFour) top[0] = fmaxf(c[0], c[2]), top[1] = fmaxf(c[1], c[3]);
+#pragma unroll
+      for (int o = kSameHeads; o < 32; o *= 2) {
         top[0] = fmaxf(top[0], __shfl_xor_sync(0xffffffffu, top[0], o));
         top[1] = fmaxf(top[1], __shfl_xor_sync(0xffffffffu, top[1], o));
       }
@@ -493,25 +590,35 @@ class TileFlash {
         const float zero = m == -INFINITY ? 0.0f : m;
         f[t][i] = exp2_approx(m_[t][i] - zero);
         m_[t][i] = m;
-        c[i] = exp2_approx(c[i] - zero);
-        c[i + 2] = exp2_approx(c[i + 2] - zero);
-        l_[t][i] = fmaf(l_[t][i], f[t][i], c[i] + c[i + 2]);
+        float sum = c[i] = exp2_approx(c[i] - zero);
+        if constexpr (!kFour) sum += c[i + 2] = exp2_approx(c[i + 2] - zero);
+        l_[t][i] = fmaf(l_[t][i], f[t][i], sum);
       }
       transpose_fragment(c, weight[t]);
     }
-    values.template add<kHeadTiles>(weight, f, acc_, extra_);
+    values.template add<kFour, kHeadTiles>(weight, f, acc_, extra_);
   }
 
   __device__ void store(const WarpStates& states, int group, const Values& values) {
-    wait_touches();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, j = lane % 4;
+    if constexpr (kFour) {  // a head's two columns
+#pragma unroll
+      for (int n = 0; n < Values::kTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          acc_[0][n][i] += __shfl_xor_sync(0xffffffffu, acc_[0][n][i], kSameHeads);
+        }
+      }
+    }
     values.template finish<kHeadTiles>(acc_, extra_);
 #pragma unroll
     for (int t = 0; t < kHeadTiles; ++t) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
-        for (int o = 4; o < 32; o *= 2) l_[t][i] += __shfl_xor_sync(0xffffffffu, l_[t][i], o);
+        for (int o = kSameHeads; o < 32; o *= 2) {
+          l_[t][i] += __shfl_xor_sync(0xffffffffu, l_[t][i], o);
+        }
         const int g = 8 * t + 2 * j + i, state = warp * states.heads + g;
         if (g >= group) continue;
         if (r == 0) states.tops[state] = {m_[t][i], l_[t][i]};
@@ -520,7 +627,7 @@ class TileFlash {
         for (int n = 0; n < Values::kTiles / 2; ++n) {
           const auto sum = [&](int c) {
             const TileHalf from = Values::at(n, c);
-            return acc_[t][from.tile][i + 2 * from.half] * Values::kUnit;
+            return acc_[t][from.tile][i + 2 * from.half];
           };
           *reinterpret_cast<float4*>(sums + Values::run(n)) = {sum(0), sum(1), sum(2), sum(3)};
         }
@@ -595,9 +702,10 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, uin
   if constexpr (!Keys::kAhead) prepare(range.begin < range.end);
   __syncthreads();
 
+  const L2Touch touch;
   TileFlash<Keys, Values, kHeadTiles> flash;
   while (base < range.end) {
-    if (base + kStep < range.end) next.prefetch<Keys, Values>(call);
+    if (base + kStep < range.end) next.prefetch<Keys, Values>(call, touch);
     if constexpr (Keys::kAhead) {
       const int page = TilePlaces::page_of(call, row, slot), slot_after = slot_at(base + 3 * kStep);
       // Past the last tile too: a load that may not be is moved once it is there.
@@ -620,16 +728,17 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, uin
       }
     }
   }
+  touch.wait();
   flash.store(states, call.group, values);
   __syncthreads();
   store_split(call, row, split, 0, call.group, states);
 }
 
-// Split `part` of the exact rows, of T = __half or __nv_bfloat16, as states in `shared`. A call, so
-// that its registers do not weigh on the encoded splits' loop.
+// Split `part` of the exact rows, of T = __half or __nv_bfloat16, as states in `shared`. Not a call:
+// beside one, every load of the encoded splits' loop moves its descriptor to uniform registers anew.
 template <typename T, int kDim, int kHeadTiles>
-__device__ __noinline__ void attend_exact_tiles(const FlashCall& call, int row, int part,
-                                                float* shared) {
+__device__ __forceinline__ void attend_exact_tiles(const FlashCall& call, int row, int part,
+                                                   float* shared) {
   using Keys = RawKeys<T, kDim, kHeadTiles>;
   using Values = RawValues<T, kDim>;
   const WarpStates states(shared, 8 * kHeadTiles, kDim);
@@ -669,7 +778,8 @@ constexpr size_t tile_split_bytes() {
          16 * 16;
 }
 
-// Blocks a multiprocessor holds at once: rows of 256 channels take more registers.
+// Blocks a multiprocessor holds at once: rows of 256 channels take more registers. (Levels would do
+// with 128 and a fourth block: 39 us for 47 at 128 rows of 2048 tokens, but 14.6 for 13.8 at 8.)
 constexpr int tile_blocks(int dim) { return dim > 128 ? 2 : kResident; }
 
 // Grid (splits, rows).

@@ -118,6 +118,30 @@ __device__ inline void transpose_fragment(const float (&c)[4], float (&x)[4]) {
   }
 }
 
+// The same of four heads: c of heads 2 (j % 2) and the next, of token r, for j >= 2 of r + 8; the four
+// numbers of head `lane / 4` % 4.
+__device__ inline void transpose_fragment(const float (&c)[2], float (&x)[4]) {
+  const int lane = threadIdx.x % 32;
+  const int head = lane / 4 % 4, token = 2 * (lane % 4);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int from = 4 * (token + i % 2) + i / 2 * 2 + head / 2;
+    const float even = __shfl_sync(0xffffffffu, c[0], from);
+    const float odd = __shfl_sync(0xffffffffu, c[1], from);
+    x[i] = head % 2 != 0 ? odd : even;
+  }
+}
+
+// Such c from a C fragment of eight columns, of which the last four count for nothing.
+__device__ inline void pack_four(const float (&eight)[4], float (&c)[2]) {
+  const bool second = (threadIdx.x & 2u) != 0;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float other = __shfl_xor_sync(0xffffffffu, eight[i + 2], 2);
+    c[i] = second ? other : eight[i];
+  }
+}
+
 }  // namespace sikv::cuda
 
 #endif  // SIKV_KERNELS_COMMON_WARP_MMA_CUH_

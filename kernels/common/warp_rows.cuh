@@ -432,19 +432,27 @@ __device__ inline void warp_restore_value(const RowStore& values, const float (&
   for (int i = 0; i < kN; ++i) acc[i] = fmaf(sum, mean[i], acc[i]);
 }
 
-// Starts the way of the 64 bytes around `address` from memory to L2 without a register to wait for:
+// Starts the way of the 64 bytes around an address from memory to L2 without a register to wait for:
 // a copy of a word to shared memory that nobody reads. prefetch.global.L2 is only a hint, and of
 // random gathers half the hints are dropped: these take a tenth off sparse_flash (44.8 to 40.3 us
-// for 64 rows of 2048 of 128K tokens in planes), with half the bytes from memory. `wait_touches`
-// before the block ends.
-__device__ inline void touch_l2(const void* address) {
-  constexpr int kWords = 128;
-  __shared__ uint32_t touched[kWords];
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(touched + threadIdx.x % kWords));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to),
-               "l"(reinterpret_cast<uintptr_t>(address) & ~uintptr_t{3}));
-}
-__device__ inline void wait_touches() { asm volatile("cp.async.wait_all;"); }
+// for 64 rows of 2048 of 128K tokens in planes), with half the bytes from memory. `wait` before the
+// block ends.
+class L2Touch {
+ public:
+  __device__ L2Touch() {
+    constexpr int kWords = 128;
+    __shared__ uint32_t touched[kWords];
+    to_ = static_cast<uint32_t>(__cvta_generic_to_shared(touched + threadIdx.x % kWords));
+  }
+  __device__ void operator()(const void* address) const {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to_),
+                 "l"(reinterpret_cast<uintptr_t>(address) & ~uintptr_t{3}));
+  }
+  __device__ void wait() const { asm volatile("cp.async.wait_all;"); }
+
+ private:
+  uint32_t to_;
+};
 
 // Two bytes in a register of their own. Of 16-bit registers the compiler packs two into one, and of
 // a pair it moves a half elsewhere, as soon as both are asked for: that waits for them, where a
@@ -574,20 +582,27 @@ struct FourQueries {
   uint2 digits[kTileSteps][2][32];
   float unit[4];
 };
+// Head n < 4 of `four` from its prepared query, 0 where there is none. One warp; visible after the
+// next barrier.
+template <TileKeys kKeys>
+__device__ inline void store_four_query(const float (&x)[kTileDim / 32], int n, FourQueries& four) {
+  const int lane = threadIdx.x % 32;
+  const float unit = split_query<kKeys>(x, [&](int step, int d, int j) {
+    return &four.digits[step][d / 2][4 * (d == 0 ? n : n + 4) + j];
+  });
+  if (lane == 0) four.unit[n] = unit;
+  if (lane < 4 * kTileSteps) four.digits[lane / 4][1][4 * n + lane % 4] = {0, 0};
+}
 // q [heads <= 4, 128] as for build_tile_query.
 template <TileKeys kKeys>
 __device__ inline void build_four_queries(const float* q, int heads, FourQueries& four) {
-  const int lane = threadIdx.x % 32;
   for (int n = threadIdx.x / 32; n < 4; n += blockDim.x / 32) {
     float x[kTileDim / 32];
 #pragma unroll
-    for (int i = 0; i < kTileDim / 32; ++i)
-      x[i] = n < heads ? q[n * kTileDim + lane + 32 * i] : 0.0f;
-    const float unit = split_query<kKeys>(x, [&](int step, int d, int j) {
-      return &four.digits[step][d / 2][4 * (d == 0 ? n : n + 4) + j];
-    });
-    if (lane == 0) four.unit[n] = unit;
-    if (lane < 4 * kTileSteps) four.digits[lane / 4][1][4 * n + lane % 4] = {0, 0};
+    for (int i = 0; i < kTileDim / 32; ++i) {
+      x[i] = n < heads ? q[n * kTileDim + threadIdx.x % 32 + 32 * i] : 0.0f;
+    }
+    store_four_query<kKeys>(x, n, four);
   }
 }
 

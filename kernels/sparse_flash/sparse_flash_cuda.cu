@@ -20,13 +20,16 @@ bool by_tiles(const cuda::RowStore& keys, const cuda::RowStore& values, int grou
 }
 
 void launch_tiles(const cuda::FlashCall& call, cudaStream_t stream) {
-  cuda::with_tile_keys(call.keys, [&](auto kind) {
-    using Keys = cuda::CodeKeys<decltype(kind)::value>;
+  const auto launch = [&](auto kind, auto four) {
+    using Keys = cuda::CodeKeys<decltype(kind)::value, decltype(four)::value>;
     if (has_levels(call.values)) {
       cuda::launch_attend_tiles<Keys, cuda::LevelValues, 1>(call, stream);
     } else {
       cuda::launch_attend_tiles<Keys, cuda::MinMaxValues, 1>(call, stream);
     }
+  };
+  cuda::with_tile_keys(call.keys, [&](auto kind) {
+    call.group <= 4 ? launch(kind, std::true_type{}) : launch(kind, std::false_type{});
   });
 }
 

@@ -56,8 +56,8 @@ struct RerankArgs {
   float* logits;  // [rows, most, padded_heads(G)], times log2(e)
   float2* sums;   // [score_blocks, G] highest logit and sum of each block
   int score_blocks;
-  int due_weight;   // what a due row costs, where one that is not costs 1
-  int keep_tokens;  // keys that fit into a block's shared memory
+  int due_weight, other_weight;  // what a row costs that is due, and one that is not
+  int keep_tokens;               // keys that fit into a block's shared memory
 };
 
 // In fours, as a lane of rerank_keep reads them.

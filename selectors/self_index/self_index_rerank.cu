@@ -9,9 +9,9 @@ namespace {
 
 // Of rerank_score, for a row. More find no window of their own.
 constexpr int kMostScoreBlocks = 32;
-// What it costs to gather a candidate's key from the cache and to pack it, where streaming its copy
-// costs 1: 41 and 11 us of a block's loop at 64 rows of 8192 candidates.
-constexpr int kDueWeight = 4;
+// What it costs to gather a candidate's key from the cache and to pack it, from planes or from lines,
+// and to stream its copy: 56, 31 and 13 us of loops at 64 rows of 8192 candidates.
+constexpr int kPlanesWeight = 8, kLinesWeight = 5, kCopyWeight = 2;
 
 template <typename Body>
 void with_kernel(const cuda::RowStore& keys, int group, Body&& body) {
@@ -51,7 +51,9 @@ void Reranker::run(RerankArgs args, cudaStream_t stream) const {
   args.score_blocks = std::max(std::min(score_slots_, kMostScoreBlocks * rows), rows);
   // A row whose windows all have blocks of their own gains nothing by more.
   const bool few = int64_t{args.score_blocks} * kWindow >= args.capacity * rows;
-  args.due_weight = args.step.pool.packed.signs == nullptr || few ? 1 : kDueWeight;
+  const bool weighs = args.step.pool.packed.signs != nullptr && !few;
+  args.other_weight = kCopyWeight;
+  args.due_weight = !weighs ? kCopyWeight : args.keys.line > 0 ? kLinesWeight : kPlanesWeight;
   const dim3 scores(static_cast<unsigned>(args.score_blocks));
   const auto query_bytes = 2 * sizeof(float) * static_cast<size_t>(args.step.group) *
                            static_cast<size_t>(args.view.head_dim);

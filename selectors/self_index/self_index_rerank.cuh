@@ -89,7 +89,7 @@ struct Shares {
       : rows(args.view.num_sequences * args.view.num_kv_heads), due(0), due_blocks(0) {
     const int blocks = args.score_blocks;
     other_blocks = blocks / rows;
-    if (args.due_weight > 1) due = __ldcg(args.step.pool.num_due);
+    if (args.due_weight > args.other_weight) due = __ldcg(args.step.pool.num_due);
     if (due == 0 || due == rows) {
       due = 0;
       return;
@@ -100,8 +100,8 @@ struct Shares {
     for (int each = 1;; ++each) {
       const int left = (blocks - (rows - due) * each) / due;
       if (left < 1) break;
-      const int time =
-          max((windows + left - 1) / left * args.due_weight, (windows + each - 1) / each);
+      const int time = max((windows + left - 1) / left * args.due_weight,
+                           (windows + each - 1) / each * args.other_weight);
       if (time >= least) break;
       least = time, due_blocks = left, other_blocks = each;
     }
