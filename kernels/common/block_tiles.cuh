@@ -735,7 +735,8 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, uin
 }
 
 // Split `part` of the exact rows, of T = __half or __nv_bfloat16, as states in `shared`. Not a call:
-// beside one, every load of the encoded splits' loop moves its descriptor to uniform registers anew.
+// one ahead of the encoded splits' loop makes its loads move their descriptor to uniform registers
+// every time, 40 of 769 instructions.
 template <typename T, int kDim, int kHeadTiles>
 __device__ __forceinline__ void attend_exact_tiles(const FlashCall& call, int row, int part,
                                                    float* shared) {
