@@ -587,15 +587,14 @@ void time_all(const std::string& folder, int context, bool all) {
          {SIKV_VALUE_CODEC, "rot_lm", sampled});
     both("sign_vq + intq", {SIKV_KEY_CODEC, "sign_vq", sampled}, {SIKV_VALUE_CODEC, "intq", {}});
   }
-  both("sign_vq + intq, fp8",
-       {SIKV_KEY_CODEC, "sign_vq", {{"fit_tokens", "16384"}, {"scale_type", "fp8_e4m3"}}},
+  both("sign_vq + intq, fp8", {SIKV_KEY_CODEC, "sign_vq", {{"scale_type", "fp8_e4m3"}}},
        {SIKV_VALUE_CODEC, "intq", {{"scale_type", "fp8_e4m3"}}});
   both("kivi", {SIKV_KEY_CODEC, "kivi", {}}, {SIKV_VALUE_CODEC, "kivi", {}});
   both("fp16", {SIKV_KEY_CODEC, "fp16", {}}, {SIKV_VALUE_CODEC, "fp16", {}});
-  time({SIKV_KEY_CODEC, "rot_lm", {{"bits", "4"}, {"fit_tokens", "16384"}}});
-  time({SIKV_VALUE_CODEC, "rot_lm", {{"bits", "3"}, {"fit_tokens", "16384"}}});
-  time({SIKV_KEY_CODEC, "sign_vq", {{"magnitude_bits", "4"}, {"fit_tokens", "16384"}}});
-  time({SIKV_KEY_CODEC, "sign_vq", {{"center", "median"}, {"fit_tokens", "16384"}}});
+  time({SIKV_KEY_CODEC, "rot_lm", {{"bits", "4"}}});
+  time({SIKV_VALUE_CODEC, "rot_lm", {{"bits", "3"}}});
+  time({SIKV_KEY_CODEC, "sign_vq", {{"magnitude_bits", "4"}}});
+  time({SIKV_KEY_CODEC, "sign_vq", {{"center", "median"}}});
   time({SIKV_VALUE_CODEC, "intq", {{"bits", "4"}}});
 }
 

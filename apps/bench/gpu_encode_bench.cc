@@ -33,10 +33,9 @@ constexpr int kAppendLayers = 8;
 constexpr int kAppendContext = 1024;
 
 struct Flags {
-  std::vector<std::string> codecs = {
-      "sign_vq+intq",  "sign_vq(fit_tokens=16384)+intq",
-      "rot_lm+rot_lm", "rot_lm(fit_tokens=16384)+rot_lm(fit_tokens=16384)",
-      "kivi+kivi",     "fp16+fp16"};
+  std::vector<std::string> codecs = {"sign_vq+intq",  "sign_vq(fit_tokens=0)+intq",
+                                     "rot_lm+rot_lm", "rot_lm(fit_tokens=0)+rot_lm(fit_tokens=0)",
+                                     "kivi+kivi",     "fp16+fp16"};
   std::vector<int> append_batches = {8, 64};
   int batch = 8, context = 131072, kv_heads = 8, group = 4, head_dim = 128, runs = 12;
   std::filesystem::path json;

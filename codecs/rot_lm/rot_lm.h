@@ -14,14 +14,14 @@ inline constexpr sikv_option_spec kRotLmKeyOptions[] = {
     choice_option(
         "layout", "planes", "planes|lines",
         "lines: a token's key in one piece of memory, 3 bits only; 30 bytes more at D = 128"),
-    int_option("fit_tokens", "0", 0, 1 << 20,
+    int_option("fit_tokens", "16384", 0, 1 << 20,
                "tokens of the prompt that the fit reads, evenly spaced; 0: every one"),
 };
 inline constexpr sikv_option_spec kRotLmValueOptions[] = {
     int_choice_option("bits", "2", "2|3|4", "bits per channel, the sign included"),
     choice_option("layout", "planes", "planes|lines",
                   "lines: a token's scale in the line of its key, which must have one"),
-    int_option("fit_tokens", "0", 0, 1 << 20,
+    int_option("fit_tokens", "16384", 0, 1 << 20,
                "tokens of the prompt that the fit reads, evenly spaced; 0: every one"),
 };
 

@@ -17,7 +17,7 @@ inline constexpr sikv_option_spec kSignVqOptions[] = {
     choice_option("scale_type", "fp16", "fp16|fp8_e4m3|fp8_e5m2", "type of scales and zeros"),
     choice_option("center", "mean", "mean|median|none",
                   "what is subtracted from the keys, per channel over the prompt"),
-    int_option("fit_tokens", "0", 0, 1 << 20,
+    int_option("fit_tokens", "16384", 0, 1 << 20,
                "tokens of the prompt that the fit reads, evenly spaced; 0: every one"),
 };
 
