@@ -9,8 +9,10 @@
 // through prefill with tokens made on the GPU (gpu_synth.h), in so many layers that more than
 // --cold-mb of its own traffic lie between two uses of a layer. Selector and kernel of all layers
 // are recorded in one graph; a replay is one step of a model's attention, its time divided by the
-// layers is a sample. Queries change from step to step. First every pipeline is compared with its
-// `ref` variants on a short context.
+// layers is a sample. Queries change from step to step; with --due-share those of a pipeline with
+// refresh_cosine turn away by chance (gpu_synth.h), so that any cosine from 0.5 to 0.6 makes this
+// share of its rows due for a scan at a step. First every pipeline is compared with its `ref`
+// variants on a short context.
 #include <cuda_runtime.h>
 
 #include <CLI/CLI.hpp>
@@ -20,6 +22,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 #include <ostream>
 #include <set>
 #include <string>
@@ -32,6 +35,7 @@
 #include "framework/base/file.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/device/cuda_device.h"
+#include "framework/pipeline/bytes_read.h"
 #include "framework/pipeline/pipeline.h"
 #include "framework/report/environment.h"
 
@@ -53,6 +57,7 @@ struct Flags {
   std::vector<std::string> pipelines, shapes;
   int64_t steps = 100, warmup = 12, cold_mb = 200;
   int kv_heads = 8, group = 4, head_dim = 128, layers = 0;
+  double due_share = 0;  // 0: as the queries of all pipelines move
   bool check = true, stages = true;
   std::filesystem::path json;
 };
@@ -88,6 +93,17 @@ sikv_shape cache_shape(const Flags& flags, int layers, int batch, int tokens) {
   return shape;
 }
 
+double number_option(const PluginSpec& plugin, const char* name, double otherwise) {
+  for (const auto& [key, value] : plugin.options) {
+    if (key == name) return std::atof(value.c_str());
+  }
+  return otherwise;
+}
+
+bool queries_turn(const Flags& flags, const PipelineSpec& spec) {
+  return flags.due_share > 0 && number_option(spec.selector, "refresh_cosine", 0) != 0;
+}
+
 // Selector and kernel of a filled pipeline, as they run in a step.
 class Stages {
  public:
@@ -109,8 +125,12 @@ class Stages {
     for (int step = 0; step < kQueryBank; ++step) {
       for (int layer = 0; layer < shape.num_layers; ++layer) {
         synth.seed = static_cast<uint64_t>(layer) + 1;
-        fill_queries(bank_.as<uint8_t>() + step * q_.bytes() + layer * layer_q_bytes(), synth, 1,
-                     step, stream());
+        uint8_t* const q = bank_.as<uint8_t>() + step * q_.bytes() + layer * layer_q_bytes();
+        if (queries_turn(flags, pipeline.composition().spec())) {
+          fill_turning_queries(q, synth, flags.due_share, kQueryBank, step, stream());
+        } else {
+          fill_queries(q, synth, 1, step, stream());
+        }
       }
     }
     check_cuda(cudaGetLastError(), "making queries");
@@ -249,16 +269,10 @@ double gathered_bytes(const sikv_layout& layout, bool is_key) {
   return bytes;
 }
 
-double number_option(const PluginSpec& plugin, const char* name, double otherwise) {
-  for (const auto& [key, value] : plugin.options) {
-    if (key == name) return std::atof(value.c_str());
-  }
-  return otherwise;
-}
-
-// Of one layer: index codes of every token as often as they are scanned, keys of what is ranked,
-// values of what is kept, exact tail and pinned tokens.
-double bytes_of_step(const Flags& flags, const Composition& composition, const Shape& shape) {
+// Of one layer: index codes of every token in `scans` of the rows, keys of what is ranked, values of
+// what is kept, exact tail and pinned tokens.
+double bytes_of_step(const Flags& flags, const Composition& composition, const Shape& shape,
+                     double scans) {
   const PipelineSpec& spec = composition.spec();
   const double rows = double(shape.batch) * flags.kv_heads;
   const double key = gathered_bytes(composition.key_layout(), true);
@@ -269,8 +283,7 @@ double bytes_of_step(const Flags& flags, const Composition& composition, const S
   const double kept = std::min<double>(static_cast<double>(*budget), shape.context);
   const double rerank = number_option(spec.selector, "rerank", 1);
   const double ranked = std::min<double>(rerank * kept, shape.context);
-  const double scan = index_bytes(composition.key_layout()) * shape.context /
-                      number_option(spec.selector, "scan_every", 1);
+  const double scan = index_bytes(composition.key_layout()) * shape.context * scans;
   return rows * (scan + ranked * key + kept * value) + exact;
 }
 
@@ -294,11 +307,13 @@ class Row {
   Json measure() {
     const int tokens = shape_.context + kTail;
     const sikv_shape one = cache_shape(flags_, 1, shape_.batch, tokens);
-    const double bytes = bytes_of_step(flags_, Composition(spec_, registry_, device_, one), shape_);
+    // At least: rows that turn away are scanned more often.
+    const double least = bytes_of_step(flags_, Composition(spec_, registry_, device_, one), shape_,
+                                       1.0 / number_option(spec_.selector, "scan_every", 1));
     const double cold = static_cast<double>(flags_.cold_mb) * 1e6;
     layers_ = flags_.layers > 0
                   ? flags_.layers
-                  : std::clamp(static_cast<int>(std::ceil(cold / bytes)), 2, kMostLayers);
+                  : std::clamp(static_cast<int>(std::ceil(cold / least)), 2, kMostLayers);
     sikv_shape shape = one;
     shape.num_layers = layers_;
     Pipeline pipeline(spec_, registry_, device_, shape, kNewTokens);
@@ -312,7 +327,9 @@ class Row {
       }
     }
     Stages stages(flags_, pipeline, device_, shape);
-    const auto us = times(stages, true, true);
+    const auto us = times(pipeline, stages, true, true);
+    const std::optional<double> scans = scans_per_step(counters_);
+    const double bytes = bytes_of_step(flags_, pipeline.composition(), shape_, scans.value_or(1));
     if (std::any_of(output_.begin(), output_.end(), [](float x) { return !std::isfinite(x); })) {
       throw Error("{} answers numbers that are not finite", pipeline_text(spec_, registry_));
     }
@@ -329,14 +346,14 @@ class Row {
     row["mean_us"] = mean(us);
     row["p95_us"] = quantile(us, 0.95);
     row["max_us"] = *std::max_element(us.begin(), us.end());
+    if (scans) row["scans_per_step"] = *scans;
+    if (!counters_.empty()) row["counters"] = counters_;
+    if (queries_turn(flags_, spec_)) row["due_share"] = flags_.due_share;
     row["bytes"] = bytes;
     row["tb_per_s"] = bytes / mean(us) / 1e6;
     if (flags_.stages) {
-      row["stages_us"]["select"] = mean(times(stages, true, false));
-      row["stages_us"]["attend"] = mean(times(stages, false, true));
-    }
-    for (const sikv_counter& counter : pipeline.counters()) {
-      row["counters"][counter.name] = counter.value;
+      row["stages_us"]["select"] = mean(times(pipeline, stages, true, false));
+      row["stages_us"]["attend"] = mean(times(pipeline, stages, false, true));
     }
     row["pages_mb"] = pipeline.cache().bytes_per_token() * layers_ * shape_.batch *
                       flags_.kv_heads * shape_.context / 1e6;
@@ -344,9 +361,9 @@ class Row {
   }
 
  private:
-  // Microseconds per layer of each step.
-  std::vector<double> times(Stages& stages, bool select, bool attend) {
-    stages.bring_queries(0);
+  // Microseconds per layer of each step; counters_ of these and of the steps that warm up.
+  std::vector<double> times(const Pipeline& pipeline, Stages& stages, bool select, bool attend) {
+    stages.bring_queries(next_step_);
     stages.begin_step(next_step_);
     // Once without a recording, so that nothing is loaded or configured inside it.
     enqueue(stages, select, attend);
@@ -354,6 +371,7 @@ class Row {
     device_.synchronize();
     const std::unique_ptr<Device::Recording> step =
         device_.record([&] { enqueue(stages, select, attend); });
+    const Counters before = counters_by_name(pipeline);
     std::vector<double> us =
         time_ms(device_, static_cast<int>(flags_.warmup), static_cast<int>(flags_.steps),
                 [&](int, cudaEvent_t begin, cudaEvent_t end, cudaStream_t stream) {
@@ -364,6 +382,8 @@ class Row {
                   check_cuda(cudaEventRecord(end, stream), "cudaEventRecord");
                 });
     for (double& time : us) time *= 1e3 / layers_;
+    counters_ = counters_by_name(pipeline);
+    for (auto& [name, count] : counters_) count -= before.at(name);
     if (attend) output_ = stages.output();
     return us;
   }
@@ -382,6 +402,7 @@ class Row {
   int layers_ = 0;
   int64_t next_step_ = 0;
   std::vector<float> output_;
+  Counters counters_;
 };
 
 void run(const Flags& flags, const std::vector<std::string>& command_line) {
@@ -412,12 +433,16 @@ void run(const Flags& flags, const std::vector<std::string>& command_line) {
         row["check"] = error;
         std::printf(
             "%-16s %8.2f us (mean %.2f, p95 %.2f, max %.2f; select %.2f, attend %.2f), "
-            "%.2f TB/s  %s\n",
+            "%.2f TB/s",
             shape.c_str(), row["median_us"].get<double>(), row["mean_us"].get<double>(),
             row["p95_us"].get<double>(), row["max_us"].get<double>(),
             flags.stages ? row["stages_us"]["select"].get<double>() : 0,
             flags.stages ? row["stages_us"]["attend"].get<double>() : 0,
-            row["tb_per_s"].get<double>(), row["pipeline"].get<std::string>().c_str());
+            row["tb_per_s"].get<double>());
+        if (row.contains("scans_per_step")) {
+          std::printf(", %.2f scans per step", row["scans_per_step"].get<double>());
+        }
+        std::printf("  %s\n", row["pipeline"].get<std::string>().c_str());
         std::fflush(stdout);
         if (row["budget"].is_null()) without_budget.insert(size);
         result["rows"].push_back(std::move(row));
@@ -449,6 +474,10 @@ int main(int argc, char** argv) {
   app.add_option("--kv-heads", flags.kv_heads)->check(CLI::PositiveNumber);
   app.add_option("--group", flags.group, "query heads per KV head")->check(CLI::PositiveNumber);
   app.add_option("--head-dim", flags.head_dim);
+  app.add_option("--due-share", flags.due_share,
+                 "probability that a row's query turns away at a step, with refresh_cosine; 0: "
+                 "queries move as without it")
+      ->check(CLI::Range(0.0, 1.0));
   app.add_flag("!--no-check", flags.check, "skip the comparison with ref");
   app.add_flag("!--no-stages", flags.stages, "skip timing selector and kernel apart");
   app.add_option("--json", flags.json, "also write the result here");

@@ -10,6 +10,12 @@ constexpr uint64_t kClusters = 64;
 constexpr int kStepsPerCluster = 8;
 constexpr int kThreads = 256;
 
+// Of fill_turning_queries; period 0: queries move on every kStepsPerCluster steps.
+struct Turns {
+  double share;
+  int period;
+};
+
 // splitmix64
 __device__ inline uint64_t mix(uint64_t x) {
   x += 0x9e3779b97f4a7c15u;
@@ -68,8 +74,32 @@ __global__ void fill_rows(__half2* out, const __grid_constant__ SynthShape shape
   out[i] = __floats2half2_rn(x.x, x.y);
 }
 
+// Where a head's queries look, and what they share beside it.
+struct Direction {
+  uint64_t cluster, shared;
+};
+
+__device__ inline Direction moving_direction(uint64_t head, int step) {
+  return {cluster(head ^ 0x9fu, static_cast<uint64_t>(step / kStepsPerCluster)),
+          static_cast<uint64_t>(step)};
+}
+
+// Of the last turn. Steps are a circle; a cluster comes once in it.
+__device__ inline Direction turning_direction(uint64_t head, const Turns& turns, int step) {
+  uint64_t last = 0;
+  for (int back = 0; back < turns.period; ++back) {
+    const auto at = static_cast<uint64_t>((step + turns.period - back) % turns.period);
+    if (static_cast<double>(mix(head ^ 0x1000u, at) >> 40) * 0x1p-24 < turns.share) {
+      last = at;
+      break;
+    }
+  }
+  return {(mix(head ^ 0x9fu) + last) % kClusters, last};
+}
+
 __global__ void fill_query_rows(__half2* out, const __grid_constant__ SynthShape shape,
-                                int positions, int first_step, int64_t pairs) {
+                                const __grid_constant__ Turns turns, int positions, int first_step,
+                                int64_t pairs) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= pairs) return;
   const int pairs_per_row = shape.head_dim / 2;
@@ -81,15 +111,24 @@ __global__ void fill_query_rows(__half2* out, const __grid_constant__ SynthShape
   const int64_t b = position / positions;
   const int step = first_step + static_cast<int>(position % positions);
   const uint64_t head = head_seed(shape, b, hq / shape.group);
-  const float2 c =
-      centre(head, cluster(head ^ 0x9fu, static_cast<uint64_t>(step / kStepsPerCluster)), pair);
-  const float2 shared = normals(mix(head ^ 0x71u, static_cast<uint64_t>(step) * 1024 + pair));
+  const Direction direction =
+      turns.period > 0 ? turning_direction(head, turns, step) : moving_direction(head, step);
+  const float2 c = centre(head, direction.cluster, pair);
+  const float2 shared = normals(mix(head ^ 0x71u, direction.shared * 1024 + pair));
   const float2 own = normals(mix(head ^ (0x72u + hq), static_cast<uint64_t>(step) * 1024 + pair));
   out[i] = __floats2half2_rn(0.9f * c.x + 0.5f * shared.x + 0.4f * own.x,
                              0.9f * c.y + 0.5f * shared.y + 0.4f * own.y);
 }
 
 unsigned blocks(int64_t pairs) { return static_cast<unsigned>((pairs + kThreads - 1) / kThreads); }
+
+void launch_queries(void* q, const SynthShape& shape, const Turns& turns, int positions,
+                    int first_step, cudaStream_t stream) {
+  const int64_t pairs =
+      int64_t{shape.batch} * positions * shape.kv_heads * shape.group * (shape.head_dim / 2);
+  fill_query_rows<<<blocks(pairs), kThreads, 0, stream>>>(static_cast<__half2*>(q), shape, turns,
+                                                          positions, first_step, pairs);
+}
 
 }  // namespace
 
@@ -105,10 +144,12 @@ void fill_values(void* v, const SynthShape& shape, cudaStream_t stream) {
 
 void fill_queries(void* q, const SynthShape& shape, int positions, int first_step,
                   cudaStream_t stream) {
-  const int64_t pairs =
-      int64_t{shape.batch} * positions * shape.kv_heads * shape.group * (shape.head_dim / 2);
-  fill_query_rows<<<blocks(pairs), kThreads, 0, stream>>>(static_cast<__half2*>(q), shape,
-                                                          positions, first_step, pairs);
+  launch_queries(q, shape, {}, positions, first_step, stream);
+}
+
+void fill_turning_queries(void* q, const SynthShape& shape, double share, int period, int step,
+                          cudaStream_t stream) {
+  launch_queries(q, shape, {share, period}, 1, step, stream);
 }
 
 }  // namespace sikv::bench

@@ -15,6 +15,9 @@
 namespace sikv {
 namespace {
 
+// Two chunks of a prefill.
+constexpr int64_t kWarmTokens = 4096;
+
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
@@ -133,6 +136,16 @@ std::vector<double> ModelThroughputBench::timed_steps(int64_t context, int batch
   return seconds;
 }
 
+void ModelThroughputBench::warm_up(const PipelineSpec& spec, int64_t context) {
+  const int64_t tokens = std::min(context, kWarmTokens);
+  Pipeline pipeline(spec, registry_, device_, shape(tokens, 1),
+                    static_cast<int>(options_.warmup + options_.steps), model_.layer_numbers());
+  fill(pipeline, tokens, 1);
+  timed_steps(tokens, 1, [&](auto token, const auto& positions, int32_t* next, int64_t) {
+    model_.step_greedy(pipeline, token, positions, next);
+  });
+}
+
 Summary ModelThroughputBench::weights_only(int batch) {
   auto seconds =
       timed_steps(0, batch, [&](auto tokens, const auto& positions, int32_t* next, int64_t) {
@@ -148,6 +161,7 @@ ModelThroughput ModelThroughputBench::measure(const PipelineSpec& spec, int64_t 
   row.pipeline = pipeline_text(spec, registry_);
   row.context = context;
   row.batch = batch;
+  if (device_.is_cuda()) warm_up(spec, context);
   Pipeline pipeline(spec, registry_, device_, shape(context, batch),
                     static_cast<int>(options_.warmup + options_.steps), model_.layer_numbers());
   const double filled_s = fill(pipeline, context, batch);

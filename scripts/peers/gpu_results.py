@@ -3,8 +3,8 @@
 
     scripts/peers/gpu_results.py FOLDER docs/results
 
-FOLDER holds peers.json (torch_gpu.py), decode.json and encode.json (the benches). Written are
-docs/results/<gpu>/decode.json, encode.json and decode.svg.
+FOLDER holds peers.json (scripts/bench_peers), decode.json, encode.json and scan.json (the benches).
+Written are docs/results/<gpu>/decode.json, encode.json, scan.json and decode.svg.
 """
 
 import json
@@ -170,7 +170,9 @@ def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     source, target = map(pathlib.Path, sys.argv[1:])
-    peers, decode, encode = (load(source / f"{name}.json") for name in ("peers", "decode", "encode"))
+    peers, decode, encode, scan = (
+        load(source / f"{name}.json") for name in ("peers", "decode", "encode", "scan")
+    )
     if peers is None:
         sys.exit(f"gpu_results: {source} has no peers.json")
     target /= folder_name(peers["gpu"])
@@ -199,6 +201,20 @@ def main():
             "copy_tb_per_s": rounded(encode["copy_tb_per_s"]),
             "rows": [{k: rounded(v) for k, v in row.items()} for row in encode["rows"]],
             "append": [{k: rounded(v) for k, v in row.items()} for row in encode["append"]],
+        })
+    # Its bench does not say what it runs on: another of the run does.
+    if scan and (decode or encode):
+        copy = max(peers["copy"]["tb_per_s"], scan["copy_tb_per_s"])
+        write(target / "scan.json", {
+            "environment": describe_environment(decode or encode, peers),
+            "what": "the scan of rot_lm keys alone, 8 KV heads, D 128: 6-bit tables, histogram, scores "
+            "written to memory; the selector has 512 threads a block; bytes: codes, and scores of two "
+            "bytes",
+            "rows": [
+                {k: rounded(v) for k, v in row.items()}
+                | {"copy_tb_per_s": rounded(copy), "share_of_copy": rounded(row["tb_per_s"] / copy)}
+                for row in scan["rows"]
+            ],
         })
 
 

@@ -16,14 +16,15 @@ import subprocess
 import sys
 import time
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+try:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+except ImportError:
+    torch = None  # --help works all the same
 
-BACKENDS = {
-    "FlashAttention": SDPBackend.FLASH_ATTENTION,
-    "cuDNN": SDPBackend.CUDNN_ATTENTION,
-}
+# Members of SDPBackend.
+BACKENDS = {"FlashAttention": "FLASH_ATTENTION", "cuDNN": "CUDNN_ATTENTION"}
 SHAPES = ["8x131072", "16x65536", "8x32768", "1x131072", "1x32768"]
 
 
@@ -87,8 +88,8 @@ def flashinfer_decode(tensor_cores):
 def peers():
     found = {}
     for name, backend in BACKENDS.items():
-        found[f"{name}, GQA folded into query rows"] = sdpa(backend, folded=True)
-        found[f"{name}, enable_gqa"] = sdpa(backend, folded=False)
+        found[f"{name}, GQA folded into query rows"] = sdpa(getattr(SDPBackend, backend), folded=True)
+        found[f"{name}, enable_gqa"] = sdpa(getattr(SDPBackend, backend), folded=False)
     version = f"PyTorch {torch.__version__} SDPA"
     found = {f"{version}, {name}": attend for name, attend in found.items()}
     try:
@@ -211,18 +212,28 @@ def measure_shape(batch, context, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench_peers",
+        description=__doc__,
+        epilog="PEER_PYTHON (python3) is the interpreter that runs it, with PyTorch for CUDA.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="BATCHxCONTEXT ...")
     parser.add_argument("--kv-heads", type=int, default=8)
-    parser.add_argument("--group", type=int, default=4)
+    parser.add_argument("--group", type=int, default=4, help="query heads per KV head")
     parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--replays", type=int, default=100)
-    parser.add_argument("--cold-mb", type=int, default=200)
-    parser.add_argument("--json", help="also write the result here")
+    parser.add_argument("--replays", type=int, default=100, help="timed steps")
+    parser.add_argument("--cold-mb", type=int, default=200, help="traffic between two uses of a layer")
+    parser.add_argument("--json", help="write the result here, not to the standard output")
     args = parser.parse_args()
 
+    if torch is None:
+        sys.exit(
+            f"bench_peers: {sys.executable} has no PyTorch: set PEER_PYTHON to an interpreter with "
+            "PyTorch for CUDA"
+        )
     if not torch.cuda.is_available():
-        sys.exit("torch_gpu: PyTorch sees no GPU on this machine")
+        sys.exit("bench_peers: PyTorch sees no GPU on this machine")
     torch.manual_seed(1)
     copy = measure_copy(args.replays)
     print(f"copy of 1 GiB {copy['median_us']:.1f} us {copy['tb_per_s']:.2f} TB/s", file=sys.stderr)

@@ -1,8 +1,9 @@
 // Checks the cuda variant against `ref` on awkward caches of random codes, then times it.
 //
-//   self_index_cuda_bench [check|quick|replay|time|observe|variants|profile]...
+//   self_index_cuda_bench [check|quick|replay|time|observe|variants|profile]... [--json FILE]
 //
 // Without a mode: check and time. quick and replay are parts of check, observe is one of time.
+// --json: the rows of variants.
 //
 // A step of L layers, each on a cache of its own so that L2 is cold, is one CUDA graph; a time is
 // the median over replays, divided by L. Bytes are what the step must move: codes of the index
@@ -14,12 +15,17 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <iterator>
 #include <memory>
 #include <numeric>
+#include <ostream>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include "framework/base/file.h"
 #include "framework/base/random.h"
 #include "kernels/common/cuda_launch.h"
 #include "selectors/self_index/self_index_scan.cuh"
@@ -844,8 +850,18 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   }
 }
 
+struct ScanRow {
+  Size size;
+  int threads, chunk;
+  unsigned blocks;
+  float us;       // scores written
+  int64_t bytes;  // codes, and scores of two bytes
+  double tb_per_s() const { return bytes / us * 1e-6; }
+};
+
 template <int kThreads>
-void time_variant(const Timed& timed, Size size, cudaStream_t stream, double copy) {
+void time_variant(const Timed& timed, Size size, cudaStream_t stream, double copy,
+                  std::vector<ScanRow>& rows_timed) {
   const int rows = timed.caches[0]->rows();
   TeamState* teams = nullptr;
   int32_t *slots = nullptr, *found = nullptr;
@@ -893,11 +909,13 @@ void time_variant(const Timed& timed, Size size, cudaStream_t stream, double cop
     const float no_store = time(scan_alone<kThreads, false>, scores);
     const float store = time(scan_alone<kThreads, true>, scores);
     const float select = time(scan_select<128, kThreads, true>);
+    const ScanRow& row = rows_timed.emplace_back(
+        ScanRow{size, kThreads, chunk, grid.x * grid.y, store, tokens * 18});
     std::printf(
         "%3d x %3dK threads %4d chunk %6d blocks %5d: scan %6.1f us, with scores written %6.1f us "
         "(%.3f TB/s, %.0f%% of copy), scan + select %6.1f us\n",
-        size.batch, size.context / 1024, kThreads, chunk, grid.x * grid.y, no_store, store,
-        tokens * 18.0 / store * 1e-6, 100 * tokens * 18.0 / store * 1e-6 / copy, select);
+        size.batch, size.context / 1024, kThreads, chunk, row.blocks, no_store, store,
+        row.tb_per_s(), 100 * row.tb_per_s() / copy, select);
     std::fflush(stdout);
   }
   for (void* data : {static_cast<void*>(teams), static_cast<void*>(slots),
@@ -906,14 +924,31 @@ void time_variant(const Timed& timed, Size size, cudaStream_t stream, double cop
   }
 }
 
-void run_variants(cudaStream_t stream) {
+void write_scans(const std::filesystem::path& file, double copy, const std::vector<ScanRow>& rows) {
+  write_atomically(file, [&](std::ostream& out) {
+    out << "{\n \"copy_tb_per_s\": " << copy << ",\n \"rows\": [";
+    const char* separator = "\n";
+    for (const ScanRow& row : rows) {
+      out << std::exchange(separator, ",\n") << "  {\"batch\": " << row.size.batch
+          << ", \"context\": " << row.size.context << ", \"threads\": " << row.threads
+          << ", \"chunk\": " << row.chunk << ", \"blocks\": " << row.blocks
+          << ", \"median_us\": " << row.us << ", \"bytes\": " << row.bytes
+          << ", \"tb_per_s\": " << row.tb_per_s() << "}";
+    }
+    out << "\n ]\n}\n";
+  });
+}
+
+void run_variants(cudaStream_t stream, const std::filesystem::path& json) {
   const double copy = copy_bandwidth(stream);
+  std::vector<ScanRow> rows;
   for (const Size size : kSizes) {
     const Timed timed(size);
-    time_variant<256>(timed, size, stream, copy);
-    time_variant<512>(timed, size, stream, copy);
-    time_variant<1024>(timed, size, stream, copy);
+    time_variant<256>(timed, size, stream, copy, rows);
+    time_variant<512>(timed, size, stream, copy, rows);
+    time_variant<1024>(timed, size, stream, copy, rows);
   }
+  if (!json.empty()) write_scans(json, copy, rows);
 }
 
 }  // namespace
@@ -921,11 +956,33 @@ void run_variants(cudaStream_t stream) {
 
 int main(int argc, char** argv) {
   using namespace sikv::self_index;
+  constexpr std::string_view kModes[] = {"check",   "quick",    "replay", "time",
+                                         "observe", "variants", "profile"};
+  std::vector<std::string_view> modes;
+  std::filesystem::path json;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    if (argument == "--json" && i + 1 < argc) {
+      json = argv[++i];
+    } else if (std::find(std::begin(kModes), std::end(kModes), argument) != std::end(kModes)) {
+      modes.push_back(argument);
+    } else {
+      std::fprintf(stderr,
+                   "self_index_cuda_bench: '%s' is neither a mode nor --json FILE: choose among "
+                   "check, quick, replay, time, observe, variants, profile\n",
+                   argv[i]);
+      return 2;
+    }
+  }
+  if (!json.empty() && std::find(modes.begin(), modes.end(), "variants") == modes.end()) {
+    std::fprintf(stderr,
+                 "self_index_cuda_bench: --json takes the rows of the mode variants: add it\n");
+    return 2;
+  }
   if (!sikv::testing::gpu_missing().empty()) {
     std::printf("SKIPPED: %s\n", sikv::testing::gpu_missing().c_str());
     return 0;
   }
-  std::vector<std::string_view> modes(argv + 1, argv + argc);
   if (modes.empty()) modes = {"check", "time"};
   try {
     cudaStream_t stream = nullptr;
@@ -939,7 +996,7 @@ int main(int argc, char** argv) {
       }
       if (mode == "observe") run_replay_times(stream);
       if (mode == "profile") run_profile(stream);
-      if (mode == "variants") run_variants(stream);
+      if (mode == "variants") run_variants(stream, json);
     }
     return failed == 0 ? 0 : 1;
   } catch (const std::exception& error) {

@@ -287,15 +287,13 @@ TEST_F(CudaModel, StepsOfARaggedBatchMatchTheCpu) {
   }
 }
 
-// 250 steps take the first sequence and the second over the end of a page, so that graphs with and
-// without a flush run and one is recorded anew.
-TEST_F(CudaModel, RecordedStepsEqualEagerOnesAndGreedyOnes) {
+void expect_recorded_equal_eager_and_greedy(int32_t steps) {
   for (const char* const pipeline : {kDensePipeline, kSparse}) {
     Transformer model(made(kFeatures[1], WeightType::kFp16), gpu());
     const auto prompts = ragged(model, SIKV_FP16);
     Batch recorded(model, prompts, pipeline, SIKV_FP16), eager(model, prompts, pipeline, SIKV_FP16),
         greedy(model, prompts, pipeline, SIKV_FP16);
-    for (int32_t i = 0; i < 250; ++i) {
+    for (int32_t i = 0; i < steps; ++i) {
       const auto a = recorded.step(i, Pipeline::StepMode::kRecorded);
       ASSERT_EQ(a, eager.step(i, Pipeline::StepMode::kEager)) << pipeline << ", step " << i;
       const auto next = greedy.step_greedy(i);
@@ -305,6 +303,17 @@ TEST_F(CudaModel, RecordedStepsEqualEagerOnesAndGreedyOnes) {
       }
     }
   }
+}
+
+// 250 steps take the first sequence and the second over the end of a page, so that graphs with and
+// without a flush run and one is recorded anew.
+TEST_F(CudaModel, RecordedStepsEqualEagerOnesAndGreedyOnes) {
+  expect_recorded_equal_eager_and_greedy(250);
+}
+
+// For compute-sanitizer (scripts/test gpu).
+TEST_F(CudaModel, RecordedStepsOfASmallCacheEqualEagerOnes) {
+  expect_recorded_equal_eager_and_greedy(3);
 }
 
 // Teacher-forced: what dense attention says on a GPU and on the CPU, in nats.
