@@ -935,6 +935,14 @@ TEST_F(Cli, PluginsAreListedAndShown) {
   EXPECT_TRUE(contains(codec.out, "value codec rot_lm")) << codec.out;
 }
 
+TEST_F(Cli, FasterPathsOfAPluginAreShown) {
+  fs::create_directories(path("toys"));
+  fs::copy(SIKV_TOY_LIBRARY, path("toys"));
+  const Result shown = sikv({"plugins", "show", "kernel/toy", "--plugin-path", "toys"});
+  ASSERT_EQ(shown.code, 0) << shown.err;
+  EXPECT_TRUE(contains(shown.out, "    chosen at run time: sm_90 on: plays faster\n")) << shown.out;
+}
+
 TEST_F(Cli, EveryPluginCanBeShown) {
   for (const char* kind : {"key_codec", "value_codec", "selector", "kernel"}) {
     const Result refusal = sikv({"plugins", "show", std::string(kind) + "/?"});

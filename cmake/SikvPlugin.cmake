@@ -1,11 +1,13 @@
-# sikv_add_plugin(codec|selector|kernel ID [DEVICE cpu|cuda] SOURCES file... [SIMD file...])
+# sikv_add_plugin(codec|selector|kernel ID [DEVICE cpu|cuda] [FASTER_PATHS text] SOURCES file...
+#                 [SIMD file...])
 #
 # One plugin library, libsikv-<family>-<id>-<device>.so, with everything hidden but its two
 # exported symbols. SIMD files need Highway and are left out, with SIKV_HAS_SIMD undefined, where
-# it is missing. Of DEVICE cuda nothing is built without SIKV_CUDA. Serves this tree and, through
-# find_package(sikv), plugins built out of tree.
+# it is missing. Of DEVICE cuda nothing is built without SIKV_CUDA; FASTER_PATHS says what it chooses
+# at run time on newer GPUs. Serves this tree and, through find_package(sikv), plugins built out of
+# tree.
 function(sikv_add_plugin FAMILY ID)
-  cmake_parse_arguments(ARG "" "DEVICE" "SOURCES;SIMD" ${ARGN})
+  cmake_parse_arguments(ARG "" "DEVICE;FASTER_PATHS" "SOURCES;SIMD" ${ARGN})
   if(NOT ARG_DEVICE)
     set(ARG_DEVICE cpu)
   endif()
@@ -32,7 +34,8 @@ function(sikv_add_plugin FAMILY ID)
     list(TRANSFORM CMAKE_CUDA_ARCHITECTURES PREPEND "sm_" OUTPUT_VARIABLE architectures)
     list(TRANSFORM architectures REPLACE "-(real|virtual)$" "")
     list(JOIN architectures "," architectures)
-    target_compile_definitions(${target} PRIVATE SIKV_PLUGIN_ARCHITECTURES="${architectures}")
+    target_compile_definitions(${target} PRIVATE SIKV_PLUGIN_ARCHITECTURES="${architectures}"
+      SIKV_PLUGIN_FASTER_PATHS="${ARG_FASTER_PATHS}")
     add_dependencies(sikv_cuda ${target})
   endif()
   set_target_properties(${target} PROPERTIES

@@ -237,6 +237,9 @@ std::string show_one(const Registry& registry, sikv_kind kind, const std::string
     text += fmt::format("  {} {} {}from {}\n", variant.variant, variant.version,
                         variant.architectures.empty() ? "" : "for " + variant.architectures + ", ",
                         variant.path.string());
+    if (!variant.faster_paths.empty()) {
+      text += fmt::format("    chosen at run time: {}\n", variant.faster_paths);
+    }
   }
   const auto own = registry.options(kind, id);
   std::vector<sikv_option_spec> options(own.begin(), own.end());

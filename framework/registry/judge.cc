@@ -368,6 +368,7 @@ sikv_plugin_descriptor_t read_descriptor(std::span<const std::byte> bytes) {
   check_end(d.version);
   check_end(d.architectures);
   check_end(d.build_id);
+  check_end(d.faster_paths);
   if (!is_identifier(d.id)) {
     throw Error("its id is '{}', expected lower-case letters, digits and '_'; rename it",
                 printable(d.id));

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstddef>
 #include <cstring>
 #include <vector>
 
@@ -44,7 +45,17 @@ TEST(JudgeDescriptor, RefusesTextsWithoutEnd) {
   sikv_plugin_descriptor_t d = good_descriptor();
   std::memset(d.version, 'x', sizeof d.version);
   EXPECT_EQ(descriptor_error(d),
-            "its descriptor has a text of 16 bytes without an end; rebuild it against ABI 1.4");
+            "its descriptor has a text of 16 bytes without an end; rebuild it against ABI 1.5");
+}
+
+// One of a plugin built before 1.5 ends ahead of them.
+TEST(JudgeDescriptor, ReadsFasterPathsWhereTheyAre) {
+  sikv_plugin_descriptor_t d = good_descriptor();
+  std::strcpy(d.faster_paths, "sm_90 on: launches overlap");
+  const auto read = [&] { return read_descriptor(std::as_bytes(std::span(&d, 1))); };
+  EXPECT_STREQ(read().faster_paths, "sm_90 on: launches overlap");
+  d.struct_size = offsetof(sikv_plugin_descriptor_t, faster_paths);
+  EXPECT_STREQ(read().faster_paths, "");
 }
 
 TEST(JudgeDescriptor, RefusesBadIds) {
@@ -58,7 +69,7 @@ TEST(JudgeDescriptor, RefusesUnknownDevices) {
   sikv_plugin_descriptor_t d = good_descriptor();
   d.device = 7;
   EXPECT_EQ(descriptor_error(d),
-            "its device is 7, this sikv knows 0 (cpu) and 1 (cuda); rebuild it against ABI 1.4");
+            "its device is 7, this sikv knows 0 (cpu) and 1 (cuda); rebuild it against ABI 1.5");
 }
 
 TEST(JudgeDescriptor, AsksForTheDevice) {
@@ -72,7 +83,8 @@ TEST(JudgeDescriptor, AsksForTheDevice) {
 TEST(ReadDescriptor, LooksAtNoByteBeyondItsEnd) {
   const sikv_plugin_descriptor_t d = good_descriptor();
   const auto bytes = std::as_bytes(std::span(&d, 1));
-  for (size_t size = 0; size < bytes.size(); ++size) {
+  constexpr size_t kNeeded = offsetof(sikv_plugin_descriptor_t, faster_paths);  // all of 1.0
+  for (size_t size = 0; size < kNeeded; ++size) {
     const std::vector<std::byte> cut(bytes.begin(), bytes.begin() + static_cast<long>(size));
     EXPECT_NE(error_of([&] { read_descriptor(cut); }), "passed") << size;
   }
@@ -121,13 +133,13 @@ TEST_F(JudgeTables, PassesGoodOnes) {
 
 TEST_F(JudgeTables, RefusesBadFrames) {
   EXPECT_EQ(error_of([&] { judge_tables(good_descriptor(), nullptr); }),
-            "sikv_plugin_tables() returned NULL; rebuild it against ABI 1.4");
+            "sikv_plugin_tables() returned NULL; rebuild it against ABI 1.5");
   tables_.num_entries = 0;
   EXPECT_EQ(error(),
-            "it has 0 entries at an address, expected 1 to 64; rebuild it against ABI 1.4");
+            "it has 0 entries at an address, expected 1 to 64; rebuild it against ABI 1.5");
   tables_.struct_size = 8;
   EXPECT_EQ(error(),
-            "its sikv_plugin_tables_t has 8 bytes, ABI 1.4 needs 16; rebuild it against ABI 1.4");
+            "its sikv_plugin_tables_t has 8 bytes, ABI 1.5 needs 16; rebuild it against ABI 1.5");
 }
 
 TEST_F(JudgeTables, RefusesBadEntries) {
@@ -154,7 +166,7 @@ TEST_F(JudgeTables, RefusesBadOptions) {
   EXPECT_EQ(error_with_option({"kernel", SIKV_OPTION_INT, 0, 0, 1, nullptr, "0", "h"}),
             head + "named 'kernel', which configs use for something else; rename it");
   EXPECT_EQ(error_with_option({"n", 9, 0, 0, 1, nullptr, "0", "h"}),
-            head + "'n' of type 9, expected 1 to 7; rebuild it against ABI 1.4");
+            head + "'n' of type 9, expected 1 to 7; rebuild it against ABI 1.5");
   EXPECT_EQ(error_with_option({"n", SIKV_OPTION_CHOICE, 0, 0, 1, nullptr, "0", "h"}),
             head + "'n' with nothing to choose from; list its choices");
   EXPECT_EQ(error_with_option({"n", SIKV_OPTION_BOOL, 0, 0, 1, "a|b", "true", "h"}),

@@ -188,7 +188,7 @@ void Registry::register_entries(const fs::path& path, const sikv_plugin_descript
     tables_.push_back(full_table(entry));
     variants_.push_back({static_cast<sikv_kind>(entry.kind), descriptor.id, entry.variant,
                          descriptor.version, static_cast<sikv_device_type>(descriptor.device),
-                         descriptor.architectures, path,
+                         descriptor.architectures, descriptor.faster_paths, path,
                          std::span(entry.options, entry.num_options), &tables_.back()});
   }
 }

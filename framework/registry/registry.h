@@ -29,6 +29,7 @@ struct Variant {
   std::string version;
   sikv_device_type device;
   std::string architectures;
+  std::string faster_paths;  // chosen at run time
   std::filesystem::path path;
   std::span<const sikv_option_spec> options;
   const void* table;  // sikv_codec_table, sikv_selector_table or sikv_kernel_table by kind

@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #define SIKV_ABI_MAJOR 1
-#define SIKV_ABI_MINOR 4
+#define SIKV_ABI_MINOR 5
 #define SIKV_PLUGIN_MAGIC "SIKVPLUG" /* 8 bytes, no terminator */
 
 #define SIKV_PAGE_TOKENS 256 /* unit of allocation: tokens of one (layer, sequence, KV head) */
@@ -328,6 +328,8 @@ typedef struct sikv_plugin_descriptor_t {
   char version[16];       /* of the plugin, free form */
   char architectures[64]; /* "" = any; "sm_80,sm_90" for CUDA */
   char build_id[64];
+  /* since 1.5. Faster paths that are chosen at run time, for people: "sm_90 on: ..."; "" = none */
+  char faster_paths[128];
 } sikv_plugin_descriptor_t;
 
 typedef struct sikv_plugin_entry {
@@ -389,6 +391,7 @@ SIKV_FROZEN(sikv_rows, head_stride, 40);
 SIKV_FROZEN(sikv_selection, reserved, 20);
 SIKV_FROZEN(sikv_counter, value, 32);
 SIKV_FROZEN(sikv_plugin_descriptor_t, build_id, 136);
+SIKV_FROZEN(sikv_plugin_descriptor_t, faster_paths, 200);
 SIKV_FROZEN(sikv_plugin_entry, table, 32);
 SIKV_FROZEN(sikv_plugin_tables_t, entries, 8);
 

@@ -407,7 +407,8 @@ constexpr void copy_name(char (&to)[N], std::string_view from) {
 
 constexpr sikv_plugin_descriptor_t descriptor(std::string_view id, std::string_view version,
                                               sikv_device_type device, uint32_t kinds,
-                                              std::string_view architectures) {
+                                              std::string_view architectures,
+                                              std::string_view faster_paths) {
   sikv_plugin_descriptor_t descriptor{};
   for (int i = 0; i < 8; ++i) descriptor.magic[i] = SIKV_PLUGIN_MAGIC[i];
   descriptor.struct_size = sizeof descriptor;
@@ -418,6 +419,7 @@ constexpr sikv_plugin_descriptor_t descriptor(std::string_view id, std::string_v
   copy_name(descriptor.id, id);
   copy_name(descriptor.version, version);
   copy_name(descriptor.architectures, architectures);
+  copy_name(descriptor.faster_paths, faster_paths);
 #ifdef SIKV_BUILD_ID
   copy_name(descriptor.build_id, SIKV_BUILD_ID);
 #endif
@@ -430,6 +432,9 @@ constexpr sikv_plugin_descriptor_t descriptor(std::string_view id, std::string_v
 #ifndef SIKV_PLUGIN_ARCHITECTURES
 #define SIKV_PLUGIN_ARCHITECTURES ""
 #endif
+#ifndef SIKV_PLUGIN_FASTER_PATHS
+#define SIKV_PLUGIN_FASTER_PATHS ""
+#endif
 
 #define SIKV_EXPORT __attribute__((visibility("default")))
 
@@ -439,8 +444,8 @@ constexpr sikv_plugin_descriptor_t descriptor(std::string_view id, std::string_v
 #define SIKV_PLUGIN(id, version, device, kinds, ...)                                         \
   extern "C" {                                                                               \
   SIKV_EXPORT extern const sikv_plugin_descriptor_t sikv_plugin_descriptor;                  \
-  constexpr sikv_plugin_descriptor_t sikv_plugin_descriptor =                                \
-      ::sikv::sdk::descriptor(id, version, device, kinds, SIKV_PLUGIN_ARCHITECTURES);        \
+  constexpr sikv_plugin_descriptor_t sikv_plugin_descriptor = ::sikv::sdk::descriptor(       \
+      id, version, device, kinds, SIKV_PLUGIN_ARCHITECTURES, SIKV_PLUGIN_FASTER_PATHS);      \
   SIKV_EXPORT const sikv_plugin_tables_t* sikv_plugin_tables() {                             \
     static const sikv_plugin_entry entries[] = {__VA_ARGS__};                                \
     static const sikv_plugin_tables_t tables = {sizeof tables, std::size(entries), entries}; \

@@ -43,8 +43,8 @@ class ChooseTest : public testing::Test {
   const std::filesystem::path wrong_major_ = kLibraries / "libsikv-kernel-wrong_major-cpu.so";
   const std::string refusal_ =
       "kernel 'wrong_major' cannot be used; '" + wrong_major_.string() +
-      "' was refused: it was built against ABI 2.3, this sikv speaks ABI 1.4; rebuild it against "
-      "ABI 1.4";
+      "' was refused: it was built against ABI 2.3, this sikv speaks ABI 1.5; rebuild it against "
+      "ABI 1.5";
   Registry registry_;
 };
 

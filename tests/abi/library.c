@@ -44,6 +44,9 @@
 #ifndef TOY_DESCRIPTOR_NAME
 #define TOY_DESCRIPTOR_NAME sikv_plugin_descriptor
 #endif
+#ifndef TOY_FASTER_PATHS
+#define TOY_FASTER_PATHS ""
+#endif
 #ifndef TOY_TABLES_NAME
 #define TOY_TABLES_NAME sikv_plugin_tables
 #endif
@@ -99,8 +102,9 @@ static const sikv_plugin_tables_t tables = {sizeof(sikv_plugin_tables_t), 1, ent
 
 EXPORT extern const sikv_plugin_descriptor_t TOY_DESCRIPTOR_NAME;
 const sikv_plugin_descriptor_t TOY_DESCRIPTOR_NAME = {
-    TOY_MAGIC, TOY_DESCRIPTOR_SIZE, TOY_MAJOR, TOY_MINOR, TOY_KINDS, TOY_DEVICE, TOY_ID, "1.2.3",
-    "",        "abi tests"};
+    TOY_MAGIC, TOY_DESCRIPTOR_SIZE, TOY_MAJOR,       TOY_MINOR,
+    TOY_KINDS, TOY_DEVICE,          TOY_ID,          "1.2.3",
+    "",        "abi tests",         TOY_FASTER_PATHS};
 
 EXPORT const sikv_plugin_tables_t* TOY_TABLES_NAME(void);
 const sikv_plugin_tables_t* TOY_TABLES_NAME(void) { return &tables; }

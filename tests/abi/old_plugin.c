@@ -127,7 +127,7 @@ static const sikv_plugin_tables_t tables = {sizeof(sikv_plugin_tables_t), 2, ent
 EXPORT extern const sikv_plugin_descriptor_t sikv_plugin_descriptor;
 const sikv_plugin_descriptor_t sikv_plugin_descriptor = {
     {'S', 'I', 'K', 'V', 'P', 'L', 'U', 'G'},
-    sizeof(sikv_plugin_descriptor_t),
+    offsetof(sikv_plugin_descriptor_t, faster_paths),
     1,
     1,
     SIKV_KIND_BIT(SIKV_KEY_CODEC) | SIKV_KIND_BIT(SIKV_SELECTOR),
@@ -135,7 +135,8 @@ const sikv_plugin_descriptor_t sikv_plugin_descriptor = {
     "old",
     "0.1.0",
     "",
-    "abi tests"};
+    "abi tests",
+    "not there yet"};
 
 EXPORT const sikv_plugin_tables_t* sikv_plugin_tables(void);
 const sikv_plugin_tables_t* sikv_plugin_tables(void) { return &tables; }

@@ -43,21 +43,21 @@ class FolderTest : public testing::Test {
 TEST(Refusal, OfADescriptor) {
   EXPECT_EQ(reason("wrong_magic"),
             "its descriptor starts with 'ELSEWHER', expected 'SIKVPLUG'; rebuild it against ABI "
-            "1.4");
+            "1.5");
   EXPECT_EQ(reason("wrong_major"),
-            "it was built against ABI 2.3, this sikv speaks ABI 1.4; rebuild it against ABI 1.4");
+            "it was built against ABI 2.3, this sikv speaks ABI 1.5; rebuild it against ABI 1.5");
   EXPECT_EQ(
       reason("newer_minor"),
-      "it was built against ABI 1.99, this sikv speaks ABI 1.4; rebuild it against ABI 1.4 or "
+      "it was built against ABI 1.99, this sikv speaks ABI 1.5; rebuild it against ABI 1.5 or "
       "use a newer sikv");
   EXPECT_EQ(reason("short_descriptor"),
-            "its descriptor has 196 bytes, ABI 1.4 needs 200; rebuild it against ABI 1.4");
+            "its descriptor has 196 bytes, ABI 1.5 needs 200; rebuild it against ABI 1.5");
   EXPECT_EQ(reason("unknown_kind"),
             "its descriptor names the kinds 0x40, this sikv knows 0x1e (key codec, value codec, "
-            "selector, kernel); rebuild it against ABI 1.4");
+            "selector, kernel); rebuild it against ABI 1.5");
   EXPECT_EQ(reason("no_kind"),
             "its descriptor names the kinds 0x0, this sikv knows 0x1e (key codec, value codec, "
-            "selector, kernel); rebuild it against ABI 1.4");
+            "selector, kernel); rebuild it against ABI 1.5");
   EXPECT_EQ(reason("for_cuda"),
             "it runs on CUDA and this host has no CUDA device; use the plugin's cpu library here");
 }
@@ -65,10 +65,10 @@ TEST(Refusal, OfADescriptor) {
 TEST(Refusal, OfMissingSymbols) {
   EXPECT_EQ(reason("no_descriptor"),
             "it does not export 'sikv_plugin_descriptor'; register the plugin with SIKV_PLUGIN and "
-            "rebuild it against ABI 1.4");
+            "rebuild it against ABI 1.5");
   EXPECT_EQ(reason("no_tables"),
             "it does not export 'sikv_plugin_tables'; register the plugin with SIKV_PLUGIN and "
-            "rebuild it against ABI 1.4");
+            "rebuild it against ABI 1.5");
   const std::string text = reason("unresolved");
   EXPECT_TRUE(text.starts_with("it cannot be opened: ")) << text;
   EXPECT_NE(text.find("undefined symbol: function_that_nobody_has; install what it needs or "
@@ -85,8 +85,8 @@ TEST(Refusal, OfTables) {
   EXPECT_EQ(reason("promised_kind"),
             "its descriptor names selector, for which it has no entry; remove the kind there");
   EXPECT_EQ(reason("short_table"),
-            "its kernel 'short_table' (ref) has a table of 56 bytes, ABI 1.4 needs 64; rebuild it "
-            "against ABI 1.4");
+            "its kernel 'short_table' (ref) has a table of 56 bytes, ABI 1.5 needs 64; rebuild it "
+            "against ABI 1.5");
   EXPECT_EQ(reason("null_slot"), "its kernel 'null_slot' (ref) leaves 'run' NULL; implement it");
   EXPECT_EQ(reason("bad_default"),
             "its kernel 'bad_default' (ref) has an option 'split' with the empty range 1 to 0; "
