@@ -69,7 +69,7 @@ Pipeline::Pipeline(const PipelineSpec& spec, const Registry& registry, Device& d
 
 void Pipeline::prefill(int layer, const sikv_rows& host_keys, const sikv_rows& host_values,
                        const void* queries, int num_queries, const OutputProjection& projection) {
-  check_prompt(host_keys, num_queries, projection);
+  check_prompt(layer, host_keys, host_values, num_queries, projection);
   const int B = shape_.max_sequences, H = shape_.num_kv_heads, D = shape_.head_dim;
   const size_t n = static_cast<size_t>(B);
   MirroredArray encoded(device_, n, 0), first_slot(device_, n * static_cast<size_t>(H), 0);
@@ -210,9 +210,26 @@ void Pipeline::flush_full_tails(int layer) {
   evict_after(layer);
 }
 
-void Pipeline::check_prompt(const sikv_rows& keys, int num_queries,
-                            const OutputProjection& projection) const {
+void Pipeline::check_prompt(int layer, const sikv_rows& keys, const sikv_rows& values,
+                            int num_queries, const OutputProjection& projection) const {
   const SelectorInstance& selector = composition_.selector();
+  for (int b = 0; b < shape_.max_sequences; ++b) {
+    if (keys.count[b] != values.count[b]) {
+      throw Error("sequence {} brings {} tokens of K and {} of V: give as many of both", b,
+                  keys.count[b], values.count[b]);
+    }
+    if (const int most = std::min(keys.max_count, values.max_count); keys.count[b] > most) {
+      throw Error("sequence {} brings {} tokens, but its rows promise at most {}: raise max_count",
+                  b, keys.count[b], most);
+    }
+    const int held = cache_.encoded_len(layer, b * shape_.num_kv_heads) + cache_.tail_len(layer, b);
+    if (held > 0) {
+      throw Error(
+          "sequence {} brings a prompt of {} tokens, but layer {} holds {} of it already: give "
+          "every layer its prompt once",
+          b, keys.count[b], layer, held);
+    }
+  }
   const auto [shortest, longest] =
       std::minmax_element(keys.count, keys.count + shape_.max_sequences);
   if (*shortest < 1) {

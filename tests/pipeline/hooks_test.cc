@@ -174,6 +174,28 @@ TEST(HooksTest, RefusesPromptsThatLackWhatIsNeeded) {
   EXPECT_EQ(error_of([] { replay("noting", 300, 1, 0, false); }), "done");
 }
 
+TEST(HooksTest, RefusesPromptsWhoseLengthsDisagree) {
+  const sikv_shape shape = {
+      sizeof(sikv_shape), 1, kHeads * kGroup, kHeads, kDim, SIKV_FP32, 1, 2000, 10000.0};
+  Pipeline pipeline(spec_of("noting(pinned=0)"), registry(), cpu(), shape, 1);
+  const std::vector<float> rows(700 * kDim, 0.5f), q(kGroup * kDim, 0.25f);
+  const int32_t first = 0, keys = 700, values = 600;
+  sikv_rows k{rows.data(), SIKV_FP32, 700, &first, &keys, kDim, kDim}, v = k;
+  const auto refusal = [&] { return error_of([&] { pipeline.prefill(0, k, v, q.data(), 1); }); };
+  v.count = &values;
+  EXPECT_EQ(refusal(), "sequence 0 brings 700 tokens of K and 600 of V: give as many of both");
+  v = k;
+  v.max_count = 512;
+  EXPECT_EQ(refusal(),
+            "sequence 0 brings 700 tokens, but its rows promise at most 512: raise max_count");
+  v = k;
+  EXPECT_EQ(pipeline.cache().pages_in_use(), 0);
+  EXPECT_EQ(refusal(), "done");
+  EXPECT_EQ(refusal(),
+            "sequence 0 brings a prompt of 700 tokens, but layer 0 holds 198 of it already: give "
+            "every layer its prompt once");
+}
+
 TEST(HooksTest, RefusesTracesThatLackWhatIsNeeded) {
   const sikv_shape shape = {sizeof(sikv_shape), 6, 9, 3, kDim, SIKV_FP16, 1, 2000, 10000.0};
   const Composition composition(spec_of("passing(base=needy)"), registry(), cpu(), shape);
