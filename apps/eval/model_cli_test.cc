@@ -265,6 +265,10 @@ TEST_F(ModelCli, ThroughputRefusesBadInput) {
   const std::string throughput = "throughput speed.yaml ";
   refused(throughput + "--model none.h5", "there is no model file none.h5");
   refused(throughput + "--model " + kTiny + " --memory 800KiB", "the largest batch that does is");
+  refused(throughput + "--model " + kTiny + " --memory 400KiB",
+          "not one sequence of that length fits; the longest context that does is 256");
+  refused(throughput + "--model " + kTiny + " --memory 1KiB",
+          "not one sequence fits, not even of a single page (256 tokens)");
   refused(throughput + "--model " + kTiny + " --set source.synthetic.context=2048",
           "do not fit the context of tiny-llama");
   refused(throughput + "--model random --set model.layers=4096", "fewer layers");

@@ -19,14 +19,21 @@ CacheOptions checked_options(const Composition& composition, const Device& devic
   const CacheOptions options = composition.cache_options(max_new_tokens);
   const uint64_t needed = composition.planned(shape.max_tokens, options).total();
   const uint64_t free = device.free_bytes();
-  if (needed > free) {
-    throw Error(
-        "the cache needs {} for batch {} at {} tokens, but {} are free: the largest batch that "
-        "fits is {}; lower the batch, the context or the number of layers",
-        bytes_text(needed), shape.max_sequences, shape.max_tokens, bytes_text(free),
-        free / (needed / static_cast<uint64_t>(shape.max_sequences)));
+  if (needed <= free) return options;
+  const auto batch = static_cast<uint64_t>(shape.max_sequences);
+  std::string fits = fmt::format(
+      "the largest batch that fits is {}; lower the batch, the context or the number of layers",
+      free / (needed / batch));
+  if (needed / batch > free) {
+    // What is not in pages is counted as for the context that was asked for; a shorter one needs no
+    // more.
+    const uint64_t rest = composition.planned(0, options).total() / batch;
+    const uint64_t page = composition.planned(SIKV_PAGE_TOKENS, options).total() / batch - rest;
+    const uint64_t pages = free > rest ? (free - rest) / page : 0;
+    fits = longest_context_text(static_cast<int64_t>(pages) * SIKV_PAGE_TOKENS);
   }
-  return options;
+  throw Error("the cache needs {} for batch {} at {} tokens, but {} are free: {}",
+              bytes_text(needed), shape.max_sequences, shape.max_tokens, bytes_text(free), fits);
 }
 
 KvCache::Store store_of(const CodecInstance& codec) {
@@ -34,6 +41,17 @@ KvCache::Store store_of(const CodecInstance& codec) {
 }
 
 }  // namespace
+
+std::string longest_context_text(int64_t tokens) {
+  if (tokens > 0) {
+    return fmt::format("not one sequence of that length fits; the longest context that does is {}",
+                       tokens);
+  }
+  return fmt::format(
+      "not one sequence fits, not even of a single page ({} tokens): give it more memory or fewer "
+      "layers",
+      SIKV_PAGE_TOKENS);
+}
 
 Pipeline::Pipeline(const PipelineSpec& spec, const Registry& registry, Device& device,
                    const sikv_shape& shape, int max_new_tokens, std::span<const int> layers)

@@ -118,6 +118,10 @@ struct OutputProjection {
   int hidden = 0;
 };
 
+// For errors about a context of which not one sequence fits: what would, the longest of whole pages
+// having `tokens` tokens.
+std::string longest_context_text(int64_t tokens);
+
 class Pipeline {
  public:
   // `max_new_tokens`: tokens appended per sequence after its prompt, at most.

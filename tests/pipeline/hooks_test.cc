@@ -196,6 +196,51 @@ TEST(HooksTest, RefusesPromptsWhoseLengthsDisagree) {
             "every layer its prompt once");
 }
 
+// A CPU that has only so much left.
+class SmallDevice : public Device {
+ public:
+  explicit SmallDevice(uint64_t free) : free_(free) { info_ = cpu().info(), host_ = cpu().host(); }
+  void* allocate(size_t bytes) override { return cpu().allocate(bytes); }
+  void release(void* data, size_t bytes) noexcept override { cpu().release(data, bytes); }
+  void copy_in(void* to, const void* from, size_t bytes) override {
+    cpu().copy_in(to, from, bytes);
+  }
+  void copy_out(void* to, const void* from, size_t bytes) override {
+    cpu().copy_out(to, from, bytes);
+  }
+  uint64_t free_bytes() const override { return free_; }
+  void mark(int i) override { cpu().mark(i); }
+  double seconds(int from, int to) override { return cpu().seconds(from, to); }
+
+ private:
+  uint64_t free_;
+};
+
+TEST(HooksTest, ACacheThatDoesNotFitNamesWhatWould) {
+  const auto refusal = [&](int batch, int tokens, uint64_t free) {
+    return error_of([&] {
+      const sikv_shape shape = {sizeof(sikv_shape), 2,     2,      1,      kDim,
+                                SIKV_FP16,          batch, tokens, 10000.0};
+      SmallDevice device(free);
+      const Pipeline pipeline(spec_of("full(pinned=0)", "dense_attention"), registry(), device,
+                              shape, 1);
+    });
+  };
+  // A page takes 64 KiB a layer, and so does the tail.
+  EXPECT_EQ(refusal(4, 4096, 5 << 20),
+            "the cache needs 8.59 MiB for batch 4 at 4096 tokens, but 5.00 MiB are free: the "
+            "largest batch that fits is 2; lower the batch, the context or the number of layers");
+  EXPECT_EQ(refusal(1, 4096, 1 << 20),
+            "the cache needs 2.19 MiB for batch 1 at 4096 tokens, but 1.00 MiB are free: not one "
+            "sequence of that length fits; the longest context that does is 1536");
+  EXPECT_EQ(refusal(1, 1536, 1 << 20), "done");
+  EXPECT_NE(refusal(1, 1792, 1 << 20), "done");
+  EXPECT_EQ(refusal(1, 4096, 100 << 10),
+            "the cache needs 2.19 MiB for batch 1 at 4096 tokens, but 100.00 KiB are free: not one "
+            "sequence fits, not even of a single page (256 tokens): give it more memory or "
+            "fewer layers");
+}
+
 TEST(HooksTest, RefusesTracesThatLackWhatIsNeeded) {
   const sikv_shape shape = {sizeof(sikv_shape), 6, 9, 3, kDim, SIKV_FP16, 1, 2000, 10000.0};
   const Composition composition(spec_of("passing(base=needy)"), registry(), cpu(), shape);
