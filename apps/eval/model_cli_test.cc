@@ -287,5 +287,27 @@ TEST_F(ModelCli, GenerateRefusesBadInput) {
   refused(generate + "--prompt the --max-tokens 0", "--max-tokens");
 }
 
+// On a CPU a model gives the queries of every position and w_o, but no other layers and heads than
+// its own.
+TEST_F(ModelCli, RefusesPipelinesThatNeedWhatTheModelDoesNotGive) {
+  const std::string pca =
+      "dataset pca " SIKV_SOURCE_DIR "/datasets/smollm2-135m-4k.h5 -o t.pca --tokens 300 --layers ";
+  const std::string pipeline = "fp16+fp16 > loki(budget=32,pca=t.pca) > gather_attention";
+  write("loki.yaml", "pipeline: '" + pipeline + "'\n");
+  const std::string eval = "eval loki.yaml --text text.txt --steps 4 --prompt 600 --model " + kTiny;
+  const std::string generate =
+      "generate --prompt the --pipeline '" + pipeline + "' --model " + kTiny;
+  ASSERT_EQ(sikv(pca + "0,5,11").code, 0);
+  for (const std::string& command : {eval, generate}) {
+    refused(command,
+            "selector 'loki' (cpu): the PCA file 't.pca' has 3 layers, the cache has 2; `sikv "
+            "dataset pca` writes one from a trace");
+  }
+  ASSERT_EQ(sikv(pca + "0,5").code, 0);
+  for (const std::string& command : {eval, generate}) {
+    refused(command, "the PCA file 't.pca' has 3 KV heads, the cache has 1");
+  }
+}
+
 }  // namespace
 }  // namespace sikv

@@ -266,6 +266,10 @@ TEST(HooksTest, RefusesTracesThatLackWhatIsNeeded) {
       "selector 'needy' needs w_o, the output projection of every layer, but t.h5 gives none: "
       "use a trace made by datasets/capture with --layers all --queries all --w-o, as "
       "scripts/fetch_full_trace does");
+  offer.remedy = "run it on device cpu";
+  EXPECT_EQ(refusal(),
+            "selector 'needy' needs w_o, the output projection of every layer, but t.h5 gives "
+            "none: run it on device cpu");
   offer.w_o = true;
   EXPECT_EQ(refusal(), "done");
 }
