@@ -828,7 +828,8 @@ TEST_F(Cli, ThroughputKnowsThatAPoolDoesNotGrow) {
 TEST_F(Cli, ThroughputSaysWhatFits) {
   const std::string config = tiny("t.yaml", kSweep, "context: 4096, batch: 64");
   refused({"throughput", config, "--memory", "20MiB"}, {"4096", "64", "largest batch that fits"});
-  refused({"throughput", config, "--memory", "600KiB"}, {"longest context"});
+  refused({"throughput", config, "--memory", "600KiB"}, {"the longest context that does is"});
+  refused({"throughput", config, "--memory", "1KiB"}, {"not even of a single page (256 tokens)"});
 }
 
 TEST_F(Cli, ThroughputDoesNotOverwriteOtherFiles) {

@@ -265,6 +265,10 @@ TEST_F(ModelCli, ThroughputRefusesBadInput) {
   const std::string throughput = "throughput speed.yaml ";
   refused(throughput + "--model none.h5", "there is no model file none.h5");
   refused(throughput + "--model " + kTiny + " --memory 800KiB", "the largest batch that does is");
+  refused(throughput + "--model " + kTiny + " --memory 400KiB",
+          "not one sequence of that length fits; the longest context that does is 256");
+  refused(throughput + "--model " + kTiny + " --memory 1KiB",
+          "not one sequence fits, not even of a single page (256 tokens)");
   refused(throughput + "--model " + kTiny + " --set source.synthetic.context=2048",
           "do not fit the context of tiny-llama");
   refused(throughput + "--model random --set model.layers=4096", "fewer layers");
@@ -281,6 +285,28 @@ TEST_F(ModelCli, GenerateRefusesBadInput) {
   refused(generate + "--prompt the --pipeline 'fp16+fp16 > qest > gather_attention'",
           "did you mean 'quest'?");
   refused(generate + "--prompt the --max-tokens 0", "--max-tokens");
+}
+
+// On a CPU a model gives the queries of every position and w_o, but no other layers and heads than
+// its own.
+TEST_F(ModelCli, RefusesPipelinesThatNeedWhatTheModelDoesNotGive) {
+  const std::string pca =
+      "dataset pca " SIKV_SOURCE_DIR "/datasets/smollm2-135m-4k.h5 -o t.pca --tokens 300 --layers ";
+  const std::string pipeline = "fp16+fp16 > loki(budget=32,pca=t.pca) > gather_attention";
+  write("loki.yaml", "pipeline: '" + pipeline + "'\n");
+  const std::string eval = "eval loki.yaml --text text.txt --steps 4 --prompt 600 --model " + kTiny;
+  const std::string generate =
+      "generate --prompt the --pipeline '" + pipeline + "' --model " + kTiny;
+  ASSERT_EQ(sikv(pca + "0,5,11").code, 0);
+  for (const std::string& command : {eval, generate}) {
+    refused(command,
+            "selector 'loki' (cpu): the PCA file 't.pca' has 3 layers, the cache has 2; `sikv "
+            "dataset pca` writes one from a trace");
+  }
+  ASSERT_EQ(sikv(pca + "0,5").code, 0);
+  for (const std::string& command : {eval, generate}) {
+    refused(command, "the PCA file 't.pca' has 3 KV heads, the cache has 1");
+  }
 }
 
 }  // namespace

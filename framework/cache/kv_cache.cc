@@ -251,6 +251,15 @@ void KvCache::note_append(int layer) {
 }
 
 void KvCache::fill_tails(int layer, const sikv_rows& k, const sikv_rows& v, const int32_t* counts) {
+  for (int row = 0; row < num_rows(); ++row) {
+    const int32_t count = counts[row / shape_.num_kv_heads];
+    if (encoded_len(layer, row) == count / kPageTokens * kPageTokens) continue;
+    throw Error(
+        "the prompt of sequence {} has {} tokens, but layer {}, KV head {} has pages for {} where "
+        "its whole pages are {}: extend every row by exactly those",
+        row / shape_.num_kv_heads, count, layer, row % shape_.num_kv_heads, encoded_len(layer, row),
+        count / kPageTokens * kPageTokens);
+  }
   ops_->fill_tails(arrays(layer), k, v);
   for (int b = 0; b < shape_.max_sequences; ++b) {
     at(layer).tail_len.edit(static_cast<size_t>(b)) = counts[b] % kPageTokens;

@@ -66,7 +66,8 @@ class KvCache {
   // room.
   void append(int layer, const void* k, const void* v);
   // The tails begin with what of the prompts fills no page. Rows are the device's, `counts` [B] are
-  // the prompts' lengths once more, on the host.
+  // the prompts' lengths once more, on the host. Error where a row was not extended by their whole
+  // pages.
   void fill_tails(int layer, const sikv_rows& k, const sikv_rows& v, const int32_t* counts);
 
   // Tails that hold a whole page are flushed: reserve_flush, begin_flush, encode, end_flush.

@@ -187,6 +187,28 @@ TEST_F(KvCacheTest, GrowingPastThePlanNamesTheLimit) {
   }
 }
 
+TEST_F(KvCacheTest, PromptsThatDisagreeWithTheirPagesAreRefused) {
+  KvCache cache = make(layout({kBytes}), 1, 2);
+  const std::vector<uint16_t> prompt(900 * kHeads * kDim);
+  const std::vector<int32_t> first = {0, 300}, count = {300, 600};
+  const sikv_rows rows{prompt.data(), SIKV_FP16,     600, first.data(),
+                       count.data(),  kHeads * kDim, kDim};
+  for (const int row : {0, 1, 2, 3}) cache.extend(0, row, 256);
+  try {
+    cache.fill_tails(0, rows, rows, count.data());
+    FAIL() << "expected an Error";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "the prompt of sequence 1 has 600 tokens, but layer 0, KV head 0 has pages for "
+                 "256 where its whole pages are 512: extend every row by exactly those");
+  }
+  EXPECT_EQ(cache.tail_len(0, 0), 0);
+  for (const int row : {2, 3}) cache.extend(0, row, 256);
+  cache.fill_tails(0, rows, rows, count.data());
+  EXPECT_EQ(cache.tail_len(0, 0), 44);
+  EXPECT_EQ(cache.tail_len(0, 1), 88);
+}
+
 TEST_F(KvCacheTest, EvictionMovesTokensFreesPagesAndRemembersPositions) {
   KvCache cache = make(layout({kNibbles, kBytes}));
   cache.extend(0, 0, 768);

@@ -8,16 +8,13 @@
 #include "framework/base/error.h"
 #include "framework/base/text.h"
 #include "framework/device/cuda_error.h"
+#include "framework/device/cuda_refusal.h"
 
 namespace sikv {
 namespace {
 
 // The context and what the driver keeps beside it; never ours to give away.
 constexpr uint64_t kDriverReserve = uint64_t{256} << 20;
-
-std::string version_text(int version) {
-  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
-}
 
 class CudaDevice final : public Device {
  public:
@@ -161,11 +158,7 @@ std::string cuda_refusal(int ordinal) {
   if (status == cudaErrorInsufficientDriver) {
     int driver = 0;
     cudaDriverGetVersion(&driver);
-    if (driver == 0) return "no NVIDIA driver is installed here; install one, or use device cpu";
-    return fmt::format(
-        "the NVIDIA driver serves CUDA {} and this sikv was built with {}; update the driver, or "
-        "use device cpu",
-        version_text(driver), version_text(CUDART_VERSION));
+    return driver_refusal(driver, CUDART_VERSION);
   }
   if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0)) {
     return "this host has no NVIDIA GPU that it may use (see CUDA_VISIBLE_DEVICES); use device cpu";
@@ -174,19 +167,11 @@ std::string cuda_refusal(int ordinal) {
     return fmt::format("the CUDA runtime cannot start: {}; use device cpu",
                        cudaGetErrorString(status));
   }
-  if (ordinal < 0 || ordinal >= count) {
-    return fmt::format("there is no GPU {}: this host has {}, numbered from 0", ordinal, count);
-  }
+  if (std::string why = ordinal_refusal(ordinal, count); !why.empty()) return why;
   int major = 0, minor = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal);
-  if (major * 10 + minor < SIKV_OLDEST_ARCHITECTURE) {
-    return fmt::format(
-        "GPU {} is sm_{}{} and this sikv was built for sm_{} and newer; build it with "
-        "-DCMAKE_CUDA_ARCHITECTURES={}{}, or use device cpu",
-        ordinal, major, minor, SIKV_OLDEST_ARCHITECTURE, major, minor);
-  }
-  return "";
+  return architecture_refusal(ordinal, major * 10 + minor, SIKV_OLDEST_ARCHITECTURE);
 }
 
 std::string served_devices(sikv_device_type type) {

@@ -205,6 +205,12 @@ int largest_planned_batch(const PipelineSpec& spec, const Registry& registry, De
   }));
 }
 
+std::string longest_context_text(int64_t context, const std::function<bool(int64_t)>& fits) {
+  const int64_t pages = largest_fitting(context / SIKV_PAGE_TOKENS,
+                                        [&](int64_t n) { return fits(n * SIKV_PAGE_TOKENS); });
+  return longest_context_text(pages * SIKV_PAGE_TOKENS);
+}
+
 ThroughputBench::ThroughputBench(const Config& config, const Registry& registry, Device& device,
                                  uint64_t memory_limit)
     : config_(config), registry_(registry), device_(device), memory_limit_(memory_limit) {
@@ -289,12 +295,8 @@ void ThroughputBench::check_fits(const PipelineSpec& spec, int64_t context, int 
         "{} at context {} and batch {} needs {} and may take {}: the largest batch that fits is {}",
         name, context, batch, needs, room, largest);
   }
-  const int64_t pages = largest_fitting(
-      context / SIKV_PAGE_TOKENS, [&](int64_t n) { return fits(spec, n * SIKV_PAGE_TOKENS, 1); });
-  throw Error(
-      "{} at context {} and batch {} needs {} of {}: not one sequence of that length fits; the "
-      "longest context that does is {}",
-      name, context, batch, needs, room, pages * SIKV_PAGE_TOKENS);
+  throw Error("{} at context {} and batch {} needs {} of {}: {}", name, context, batch, needs, room,
+              longest_context_text(context, [&](int64_t n) { return fits(spec, n, 1); }));
 }
 
 Throughput ThroughputBench::measure(const PipelineSpec& spec, int64_t context, int batch) {

@@ -9,6 +9,7 @@
 #define SIKV_FRAMEWORK_EXPERIMENT_THROUGHPUT_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -105,6 +106,9 @@ sikv_shape model_shape(const ModelSpec& model, int32_t dtype, int64_t tokens, in
 // without the selector's state; 0 if none is. `shape.max_sequences` is not read.
 int largest_planned_batch(const PipelineSpec& spec, const Registry& registry, Device& device,
                           sikv_shape shape, int max_new_tokens, uint64_t bytes, int most);
+
+// longest_context_text for one of `context` tokens; fits(n) says whether a sequence of n does.
+std::string longest_context_text(int64_t context, const std::function<bool(int64_t)>& fits);
 
 }  // namespace sikv
 

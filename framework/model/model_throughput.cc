@@ -81,7 +81,8 @@ void ModelThroughputBench::check_fits(const PipelineSpec& spec, int64_t context,
   throw Error("{} at context {} and batch {} does not fit {}: {}", pipeline_text(spec, registry_),
               context, batch, bytes_text(room(context)),
               largest > 0 ? fmt::format("the largest batch that does is {}", largest)
-                          : "not one sequence does, lower the context");
+                          : longest_context_text(
+                                context, [&](int64_t n) { return largest_batch(spec, n, 1) > 0; }));
 }
 
 double ModelThroughputBench::fill(Pipeline& pipeline, int64_t context, int batch) {

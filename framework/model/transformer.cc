@@ -44,8 +44,9 @@ void Transformer::check_token(int32_t token) const {
 }
 
 Offer Transformer::offer(int64_t tokens, int num_queries) const {
-  return {"a model's own prompt", config().num_layers, config().num_layers,
-          std::max<int64_t>(0, tokens - num_queries), !device_.is_cuda()};
+  return {"a model's own prompt", config().num_layers,
+          config().num_layers,    std::max<int64_t>(0, tokens - num_queries),
+          !device_.is_cuda(),     "run it on device cpu"};
 }
 
 std::vector<float> Transformer::prefill(std::span<const int32_t> tokens, int32_t dtype,

@@ -7,10 +7,6 @@
 namespace sikv {
 namespace {
 
-constexpr const char* kRemedy =
-    "use a trace made by datasets/capture with --layers all --queries all --w-o, as "
-    "scripts/fetch_full_trace does";
-
 // The innermost selector that has the need itself.
 const SelectorInstance& who_needs(const SelectorInstance& selector, uint32_t need) {
   const SelectorInstance* who = &selector;
@@ -40,18 +36,18 @@ void check_needs(const SelectorInstance& selector, const Offer& offer) {
   if (needs(SIKV_SELECTOR_NEEDS_ALL_LAYERS) && offer.layers < offer.model_layers) {
     refuse(SIKV_SELECTOR_NEEDS_ALL_LAYERS,
            fmt::format("every layer of the model, but {} gives {} of {}: {}, and no source.layers",
-                       offer.source, offer.layers, offer.model_layers, kRemedy));
+                       offer.source, offer.layers, offer.model_layers, offer.remedy));
   }
   if (needs(SIKV_SELECTOR_NEEDS_ALL_QUERIES) && offer.first_query > 0) {
     refuse(SIKV_SELECTOR_NEEDS_ALL_QUERIES,
            fmt::format("the queries of every prompt position, but {} gives those from position {} "
                        "on: {}",
-                       offer.source, offer.first_query, kRemedy));
+                       offer.source, offer.first_query, offer.remedy));
   }
   if (needs(SIKV_SELECTOR_NEEDS_W_O) && !offer.w_o) {
     refuse(SIKV_SELECTOR_NEEDS_W_O,
            fmt::format("w_o, the output projection of every layer, but {} gives none: {}",
-                       offer.source, kRemedy));
+                       offer.source, offer.remedy));
   }
 }
 

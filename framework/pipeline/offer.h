@@ -14,12 +14,17 @@ namespace sikv {
 // option asks for more.
 inline constexpr int kPromptQueries = SIKV_PROMPT_QUERIES;
 
+inline constexpr const char* kFullTrace =
+    "use a trace made by datasets/capture with --layers all --queries all --w-o, as "
+    "scripts/fetch_full_trace does";
+
 // What a source of prompts gives.
 struct Offer {
   std::string source;                // "datasets/t.h5", "a synthetic source" ...
   int layers = 1, model_layers = 1;  // of the cache and of the model
   int64_t first_query = 0;           // position of the first query that is there
   bool w_o = false;
+  std::string remedy = kFullTrace;  // for whoever needs more
 };
 
 // "every layer", "the queries of the whole prompt", "w_o": of these what the selector, or what it

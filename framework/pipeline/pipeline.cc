@@ -19,14 +19,21 @@ CacheOptions checked_options(const Composition& composition, const Device& devic
   const CacheOptions options = composition.cache_options(max_new_tokens);
   const uint64_t needed = composition.planned(shape.max_tokens, options).total();
   const uint64_t free = device.free_bytes();
-  if (needed > free) {
-    throw Error(
-        "the cache needs {} for batch {} at {} tokens, but {} are free: the largest batch that "
-        "fits is {}; lower the batch, the context or the number of layers",
-        bytes_text(needed), shape.max_sequences, shape.max_tokens, bytes_text(free),
-        free / (needed / static_cast<uint64_t>(shape.max_sequences)));
+  if (needed <= free) return options;
+  const auto batch = static_cast<uint64_t>(shape.max_sequences);
+  std::string fits = fmt::format(
+      "the largest batch that fits is {}; lower the batch, the context or the number of layers",
+      free / (needed / batch));
+  if (needed / batch > free) {
+    // What is not in pages is counted as for the context that was asked for; a shorter one needs no
+    // more.
+    const uint64_t rest = composition.planned(0, options).total() / batch;
+    const uint64_t page = composition.planned(SIKV_PAGE_TOKENS, options).total() / batch - rest;
+    const uint64_t pages = free > rest ? (free - rest) / page : 0;
+    fits = longest_context_text(static_cast<int64_t>(pages) * SIKV_PAGE_TOKENS);
   }
-  return options;
+  throw Error("the cache needs {} for batch {} at {} tokens, but {} are free: {}",
+              bytes_text(needed), shape.max_sequences, shape.max_tokens, bytes_text(free), fits);
 }
 
 KvCache::Store store_of(const CodecInstance& codec) {
@@ -34,6 +41,17 @@ KvCache::Store store_of(const CodecInstance& codec) {
 }
 
 }  // namespace
+
+std::string longest_context_text(int64_t tokens) {
+  if (tokens > 0) {
+    return fmt::format("not one sequence of that length fits; the longest context that does is {}",
+                       tokens);
+  }
+  return fmt::format(
+      "not one sequence fits, not even of a single page ({} tokens): give it more memory or fewer "
+      "layers",
+      SIKV_PAGE_TOKENS);
+}
 
 Pipeline::Pipeline(const PipelineSpec& spec, const Registry& registry, Device& device,
                    const sikv_shape& shape, int max_new_tokens, std::span<const int> layers)
@@ -69,7 +87,7 @@ Pipeline::Pipeline(const PipelineSpec& spec, const Registry& registry, Device& d
 
 void Pipeline::prefill(int layer, const sikv_rows& host_keys, const sikv_rows& host_values,
                        const void* queries, int num_queries, const OutputProjection& projection) {
-  check_prompt(host_keys, num_queries, projection);
+  check_prompt(layer, host_keys, host_values, num_queries, projection);
   const int B = shape_.max_sequences, H = shape_.num_kv_heads, D = shape_.head_dim;
   const size_t n = static_cast<size_t>(B);
   MirroredArray encoded(device_, n, 0), first_slot(device_, n * static_cast<size_t>(H), 0);
@@ -210,9 +228,26 @@ void Pipeline::flush_full_tails(int layer) {
   evict_after(layer);
 }
 
-void Pipeline::check_prompt(const sikv_rows& keys, int num_queries,
-                            const OutputProjection& projection) const {
+void Pipeline::check_prompt(int layer, const sikv_rows& keys, const sikv_rows& values,
+                            int num_queries, const OutputProjection& projection) const {
   const SelectorInstance& selector = composition_.selector();
+  for (int b = 0; b < shape_.max_sequences; ++b) {
+    if (keys.count[b] != values.count[b]) {
+      throw Error("sequence {} brings {} tokens of K and {} of V: give as many of both", b,
+                  keys.count[b], values.count[b]);
+    }
+    if (const int most = std::min(keys.max_count, values.max_count); keys.count[b] > most) {
+      throw Error("sequence {} brings {} tokens, but its rows promise at most {}: raise max_count",
+                  b, keys.count[b], most);
+    }
+    const int held = cache_.encoded_len(layer, b * shape_.num_kv_heads) + cache_.tail_len(layer, b);
+    if (held > 0) {
+      throw Error(
+          "sequence {} brings a prompt of {} tokens, but layer {} holds {} of it already: give "
+          "every layer its prompt once",
+          b, keys.count[b], layer, held);
+    }
+  }
   const auto [shortest, longest] =
       std::minmax_element(keys.count, keys.count + shape_.max_sequences);
   if (*shortest < 1) {

@@ -118,6 +118,10 @@ struct OutputProjection {
   int hidden = 0;
 };
 
+// For errors about a context of which not one sequence fits: what would, the longest of whole pages
+// having `tokens` tokens.
+std::string longest_context_text(int64_t tokens);
+
 class Pipeline {
  public:
   // `max_new_tokens`: tokens appended per sequence after its prompt, at most.
@@ -195,8 +199,9 @@ class Pipeline {
   void enqueue_attend(int layer, const void* q, float* out, float* lse);
   void flush_full_tails(int layer);
   bool flush_due(int layer) const;
-  // Error if the selector needs more than this prompt brings.
-  void check_prompt(const sikv_rows& keys, int num_queries,
+  // Error if K and V are not one prompt for an empty layer, or the selector needs more than it
+  // brings.
+  void check_prompt(int layer, const sikv_rows& keys, const sikv_rows& values, int num_queries,
                     const OutputProjection& projection) const;
   // After observe or observe_page of `layer`: asks for the evictions that are now due.
   void evict_after(int layer);

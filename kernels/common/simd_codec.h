@@ -42,6 +42,7 @@ class SimdCodec : public Codec {
               Launch launch) final {
     if (!encodes(rows)) return ref_->encode(rows, first_slot, view, launch);
     for_each_row(rows, view, first_slot, [&](const TokenRows& tokens, int row, int slot) {
+      row_tokens(rows, view, row, slot).check_pages();
       for (int t = 0, count = 0; t < tokens.count; t += count) {
         const int token = (slot + t) % kPageTokens;
         count = std::min(kPageTokens - token, tokens.count - t);

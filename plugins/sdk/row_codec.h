@@ -39,6 +39,23 @@ class RowTokens {
                 view_->position(row_, first_slot_ + t)});
   }
 
+  // Throws Refused where the row's page table has no page for a slot that tokens go to. Once per
+  // page of tokens, and before any of them is written.
+  void check_pages() const {
+    const sikv_cache_view& view = view_->raw();
+    const int32_t* const table = view.page_table + int64_t{row_} * view.max_pages;
+    const int last = (first_slot_ + count() - 1) / kPageTokens;
+    for (int page = first_slot_ / kPageTokens; page <= last; ++page) {
+      if (page < view.max_pages && table[page] >= 0) continue;
+      throw Refused(std::string(what_) + " of layer " + std::to_string(view.layer) + ", sequence " +
+                    std::to_string(sequence_) + ", KV head " + std::to_string(head_) +
+                    " goes to slots " + std::to_string(first_slot_) + " to " +
+                    std::to_string(first_slot_ + count() - 1) +
+                    ", but its page table has no page " + std::to_string(page) +
+                    ": give the row its pages before its tokens");
+    }
+  }
+
   // Throws as load does for the newest tokens, a page's worth: of these some may stay in the tail,
   // where no encode sees them. For fits that do not read every token.
   void check_newest() const {
@@ -74,8 +91,10 @@ class RowCodec : public Codec {
   }
   void encode(const RowsView& rows, const int32_t* first_slot, const CacheView& view,
               Launch) final {
-    for_each_row(rows, view, first_slot,
-                 [&](const RowTokens& tokens, int row) { encode_row(tokens, store(view), row); });
+    for_each_row(rows, view, first_slot, [&](const RowTokens& tokens, int row) {
+      tokens.check_pages();
+      encode_row(tokens, store(view), row);
+    });
   }
   void decode(const sikv_decode_args& args, const CacheView& view, void*) const final {
     parallel_for(host_, args.num_rows, [&](int64_t i, int) {

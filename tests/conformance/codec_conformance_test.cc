@@ -424,6 +424,34 @@ TEST_P(CodecConformanceTest, RefusesWhatIsNotFinite) {
   }
 }
 
+TEST_P(CodecConformanceTest, RefusesTokensWithoutAPage) {
+  if (variant().device == SIKV_CUDA) {
+    GTEST_SKIP() << "page tables lie on the GPU; the framework's cache fills them";
+  }
+  const Config config{{}, 64, SIKV_FP16};
+  Bench bench(variant(), config, {256, 512});
+  bench.rows.fill(Pattern::kGaussian, 1);
+  bench.fit_and_encode();
+  const std::vector<uint8_t> before = bench.row_bytes(0);
+  const std::vector<int32_t> first_slot = {256, 256, 0, 0};
+  const RowsPart page = bench.rows.part({0, 0}, {256, 0});
+  Workspace workspace(bench.codec.workspace_bytes());
+  DeviceCall call(device_of(variant()));
+  try {
+    bench.codec.encode(call.rows(page), call.in(first_slot), call.view(bench.cache),
+                       call.out(workspace), call.stream());
+    FAIL() << "expected a refusal";
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    EXPECT_NE(text.find(" of layer 0, sequence 0, KV head 0 goes to slots 256 to 511, but its page "
+                        "table has no page 1: give the row its pages before its tokens"),
+              std::string::npos)
+        << text;
+  }
+  EXPECT_EQ(bench.row_bytes(0), before);
+  EXPECT_EQ(bench.cache.damage(), "");
+}
+
 std::vector<Subject> all_codecs() {
   std::vector<Subject> codecs = subjects(SIKV_KEY_CODEC);
   for (const Subject& value : subjects(SIKV_VALUE_CODEC)) codecs.push_back(value);

@@ -174,6 +174,73 @@ TEST(HooksTest, RefusesPromptsThatLackWhatIsNeeded) {
   EXPECT_EQ(error_of([] { replay("noting", 300, 1, 0, false); }), "done");
 }
 
+TEST(HooksTest, RefusesPromptsWhoseLengthsDisagree) {
+  const sikv_shape shape = {
+      sizeof(sikv_shape), 1, kHeads * kGroup, kHeads, kDim, SIKV_FP32, 1, 2000, 10000.0};
+  Pipeline pipeline(spec_of("noting(pinned=0)"), registry(), cpu(), shape, 1);
+  const std::vector<float> rows(700 * kDim, 0.5f), q(kGroup * kDim, 0.25f);
+  const int32_t first = 0, keys = 700, values = 600;
+  sikv_rows k{rows.data(), SIKV_FP32, 700, &first, &keys, kDim, kDim}, v = k;
+  const auto refusal = [&] { return error_of([&] { pipeline.prefill(0, k, v, q.data(), 1); }); };
+  v.count = &values;
+  EXPECT_EQ(refusal(), "sequence 0 brings 700 tokens of K and 600 of V: give as many of both");
+  v = k;
+  v.max_count = 512;
+  EXPECT_EQ(refusal(),
+            "sequence 0 brings 700 tokens, but its rows promise at most 512: raise max_count");
+  v = k;
+  EXPECT_EQ(pipeline.cache().pages_in_use(), 0);
+  EXPECT_EQ(refusal(), "done");
+  EXPECT_EQ(refusal(),
+            "sequence 0 brings a prompt of 700 tokens, but layer 0 holds 198 of it already: give "
+            "every layer its prompt once");
+}
+
+// A CPU that has only so much left.
+class SmallDevice : public Device {
+ public:
+  explicit SmallDevice(uint64_t free) : free_(free) { info_ = cpu().info(), host_ = cpu().host(); }
+  void* allocate(size_t bytes) override { return cpu().allocate(bytes); }
+  void release(void* data, size_t bytes) noexcept override { cpu().release(data, bytes); }
+  void copy_in(void* to, const void* from, size_t bytes) override {
+    cpu().copy_in(to, from, bytes);
+  }
+  void copy_out(void* to, const void* from, size_t bytes) override {
+    cpu().copy_out(to, from, bytes);
+  }
+  uint64_t free_bytes() const override { return free_; }
+  void mark(int i) override { cpu().mark(i); }
+  double seconds(int from, int to) override { return cpu().seconds(from, to); }
+
+ private:
+  uint64_t free_;
+};
+
+TEST(HooksTest, ACacheThatDoesNotFitNamesWhatWould) {
+  const auto refusal = [&](int batch, int tokens, uint64_t free) {
+    return error_of([&] {
+      const sikv_shape shape = {sizeof(sikv_shape), 2,     2,      1,      kDim,
+                                SIKV_FP16,          batch, tokens, 10000.0};
+      SmallDevice device(free);
+      const Pipeline pipeline(spec_of("full(pinned=0)", "dense_attention"), registry(), device,
+                              shape, 1);
+    });
+  };
+  // A page takes 64 KiB a layer, and so does the tail.
+  EXPECT_EQ(refusal(4, 4096, 5 << 20),
+            "the cache needs 8.59 MiB for batch 4 at 4096 tokens, but 5.00 MiB are free: the "
+            "largest batch that fits is 2; lower the batch, the context or the number of layers");
+  EXPECT_EQ(refusal(1, 4096, 1 << 20),
+            "the cache needs 2.19 MiB for batch 1 at 4096 tokens, but 1.00 MiB are free: not one "
+            "sequence of that length fits; the longest context that does is 1536");
+  EXPECT_EQ(refusal(1, 1536, 1 << 20), "done");
+  EXPECT_NE(refusal(1, 1792, 1 << 20), "done");
+  EXPECT_EQ(refusal(1, 4096, 100 << 10),
+            "the cache needs 2.19 MiB for batch 1 at 4096 tokens, but 100.00 KiB are free: not one "
+            "sequence fits, not even of a single page (256 tokens): give it more memory or "
+            "fewer layers");
+}
+
 TEST(HooksTest, RefusesTracesThatLackWhatIsNeeded) {
   const sikv_shape shape = {sizeof(sikv_shape), 6, 9, 3, kDim, SIKV_FP16, 1, 2000, 10000.0};
   const Composition composition(spec_of("passing(base=needy)"), registry(), cpu(), shape);
@@ -199,6 +266,10 @@ TEST(HooksTest, RefusesTracesThatLackWhatIsNeeded) {
       "selector 'needy' needs w_o, the output projection of every layer, but t.h5 gives none: "
       "use a trace made by datasets/capture with --layers all --queries all --w-o, as "
       "scripts/fetch_full_trace does");
+  offer.remedy = "run it on device cpu";
+  EXPECT_EQ(refusal(),
+            "selector 'needy' needs w_o, the output projection of every layer, but t.h5 gives "
+            "none: run it on device cpu");
   offer.w_o = true;
   EXPECT_EQ(refusal(), "done");
 }
