@@ -149,7 +149,8 @@ TEST(Evaluation, QueriesAndOutputProjectionsAreThoseOfTheModel) {
   with_recorder.add_folder(SIKV_PLUGIN_FOLDER);
   with_recorder.add_linked(
       "linked/recorder",
-      sdk::descriptor("recorder", "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR), ""), &tables);
+      sdk::descriptor("recorder", "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR), "", ""),
+      &tables);
   Transformer model = load();
   const EvalText text = random_text(300, 1);
   Evaluation evaluation(model, text, SIKV_FP32, 64, true, with_recorder, cpu(3));

@@ -81,7 +81,7 @@ constexpr sikv_option_spec kWrapperOptions[] = {selector_option("what is wrapped
 
 void add(Registry& registry, const char* id, const sikv_plugin_entry& entry) {
   const sikv_plugin_descriptor_t descriptor =
-      sdk::descriptor(id, "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR), "");
+      sdk::descriptor(id, "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR), "", "");
   const sikv_plugin_tables_t tables = {sizeof tables, 1, &entry};
   registry.add_linked(std::string("linked/") + id, descriptor, &tables);
 }

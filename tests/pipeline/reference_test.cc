@@ -102,7 +102,8 @@ void add_recording(Registry& registry) {
   static const sikv_plugin_tables_t tables = {sizeof tables, 1, &entry};
   registry.add_linked(
       "linked/recording",
-      sdk::descriptor("recording", "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR), ""), &tables);
+      sdk::descriptor("recording", "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR), "", ""),
+      &tables);
 }
 
 // The share of the slots that two runs have in common, of all that they selected.

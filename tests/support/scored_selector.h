@@ -60,9 +60,10 @@ inline const Variant& variant() {
     auto* made = new Registry();
     const sikv_plugin_entry entry = scoring_selector<make, kNoOptions>("ref");
     const sikv_plugin_tables_t tables = {sizeof tables, 1, &entry};
-    made->add_linked("linked/scored",
-                     sdk::descriptor("scored", "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR), ""),
-                     &tables);
+    made->add_linked(
+        "linked/scored",
+        sdk::descriptor("scored", "1.0.0", SIKV_CPU, SIKV_KIND_BIT(SIKV_SELECTOR), "", ""),
+        &tables);
     return made;
   }();
   return registry->variants().front();
