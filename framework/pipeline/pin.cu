@@ -4,7 +4,6 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
-#include <cub/block/block_scan.cuh>
 
 #include "framework/device/cuda_error.h"
 #include "framework/pipeline/pin.h"
@@ -69,10 +68,18 @@ __global__ void last_query_scores(const __grid_constant__ PinBatch in, int first
   __syncthreads();
   const int t = blockIdx.x * kScoreThreads + threadIdx.x;
   if (t >= whole_tokens(in, b)) return;
-  const T* const key = key_address<T>(in, b, t, h);
+  // 16 bytes at a time: each lane reads a line of its own.
+  constexpr int kPart = 16 / static_cast<int>(sizeof(T));
+  const auto* const key = reinterpret_cast<const uint4*>(key_address<T>(in, b, t, h));
   double sum = 0;
-  for (int d = 0; d < in.head_dim; ++d) {
-    sum = __dadd_rn(sum, static_cast<double>(__fmul_rn(to_float(key[d]), mean[d])));
+  for (int part = 0; part < in.head_dim / kPart; ++part) {
+    const uint4 bytes = __ldg(key + part);
+    const T* const x = reinterpret_cast<const T*>(&bytes);
+#pragma unroll
+    for (int i = 0; i < kPart; ++i) {
+      const float product = __fmul_rn(to_float(x[i]), mean[part * kPart + i]);
+      sum = __dadd_rn(sum, static_cast<double>(product));
+    }
   }
   scores[blockIdx.y * stride + t] = sum;
 }
@@ -185,16 +192,35 @@ __device__ uint64_t sort_key(double score) {
   return (bits >> 63) != 0 ? ~bits : bits | uint64_t{1} << 63;
 }
 
+// The bin that holds the wanted-th highest of the counted keys, and how many of it are wanted. One
+// warp, 8 bins a lane from the top.
+__device__ int2 find_bin(const int* bins, int wanted) {
+  const int lane = threadIdx.x % 32, first = 255 - 8 * lane;
+  int own = 0;
+  for (int i = 0; i < 8; ++i) own += bins[first - i];
+  int through = own;
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int higher = __shfl_up_sync(~0u, through, distance);
+    if (lane >= distance) through += higher;
+  }
+  const uint32_t reached = __ballot_sync(~0u, through >= wanted);
+  const int owner = __ffs(static_cast<int>(reached)) - 1;
+  int2 found = {first, wanted - (through - own)};
+  if (lane == owner) {
+    for (; bins[found.x] < found.y; --found.x) found.y -= bins[found.x];
+  }
+  return {__shfl_sync(~0u, found.x, owner), __shfl_sync(~0u, found.y, owner)};
+}
+
 // One block per row. Narrows the key of the last score that is kept byte by byte, then keeps what
 // lies above it and, of its equals, the lowest positions.
 __global__ void __launch_bounds__(kSelectThreads)
     select_highest(const __grid_constant__ PinBatch in, PinRule rule, int pinned, int first_row,
                    const double* scores, int64_t stride) {
-  using Scan = cub::BlockScan<int, kSelectThreads>;
-  __shared__ typename Scan::TempStorage scan;
+  constexpr int kWarps = kSelectThreads / 32;
   __shared__ int bins[256];
-  __shared__ uint64_t shared_prefix;
-  __shared__ int shared_wanted;
+  __shared__ int2 shared_bin;
+  __shared__ int2 warp_counts[kWarps];  // above the last key, equal to it
   const int row = first_row + blockIdx.x, b = row / in.num_kv_heads;
   const int n = max(0, candidates(in, b, rule));
   const double* const own = scores + blockIdx.x * stride;
@@ -211,31 +237,42 @@ __global__ void __launch_bounds__(kSelectThreads)
       if (shift == 56 || key >> (shift + 8) == prefix) atomicAdd(&bins[key >> shift & 255], 1);
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-      int bin = 255;
-      for (; bins[bin] < wanted; --bin) wanted -= bins[bin];
-      shared_prefix = prefix << 8 | static_cast<uint64_t>(bin);
-      shared_wanted = wanted;
+    if (threadIdx.x < 32) {
+      const int2 found = find_bin(bins, wanted);
+      if (threadIdx.x == 0) shared_bin = found;
     }
     __syncthreads();
-    prefix = shared_prefix;
-    wanted = shared_wanted;
+    prefix = prefix << 8 | static_cast<uint64_t>(shared_bin.x);
+    wanted = shared_bin.y;
   }
-  int kept = 0, equals = 0;  // so far
-  for (int first = 0; first < n; first += kSelectThreads) {
-    const int t = first + threadIdx.x;
-    const uint64_t key = t < n ? sort_key(own[t]) : 0;
-    const int equal = t < n && key == prefix;
-    int rank, all;
-    Scan(scan).ExclusiveSum(equal, rank, all);
-    __syncthreads();
-    const int keep = (t < n && key > prefix) || (equal && equals + rank < wanted);
-    equals += all;
-    Scan(scan).ExclusiveSum(keep, rank, all);
-    __syncthreads();
-    if (keep) slots[kept + rank] = t;
-    kept += all;
-  }
+  // A warp has neighbouring tokens and counts them before it places them.
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int share = (n + kSelectThreads - 1) / kSelectThreads * 32;
+  const int begin = min(warp * share, n), end = min(begin + share, n);
+  const auto visit = [&](auto&& body) {
+    for (int first = begin; first < end; first += 32) {
+      const int t = first + lane;
+      const uint64_t key = t < end ? sort_key(own[t]) : 0;
+      body(t, __ballot_sync(~0u, t < end && key > prefix),
+           __ballot_sync(~0u, t < end && key == prefix));
+    }
+  };
+  int2 counts = {0, 0};
+  visit([&](int, uint32_t above, uint32_t equal) {
+    counts.x += __popc(above), counts.y += __popc(equal);
+  });
+  if (lane == 0) warp_counts[warp] = counts;
+  __syncthreads();
+  const int2 before = lane < warp ? warp_counts[lane] : int2{0, 0};
+  int all_above = __reduce_add_sync(~0u, before.x), all_equal = __reduce_add_sync(~0u, before.y);
+  const uint32_t lower = (1u << lane) - 1u;
+  visit([&](int t, uint32_t above, uint32_t equal) {
+    const int equals = all_equal + __popc(equal & lower);
+    if ((above >> lane & 1u) != 0 || ((equal >> lane & 1u) != 0 && equals < wanted)) {
+      slots[all_above + __popc(above & lower) + min(equals, wanted)] = t;
+    }
+    all_above += __popc(above), all_equal += __popc(equal);
+  });
 }
 
 __global__ void pin_first(const __grid_constant__ PinBatch in, int pinned) {
