@@ -69,7 +69,8 @@ class ModelThroughputBench {
   // those of the prefill become prompt_s_.
   double fill(Pipeline& pipeline, int64_t context, int batch);
   // A short prompt of one sequence and its steps. CUDA loads a kernel where it is first launched:
-  // without them the first pipeline's 32K tokens of an 8B model took 2.27 s, those of later ones 2.02.
+  // without them the first pipeline's 32K tokens of an 8B model took 2.27 s, those of later ones
+  // 2.02.
   void warm_up(const PipelineSpec& spec, int64_t context);
   // Calls step(tokens, positions, next) warmup + steps times; the seconds of each.
   template <typename Step>

@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "framework/device/cuda_error.h"
 #include "framework/pipeline/pin.h"
@@ -49,9 +50,17 @@ __device__ int candidates(const PinBatch& in, int b, PinRule rule) {
 
 // ---- last_query -------------------------------------------------------------------------------
 
-// scores [rows of the chunk, stride]. A thread per token, sums in the order of pin.cc: products in
-// fp32, their sum in fp64.
+// Whether keys can be read 16 bytes at a time.
 template <typename T>
+bool has_wide_keys(const PinBatch& in) {
+  constexpr int64_t kPart = 16 / static_cast<int64_t>(sizeof(T));
+  return reinterpret_cast<uintptr_t>(in.keys.data) % 16 == 0 && in.head_dim % kPart == 0 &&
+         in.keys.token_stride % kPart == 0 && in.keys.head_stride % kPart == 0;
+}
+
+// scores [rows of the chunk, stride]. A thread per token, sums in the order of pin.cc: products in
+// fp32, their sum in fp64. kWide: 16 bytes at a time, as every lane reads a line of its own.
+template <typename T, bool kWide>
 __global__ void last_query_scores(const __grid_constant__ PinBatch in, int first_row,
                                   double* scores, int64_t stride) {
   extern __shared__ float mean[];
@@ -68,12 +77,12 @@ __global__ void last_query_scores(const __grid_constant__ PinBatch in, int first
   __syncthreads();
   const int t = blockIdx.x * kScoreThreads + threadIdx.x;
   if (t >= whole_tokens(in, b)) return;
-  // 16 bytes at a time: each lane reads a line of its own.
-  constexpr int kPart = 16 / static_cast<int>(sizeof(T));
-  const auto* const key = reinterpret_cast<const uint4*>(key_address<T>(in, b, t, h));
+  constexpr int kPart = kWide ? 16 / static_cast<int>(sizeof(T)) : 1;
+  using Part = std::conditional_t<kWide, uint4, T>;
+  const auto* const key = reinterpret_cast<const Part*>(key_address<T>(in, b, t, h));
   double sum = 0;
   for (int part = 0; part < in.head_dim / kPart; ++part) {
-    const uint4 bytes = __ldg(key + part);
+    const Part bytes = key[part];
     const T* const x = reinterpret_cast<const T*>(&bytes);
 #pragma unroll
     for (int i = 0; i < kPart; ++i) {
@@ -299,9 +308,10 @@ void choose_last_query(int pinned, const PinBatch& in, Device& device, cudaStrea
   for (int b = 0; b < in.num_sequences; b += at_once) {
     const unsigned rows = static_cast<unsigned>(std::min(at_once, in.num_sequences - b) * H);
     const dim3 grid(blocks_for(stride, kScoreThreads), rows);
-    last_query_scores<T>
-        <<<grid, kScoreThreads, static_cast<size_t>(in.head_dim) * sizeof(float), stream>>>(
-            in, b * H, scores.as<double>(), stride);
+    const auto kernel =
+        has_wide_keys<T>(in) ? last_query_scores<T, true> : last_query_scores<T, false>;
+    kernel<<<grid, kScoreThreads, static_cast<size_t>(in.head_dim) * sizeof(float), stream>>>(
+        in, b * H, scores.as<double>(), stride);
     check_cuda_launch("last_query_scores", grid, kScoreThreads, stream);
     select_highest<<<rows, kSelectThreads, 0, stream>>>(in, PinRule::kLastQuery, pinned, b * H,
                                                         scores.as<double>(), stride);

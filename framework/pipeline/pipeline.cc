@@ -240,12 +240,15 @@ void Pipeline::check_prompt(int layer, const sikv_rows& keys, const sikv_rows& v
       throw Error("sequence {} brings {} tokens, but its rows promise at most {}: raise max_count",
                   b, keys.count[b], most);
     }
-    const int held = cache_.encoded_len(layer, b * shape_.num_kv_heads) + cache_.tail_len(layer, b);
-    if (held > 0) {
+    bool filled = cache_.tail_len(layer, b) > 0;
+    for (int h = 0; h < shape_.num_kv_heads; ++h) {
+      filled = filled || cache_.encoded_len(layer, b * shape_.num_kv_heads + h) > 0;
+    }
+    if (filled) {
       throw Error(
-          "sequence {} brings a prompt of {} tokens, but layer {} holds {} of it already: give "
-          "every layer its prompt once",
-          b, keys.count[b], layer, held);
+          "sequence {} brings a prompt of {} tokens, but layer {} already holds one: give every "
+          "layer its prompt once",
+          b, keys.count[b], layer);
     }
   }
   const auto [shortest, longest] =

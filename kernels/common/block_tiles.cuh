@@ -7,8 +7,9 @@
 //
 // Both products leave heads 2 j, 2 j + 1 to lane % 4 = j, so rescaling needs no exchange. Of up to
 // four heads a product has two parts of each: digits of the query (FourQueries), terms of the
-// weights; columns 2 j and 2 j + 1 then are heads 2 (j % 2) and the next. Which channel is which row or k of a fragment is free; it is chosen so that a lane loads neighbouring
-// bytes. Results are within a few of fp32's last bits.
+// weights; columns 2 j and 2 j + 1 then are heads 2 (j % 2) and the next. Which channel is which
+// row or k of a fragment is free; it is chosen so that a lane loads neighbouring bytes. Results are
+// within a few of fp32's last bits.
 #ifndef SIKV_KERNELS_COMMON_BLOCK_TILES_CUH_
 #define SIKV_KERNELS_COMMON_BLOCK_TILES_CUH_
 
@@ -223,10 +224,10 @@ struct RawValues {
 
 // Encoded values are 2-bit codes that prmt.b32 turns into fp16 numbers, exact integers, and weights
 // times scale that are sums of two fp16 terms: to 2^-22 of themselves, or to 2^-40 of the largest
-// scale so far. For that, scales are multiplied by a power of two that leaves the largest of a warp's
-// tiles below 2^15; sums follow where it changes. (Codes as two bits of +-1 in bf16, whose range needs
-// no such care, with weights in three terms took six products for one or two here, and 941
-// instructions a tile for 644.)
+// scale so far. For that, scales are multiplied by a power of two that leaves the largest of a
+// warp's tiles below 2^15; sums follow where it changes. (Codes as two bits of +-1 in bf16, whose
+// range needs no such care, with weights in three terms took six products for one or two here, and
+// 941 instructions a tile for 644.)
 class ScaleUnit {
  public:
   // largest: of the tile's scales as fp16 bits, of this lane. Returns what to multiply scales by.
@@ -250,7 +251,8 @@ class ScaleUnit {
 };
 
 // A column's four weights as B fragments. Of eight heads column n is head n, and each of the two
-// terms takes a product; of four, columns n and n + 4 are the terms of head n, and one product does.
+// terms takes a product; of four, columns n and n + 4 are the terms of head n, and one product
+// does.
 template <bool kFour>
 inline constexpr int kWeightProducts = kFour ? 1 : 2;
 
@@ -734,9 +736,9 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, uin
   store_split(call, row, split, 0, call.group, states);
 }
 
-// Split `part` of the exact rows, of T = __half or __nv_bfloat16, as states in `shared`. Not a call:
-// one ahead of the encoded splits' loop makes its loads move their descriptor to uniform registers
-// every time, 40 of 769 instructions.
+// Split `part` of the exact rows, of T = __half or __nv_bfloat16, as states in `shared`. Not a
+// call: one ahead of the encoded splits' loop makes its loads move their descriptor to uniform
+// registers every time, 40 of 769 instructions.
 template <typename T, int kDim, int kHeadTiles>
 __device__ __forceinline__ void attend_exact_tiles(const FlashCall& call, int row, int part,
                                                    float* shared) {
@@ -780,7 +782,7 @@ constexpr size_t tile_split_bytes() {
 }
 
 // Blocks a multiprocessor holds at once: rows of 256 channels take more registers. (Levels would do
-// with 128 and a fourth block: 39 us for 47 at 128 rows of 2048 tokens, but 14.6 for 13.8 at 8.)
+// with 128 and a fourth block: 27.5 us for 24.7 at 64 rows of 2048 tokens, 14.6 for 13.4 at 8.)
 constexpr int tile_blocks(int dim) { return dim > 128 ? 2 : kResident; }
 
 // Grid (splits, rows).

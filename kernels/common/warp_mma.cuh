@@ -118,8 +118,8 @@ __device__ inline void transpose_fragment(const float (&c)[4], float (&x)[4]) {
   }
 }
 
-// The same of four heads: c of heads 2 (j % 2) and the next, of token r, for j >= 2 of r + 8; the four
-// numbers of head `lane / 4` % 4.
+// The same of four heads: c of heads 2 (j % 2) and the next, of token r, for j >= 2 of r + 8; the
+// four numbers of head `lane / 4` % 4.
 __device__ inline void transpose_fragment(const float (&c)[2], float (&x)[4]) {
   const int lane = threadIdx.x % 32;
   const int head = lane / 4 % 4, token = 2 * (lane % 4);

@@ -432,11 +432,11 @@ __device__ inline void warp_restore_value(const RowStore& values, const float (&
   for (int i = 0; i < kN; ++i) acc[i] = fmaf(sum, mean[i], acc[i]);
 }
 
-// Starts the way of the 64 bytes around an address from memory to L2 without a register to wait for:
-// a copy of a word to shared memory that nobody reads. prefetch.global.L2 is only a hint, and of
-// random gathers half the hints are dropped: these take a tenth off sparse_flash (44.8 to 40.3 us
-// for 64 rows of 2048 of 128K tokens in planes), with half the bytes from memory. `wait` before the
-// block ends.
+// Starts the way of the 64 bytes around an address from memory to L2 without a register to wait
+// for: a copy of a word to shared memory that nobody reads. prefetch.global.L2 is only a hint, and
+// of random gathers half the hints are dropped: these take a tenth off sparse_flash (44.8 to 40.3
+// us for 64 rows of 2048 of 128K tokens in planes), with half the bytes from memory. `wait` before
+// the block ends.
 class L2Touch {
  public:
   __device__ L2Touch() {

@@ -20,8 +20,8 @@ try:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
-except ImportError:
-    torch = None  # --help works all the same
+except ImportError as error:
+    torch, missing = None, error  # --help works all the same
 
 # Members of SDPBackend.
 BACKENDS = {"FlashAttention": "FLASH_ATTENTION", "cuDNN": "CUDNN_ATTENTION"}
@@ -229,8 +229,8 @@ def main():
 
     if torch is None:
         sys.exit(
-            f"bench_peers: {sys.executable} has no PyTorch: set PEER_PYTHON to an interpreter with "
-            "PyTorch for CUDA"
+            f"bench_peers: {sys.executable} cannot import PyTorch ({missing}): set PEER_PYTHON to an "
+            "interpreter with PyTorch for CUDA"
         )
     if not torch.cuda.is_available():
         sys.exit("bench_peers: PyTorch sees no GPU on this machine")

@@ -192,7 +192,7 @@ TEST(HooksTest, RefusesPromptsWhoseLengthsDisagree) {
   EXPECT_EQ(pipeline.cache().pages_in_use(), 0);
   EXPECT_EQ(refusal(), "done");
   EXPECT_EQ(refusal(),
-            "sequence 0 brings a prompt of 700 tokens, but layer 0 holds 198 of it already: give "
+            "sequence 0 brings a prompt of 700 tokens, but layer 0 already holds one: give "
             "every layer its prompt once");
 }
 

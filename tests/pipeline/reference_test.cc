@@ -124,7 +124,8 @@ double overlap(const std::vector<std::vector<int32_t>>& a,
 
 // At D 64 the overlaps are 0.953 to 0.971 (sign_vq) and 0.975 to 0.984 (rot_lm) on the real trace
 // and 0.969 or more on synthetic ones. At D 128 twice as many roundings add up: rot_lm at 96 has
-// 0.963 to 0.968 over seeds of clustered and needle, which may miss the bound by a hair.
+// 0.963 to 0.968 over seeds of clustered and needle, so that the bound is 0.005 lower there. Rounding
+// shows: were the tables exact, all would be the same.
 TEST(SixBitTables, SelectWhatExactOnesDo) {
   Registry registry;
   registry.add_folder(SIKV_PLUGIN_FOLDER);
@@ -163,7 +164,9 @@ TEST(SixBitTables, SelectWhatExactOnesDo) {
         const auto selected = selections();
         const double rounded = recall("6bit");
         EXPECT_GE(rounded, exactly - 0.01);
-        EXPECT_GE(overlap(selected, selections()), source.head_dim == 64 ? least : least - 0.005);
+        const double common = overlap(selected, selections());
+        EXPECT_GE(common, source.head_dim == 64 ? least : least - 0.005);
+        EXPECT_LT(common, 1);
       }
     }
   }
