@@ -86,7 +86,7 @@ WIDTH, HEIGHT = 860, 460
 LEFT, RIGHT, TOP, BOTTOM = 70, 330, 30, 50
 COLOURS = [
     "#1f6feb", "#2da44e", "#bf8700", "#cf222e", "#8250df", "#8c959f", "#24292f",
-    "#58a6ff", "#7ee787", "#e3b341",
+    "#58a6ff", "#7ee787", "#e3b341", "#db61a2", "#1b7c83",
 ]
 OPTIONS = {"rerank {}": r"rerank=(\d+)", "scan every {}": r"scan_every=(\d+)", "refresh": "refresh_cosine"}
 
