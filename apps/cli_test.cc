@@ -15,6 +15,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -950,13 +951,12 @@ TEST_F(Cli, EveryPluginCanBeShown) {
     ASSERT_EQ(refusal.code, 2);
     const size_t from = refusal.err.find("there are ");
     ASSERT_NE(from, std::string::npos) << refusal.err;
-    std::string names = refusal.err.substr(from + 10);
-    for (size_t at = 0; at < names.size();) {
-      const size_t end = names.find_first_of(",\n", at);
-      const std::string id = names.substr(at, end - at);
+    const size_t end = refusal.err.find(';', from);
+    ASSERT_NE(end, std::string::npos) << refusal.err;
+    std::istringstream names(refusal.err.substr(from + 10, end - from - 10));
+    for (std::string id; std::getline(names >> std::ws, id, ',');) {
       const Result result = sikv({"plugins", "show", std::string(kind) + "/" + id});
       EXPECT_EQ(result.code, 0) << id << ": " << result.err;
-      at = end + (names[end] == ',' ? 2 : 1);
     }
   }
 }

@@ -227,10 +227,9 @@ class Reader {
       source.trace = (folder_ / path).lexically_normal();
       return;
     }
-    node.fail(
-        "source: trace is '{}', and there is no such file in {}the working folder; "
-        "correct the path",
-        path, folder_.empty() ? "" : fmt::format("'{}' or ", folder_.string()));
+    const std::string beside = folder_.empty() ? "" : fmt::format("'{}' or ", folder_.string());
+    node.fail("source: trace is '{}', and there is no such file{}; correct the path", path,
+              fs::path(path).is_absolute() ? "" : fmt::format(" in {}the working folder", beside));
   }
 
   static std::vector<int> layers(const ConfigNode& node, const sikv_option_spec& field) {

@@ -133,7 +133,8 @@ TEST(PipelineText, AsksTheRegistry) {
   EXPECT_EQ(error_of("sign_vg+intq"),
             "column 1: there is no key codec 'sign_vg'; did you mean 'sign_vq'?");
   EXPECT_EQ(error_of("sign_vq+sign_vq"),
-            "column 9: there is no value codec 'sign_vq'; there are intq, rot_lm");
+            "column 9: there is no value codec 'sign_vq'; there are intq, rot_lm; --plugin-path "
+            "DIR adds those of a folder");
   EXPECT_EQ(error_of("sign_vq(magnitude_bit=2)"),
             "column 1: key codec 'sign_vq' has no option 'magnitude_bit'; did you mean "
             "'magnitude_bits'?");
@@ -153,7 +154,7 @@ TEST(PipelineText, AsksTheRegistry) {
   EXPECT_EQ(error_of("sign_vq+intq > full(pin=last) > sparse_flash"),
             "column 21: selector: pin is 'last', expected one of last_query, snapkv, first");
   EXPECT_EQ(error_of("sign_vq+intq > full > sparse_flash @gpu"),
-            "column 37: device is 'gpu'; did you mean 'cpu'?");
+            "column 37: device is 'gpu'; did you mean 'cuda'?");
 }
 
 }  // namespace

@@ -262,7 +262,9 @@ std::span<const sikv_option_spec> Registry::options(sikv_kind kind, std::string_
   }
   const std::string near = did_you_mean(id, known);
   throw Error("there is no {} '{}'{}", kind_name(kind), id,
-              near.empty() ? "; there are " + join(known) : near);
+              near.empty()
+                  ? "; there are " + join(known) + "; --plugin-path DIR adds those of a folder"
+                  : near);
 }
 
 const Variant& Registry::find(sikv_kind kind, std::string_view id, std::string_view variant) const {

@@ -91,7 +91,8 @@ TEST_F(ChooseTest, RepeatsTheSentenceOfARefusal) {
   EXPECT_EQ(error_of(SIKV_KERNEL, "wrong_major", cpu_device()), refusal_);
   // The file name says kernel, so a selector of that name is just unknown.
   EXPECT_EQ(error_of(SIKV_SELECTOR, "wrong_major", cpu_device()),
-            "there is no selector 'wrong_major'; there are good");
+            "there is no selector 'wrong_major'; there are good; --plugin-path DIR adds those of a "
+            "folder");
   EXPECT_EQ(error_of(SIKV_KEY_CODEC, "sign_vq", cpu_device()),
             "there is no key codec 'sign_vq', nor any other: add the folder of the plugins to "
             "SIKV_PLUGIN_PATH");
