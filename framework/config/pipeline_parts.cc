@@ -188,7 +188,7 @@ void check_device_name(const std::string& device) {
   if (std::find(kDeviceNames.begin(), kDeviceNames.end(), device) != kDeviceNames.end()) return;
   if (gpu_number(device) >= 0) return;
   const std::vector<std::string> names(kDeviceNames.begin(), kDeviceNames.end());
-  const std::string near = device == "gpu" ? "; did you mean 'cuda'?" : did_you_mean(device, names);
+  const std::string near = did_you_mean(device == "gpu" ? "cuda" : device, names);
   throw Error("device is '{}'{}", device, near.empty() ? ", expected " + join(names) : near);
 }
 
