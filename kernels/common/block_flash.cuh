@@ -16,6 +16,7 @@
 
 #include "kernels/common/overlapped_launch.cuh"
 #include "kernels/common/warp_rows.cuh"
+#include "kernels/common/warp_tile.cuh"
 
 namespace sikv::cuda {
 
@@ -50,8 +51,13 @@ struct FlashCall {
   int32_t* tickets;  // [B, H], zero before and after
   float* out;        // [B, Hq, D]
   float* lse;        // [B, Hq]
+  int32_t merge_batch;  // splits whose sums of a head are in shared memory at once
 
   __host__ __device__ int splits() const { return encoded_splits + exact_splits; }
+  // Of shared memory, for a head that is merged: weights [splits, 2], sums [merge_batch, D].
+  __host__ __device__ int merge_words() const {
+    return (2 * splits() + 3) / 4 * 4 + merge_batch * view.head_dim;
+  }
   // Of head g of a split, in sums (times D) and tops.
   __device__ int64_t result(int row, int split, int g) const {
     return (int64_t{row} * splits() + split) * group + g;
@@ -85,10 +91,11 @@ __device__ inline void check_query(const FlashCall& call, int row, int g, const 
 template <int kN>
 __device__ inline float prepare_query(const FlashCall& call, int row, int g, float (&q)[kN]) {
   const int dim = call.view.head_dim;
+  const KeyMean<kN> mean(call.keys, row);
   warp_load(call.q, call.view.dtype, call.head(row, g) * dim, dim, q);
 #pragma unroll
   for (int i = 0; i < kN; ++i) q[i] *= call.scale;
-  const float shift = warp_key_shift(call.keys, row, q);
+  const float shift = mean.shift(q);
   warp_prepare_query(call.keys, row, q);
   return shift;
 }
@@ -144,130 +151,151 @@ __device__ inline void store_split(const FlashCall& call, int row, int split, in
 }
 
 inline constexpr int kMaxSplits = 128;  // of each kind
-struct MergeShared {
-  float weights[2 * kMaxSplits];  // of a split's sum
-  float sums[2][kMaxHeadDim];     // encoded, exact
-};
+// Shared memory of a block that merges: three fit on a multiprocessor.
+inline constexpr size_t kMergeBytes = size_t{74} * 1024;
 
-// Merges query head g of a row and writes its output. One warp. All that it waits for is L2: a
-// batch of splits' sums is asked for at a time, the first one along with the splits' tops. A call, so
-// that its registers do not weigh on the splits' loops.
-__device__ __noinline__ inline void merge_head(const FlashCall& call, int row, int g,
-                                               MergeShared& shared) {
-  constexpr int kBatch = 20;
+// Merges query head g of a row, of up to 32 kN channels, and writes its output. One warp. All that
+// it waits for is L2: the sums of as many splits as `shared` [call.merge_words()] holds are copied
+// there along with the splits' tops. Loops are short on purpose: a launch comes here once, and what
+// a multiprocessor has not run lately it fetches from memory (unrolled to 37 KB, with batches of
+// sums in registers, it took 6 us, in which all rows waited for the same lines).
+template <int kN>
+__device__ inline void merge_head(const FlashCall& call, int row, int g, float* shared) {
+  constexpr int kChunks = (kN + 3) / 4;  // of 4 channels, of a lane
   const int lane = threadIdx.x % 32, dim = call.view.head_dim, splits = call.splits();
   const int64_t first = call.result(row, 0, g);
-  const int chunks = dim / 4;
-  float4 x[kBatch];
-  const auto load = [&](int chunk, int begin) {
-    const float4* from = reinterpret_cast<const float4*>(call.sums + first * dim) + chunk;
+  auto* const weights = reinterpret_cast<float2*>(shared);  // first (m, l)
+  float* const sums = shared + call.merge_words() - call.merge_batch * dim;
+  const auto load = [&](int begin) {
+    const float* from = call.sums + (first + int64_t{begin} * call.group) * dim;
+    const int n = min(call.merge_batch, splits - begin);
+#pragma unroll 2
+    for (int s = 0; s < n; ++s, from += call.group * dim) {
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      x[i] = __ldcg(from + int64_t{min(begin + i, splits - 1)} * call.group * chunks);
+      for (int c = 0; c < kChunks; ++c) {
+        const int d = 4 * lane + 128 * c;
+        if (d < dim) copy_async_16(sums + s * dim + d, from + d);
+      }
     }
+    commit_copies();
   };
-  load(min(lane, chunks - 1), 0);
-  float mean[kMaxLaneChannels] = {};
+  load(0);
+  float mean[kN] = {};
   if (call.values.rotated()) {
     warp_load(call.values.mean, SIKV_FP32, int64_t{row} * dim, dim, mean);
   }
 
-  float2 tops[2 * kMaxSplits / 32];
   float m[2] = {-INFINITY, -INFINITY}, l[2] = {};  // encoded, exact
-#pragma unroll
-  for (int i = 0; i < 2 * kMaxSplits / 32; ++i) {
-    if (32 * i >= splits) break;
-    const int s = 32 * i + lane;
-    tops[i] = {-INFINITY, 0.0f};
-    if (s < splits) tops[i] = __ldcg(call.tops + first + int64_t{s} * call.group);
-  }
-#pragma unroll
-  for (int i = 0; i < 2 * kMaxSplits / 32; ++i) {
-    if (32 * i >= splits) break;
-    const bool encoded = 32 * i + lane < call.encoded_splits;
-    m[0] = fmaxf(m[0], encoded ? tops[i].x : -INFINITY);
-    m[1] = fmaxf(m[1], encoded ? -INFINITY : tops[i].x);
+#pragma unroll 2
+  for (int s = lane; s < splits; s += 32) {
+    const float2 top = __ldcg(call.tops + first + int64_t{s} * call.group);
+    weights[s] = top;
+    const bool encoded = s < call.encoded_splits;
+    m[0] = fmaxf(m[0], encoded ? top.x : -INFINITY);
+    m[1] = fmaxf(m[1], encoded ? -INFINITY : top.x);
   }
   m[0] = warp_max(m[0]);
   m[1] = warp_max(m[1]);
-#pragma unroll
-  for (int i = 0; i < 2 * kMaxSplits / 32; ++i) {
-    if (32 * i >= splits) break;
-    const bool encoded = 32 * i + lane < call.encoded_splits;
-    const float weight = tops[i].x == -INFINITY ? 0.0f : exp2f(tops[i].x - (encoded ? m[0] : m[1]));
-    l[0] = fmaf(encoded ? weight : 0.0f, tops[i].y, l[0]);
-    l[1] = fmaf(encoded ? 0.0f : weight, tops[i].y, l[1]);
-    shared.weights[32 * i + lane] = weight;
+#pragma unroll 1
+  for (int s = lane; s < splits; s += 32) {
+    const float2 top = weights[s];
+    const bool encoded = s < call.encoded_splits;
+    const float weight = top.x == -INFINITY ? 0.0f : exp2f(top.x - (encoded ? m[0] : m[1]));
+    const float2 both = {encoded ? weight : 0.0f, encoded ? 0.0f : weight};
+    l[0] = fmaf(both.x, top.y, l[0]);
+    l[1] = fmaf(both.y, top.y, l[1]);
+    weights[s] = both;
   }
   l[0] = warp_sum(l[0]);
   l[1] = warp_sum(l[1]);
   __syncwarp();
 
-  for (int chunk = lane; chunk - lane < chunks; chunk += 32) {
-    float4 encoded_sum = {}, exact_sum = {};
-    const auto add = [&](float4& sum, float weight, const float4& term) {
-      sum.x = fmaf(weight, term.x, sum.x), sum.y = fmaf(weight, term.y, sum.y);
-      sum.z = fmaf(weight, term.z, sum.z), sum.w = fmaf(weight, term.w, sum.w);
-    };
-    for (int begin = 0; begin < splits; begin += kBatch) {
-      if (begin > 0 || chunk != lane) load(min(chunk, chunks - 1), begin);
+  float4 acc[kChunks][2] = {};  // encoded, exact
+  const auto add = [](float4& sum, float weight, const float4& term) {
+    sum.x = fmaf(weight, term.x, sum.x), sum.y = fmaf(weight, term.y, sum.y);
+    sum.z = fmaf(weight, term.z, sum.z), sum.w = fmaf(weight, term.w, sum.w);
+  };
+#pragma unroll 1
+  for (int begin = 0;;) {
+    wait_copies<0>();
+    const int n = min(call.merge_batch, splits - begin);
+#pragma unroll 2
+    for (int s = 0; s < n; ++s) {
+      const float2 both = weights[begin + s];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int s = begin + i;
-        if (s >= splits) break;
-        if (s < call.encoded_splits) {
-          add(encoded_sum, shared.weights[s], x[i]);
-        } else {
-          add(exact_sum, shared.weights[s], x[i]);
-        }
+      for (int c = 0; c < kChunks; ++c) {
+        const int d = min(4 * lane + 128 * c, dim - 4);
+        const float4 x = *reinterpret_cast<const float4*>(sums + s * dim + d);
+        add(acc[c][0], both.x, x);
+        add(acc[c][1], both.y, x);
       }
     }
-    if (chunk >= chunks) break;
-    reinterpret_cast<float4*>(shared.sums[0])[chunk] = encoded_sum;
-    reinterpret_cast<float4*>(shared.sums[1])[chunk] = exact_sum;
+    if ((begin += n) >= splits) break;
+    load(begin);
   }
-  __syncwarp();
+  // From 4 neighbouring channels a lane to every 32nd.
+  float channels[2][kN] = {};
+#pragma unroll
+  for (int kind = 0; kind < 2; ++kind) {
+    __syncwarp();
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int d = 4 * lane + 128 * c;
+      if (d < dim) *reinterpret_cast<float4*>(sums + d) = acc[c][kind];
+    }
+    __syncwarp();
+#pragma unroll
+    for (int c = 0; c < kN; ++c) {
+      if (32 * c < dim) channels[kind][c] = sums[lane + 32 * c];
+    }
+  }
 
   const float top = fmaxf(m[0], m[1]);
   const float w0 = m[0] == -INFINITY ? 0.0f : exp2f(m[0] - top);
   const float w1 = m[1] == -INFINITY ? 0.0f : exp2f(m[1] - top);
   const float sum = w0 * l[0] + w1 * l[1];
   const bool empty = top == -INFINITY;
-  const float encoded = empty ? 0.0f : w0 / sum, exact = empty ? 0.0f : w1 / sum;
+  const float encoded = empty ? 0.0f : __fdividef(w0, sum);
+  const float exact = empty ? 0.0f : __fdividef(w1, sum);
   if (lane == 0) {
-    call.lse[call.head(row, g)] = empty ? -INFINITY : (top + log2f(sum)) * kLn2;
-  }
-  float acc[kMaxLaneChannels] = {};
-#pragma unroll
-  for (int c = 0; c < kMaxLaneChannels; ++c) {
-    if (32 * c < dim) acc[c] = shared.sums[0][lane + 32 * c];
+    call.lse[call.head(row, g)] = empty ? -INFINITY : (top + __log2f(sum)) * kLn2;
   }
   // Without encoded tokens the row's side tables may never have been filled.
-  if (encoded != 0.0f && call.values.rotated()) warp_restore_value(call.values, mean, l[0], acc);
+  if (encoded != 0.0f && call.values.rotated()) {
+    warp_restore_value(call.values, mean, l[0], channels[0]);
+  }
   float* out = call.out + call.head(row, g) * dim + lane;
 #pragma unroll
-  for (int c = 0; c < kMaxLaneChannels; ++c) {
-    if (32 * c < dim) out[32 * c] = encoded * acc[c] + exact * shared.sums[1][lane + 32 * c];
+  for (int c = 0; c < kN; ++c) {
+    if (32 * c < dim) out[32 * c] = encoded * channels[0][c] + exact * channels[1][c];
   }
+  __syncwarp();
 }
 
 // After a block has stored its results: the last of `blocks` blocks of a row merges it, a warp a
 // head, in the block's shared memory.
+template <int kN>
 __device__ inline void finish_row(const FlashCall& call, int row, int blocks, float* shared) {
   if (!call.finish) return;
   __shared__ bool last;
   __syncthreads();
   if (threadIdx.x == 0) {
-    // Releases what the whole block wrote: the barrier before orders it.
-    __threadfence();
-    last = atomicAdd(call.tickets + row, 1) == blocks - 1;
-    __threadfence();
+    // Releases what the whole block wrote, which the barrier before orders, and acquires what the
+    // others have.
+    int ticket;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;"
+                 : "=r"(ticket)
+                 : "l"(call.tickets + row)
+                 : "memory");
+    last = ticket == blocks - 1;
   }
   __syncthreads();
   if (!last) return;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+  // Known to be the same for the whole warp, which shortens its code.
+  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+#pragma unroll 1
   for (int g = warp; g < call.group; g += kFlashWarps) {
-    merge_head(call, row, g, reinterpret_cast<MergeShared*>(shared)[warp]);
+    merge_head<kN>(call, row, g, shared + warp * call.merge_words());
   }
   if (threadIdx.x == 0) call.tickets[row] = 0;
 }
@@ -426,8 +454,7 @@ struct EncodedList {
 
 // Shared memory of a block that attends to `heads` heads at a time: queries, then states.
 constexpr size_t flash_shared_bytes(int heads, int dim) {
-  return std::max(sizeof(float) * static_cast<size_t>(heads * dim) + WarpStates::bytes(heads, dim),
-                  kFlashWarps * sizeof(MergeShared));
+  return sizeof(float) * static_cast<size_t>(heads * dim) + WarpStates::bytes(heads, dim);
 }
 
 // A split of encoded tokens of any layout, heads first .. first + heads - 1.
@@ -546,7 +573,7 @@ __global__ __launch_bounds__(kFlashThreads,
   } else if (call.finish) {
     attend_exact<kLanes, kHeads>(call, row, split - call.encoded_splits, first, heads, shared);
   }
-  finish_row(call, row, static_cast<int>(gridDim.x * gridDim.z), shared);
+  finish_row<kLanes / 4>(call, row, static_cast<int>(gridDim.x * gridDim.z), shared);
 }
 
 // ---- host ---------------------------------------------------------------------------------------
@@ -583,12 +610,12 @@ struct Splits {
 // whose last one is fullest. 64 tokens at least: a tile for each warp.
 inline Splits flash_splits(int64_t tokens, int64_t exact_tokens, int64_t rows, int multiprocessors,
                            bool can_join) {
-  constexpr int64_t kLeast = 64, kLong = 768;
+  constexpr int64_t kLeast = 64, kLong = 768, kLeastExact = 128;
   const int64_t blocks = int64_t{multiprocessors} * kResident;
-  const auto parts = [](int64_t n, int64_t most) {
-    return std::max<int64_t>(std::min((n + kLeast - 1) / kLeast, most), 1);
+  const auto parts = [](int64_t n, int64_t least, int64_t most) {
+    return std::max<int64_t>(std::min((n + least - 1) / least, most), 1);
   };
-  const int64_t exact = parts(exact_tokens, blocks / rows / 4);
+  const int64_t exact = parts(exact_tokens, kLeastExact, blocks / rows / 4);
   int64_t best = std::min<int64_t>(blocks / rows - exact, kMaxSplits), best_rounds = 1;
   for (int64_t rounds = 2; rounds <= kMaxRounds; ++rounds) {
     // Exact splits are short: not counted.
@@ -607,7 +634,7 @@ inline Splits flash_splits(int64_t tokens, int64_t exact_tokens, int64_t rows, i
       return {static_cast<int>(most), static_cast<int>(most), true};
     }
   }
-  return {static_cast<int>(parts(tokens, best)), static_cast<int>(exact), false};
+  return {static_cast<int>(parts(tokens, kLeast, best)), static_cast<int>(exact), false};
 }
 inline Splits flash_splits(int64_t tokens, const sikv_cache_view& view, int multiprocessors,
                            bool can_join = false) {
@@ -636,6 +663,9 @@ inline FlashCall flash_call(const sikv_attend_args& args, void* workspace, const
   call.tickets = tickets.data();
   call.out = args.out;
   call.lse = args.lse;
+  const int words = static_cast<int>(kMergeBytes / sizeof(float)) / kFlashWarps;
+  const int dim = args.view->head_dim;
+  call.merge_batch = std::min(call.splits(), (words - call.merge_words()) / dim);
   return call;
 }
 
@@ -647,14 +677,30 @@ inline uint64_t flash_workspace_bytes(int64_t rows, int group, int dim, int mult
          (sizeof(float2) + sizeof(float) * static_cast<uint64_t>(dim));
 }
 
+// Bytes of shared memory of a launch that needs `bytes` until it merges.
+template <typename Kernel>
+size_t flash_launch_bytes(const FlashCall& call, Kernel* kernel, size_t bytes) {
+  if (call.finish) {
+    bytes = std::max(bytes, sizeof(float) * kFlashWarps * static_cast<size_t>(call.merge_words()));
+  }
+  if (bytes > 48 * 1024) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes)),
+          "asking for an attention kernel's shared memory");
+  }
+  return bytes;
+}
+
 inline void launch_attend_any(const FlashCall& call, cudaStream_t stream) {
   const int dim = call.view.head_dim, rows = call.view.num_sequences * call.view.num_kv_heads;
   const auto launch = [&](auto lanes, auto heads) {
     constexpr int kLanes = decltype(lanes)::value, kHeads = decltype(heads)::value;
+    const auto kernel = attend_any<kLanes, kHeads>;
     const dim3 grid(static_cast<unsigned>(call.splits()), static_cast<unsigned>(rows),
                     static_cast<unsigned>((call.group + kHeads - 1) / kHeads));
-    launch_overlapped("attend_any", attend_any<kLanes, kHeads>, grid, kFlashThreads,
-                      flash_shared_bytes(kHeads, dim), stream, call);
+    launch_overlapped("attend_any", kernel, grid, kFlashThreads,
+                      flash_launch_bytes(call, kernel, flash_shared_bytes(kHeads, dim)), stream,
+                      call);
   };
   const auto with_lanes = [&](auto heads) {
     if (dim == 64) return launch(std::integral_constant<int, 8>{}, heads);

@@ -663,8 +663,20 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, uin
     }
   };
   if constexpr (Keys::kAhead) prepare(call.view.encoded_len[row] > 0);
+  // For the merge.
+  if (call.values.rotated() && 32 * threadIdx.x < kDim) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(call.values.mean + int64_t{row} * kDim +
+                                                  32 * threadIdx.x));
+  }
   wait_for_launch_before();
   const EncodedList list(call, row);
+  // The first slot is asked for along with how many there are, as if the list were full.
+  const Range full = part_of(call.selection.capacity, split, call.encoded_splits, kTileTokens);
+  const int first_base = full.begin + warp * kTileTokens;
+  int first_slot = 0;
+  if (list.slots != nullptr && first_base < full.end) {
+    first_slot = TilePlaces::slot_at(list, first_base, full.end);
+  }
   const Range range = part_of(list.count, split, call.encoded_splits, kTileTokens);
   int base = range.begin + warp * kTileTokens;
 
@@ -693,7 +705,8 @@ __device__ void attend_tile_split(const FlashCall& call, int row, int split, uin
   TilePlaces next{};
   [[maybe_unused]] int slot = 0;  // of the tile after the next
   if (base < range.end) {
-    const int first = slot_at(base);
+    const bool as_full = list.slots != nullptr && base == first_base && range.end == full.end;
+    const int first = as_full ? first_slot : slot_at(base);
     if constexpr (Keys::kAhead) slot = slot_at(base + 2 * kStep);
     const TilePlaces places = places_at(base, first);
     counts = places.counts;
@@ -832,7 +845,7 @@ __global__ __launch_bounds__(kFlashThreads, tile_blocks(Keys::kDim)) void attend
     attend_exact_part();
     store_exact_part();
   }
-  finish_row(call, row, static_cast<int>(gridDim.x), reinterpret_cast<float*>(shared));
+  finish_row<kDim / 32>(call, row, static_cast<int>(gridDim.x), reinterpret_cast<float*>(shared));
 }
 
 template <typename Keys, typename Values, int kHeadTiles>
@@ -842,15 +855,10 @@ void launch_attend_tiles(const FlashCall& call, cudaStream_t stream) {
   constexpr size_t kAlone = std::max(kSplit, flash_shared_bytes(4, kDim));
   constexpr size_t kJoint = std::max(kSplit + WarpStates::bytes(8 * kHeadTiles, kDim), kAlone);
   const auto kernel = attend_tiles<Keys, Values, kHeadTiles>;
-  if constexpr (kJoint > 48 * 1024) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(kJoint)),
-          "cudaFuncSetAttribute of attend_tiles");
-  }
   const dim3 grid(static_cast<unsigned>(call.joint ? call.encoded_splits : call.splits()),
                   static_cast<unsigned>(call.view.num_sequences * call.view.num_kv_heads));
-  launch_overlapped("attend_tiles", kernel, grid, kFlashThreads, call.joint ? kJoint : kAlone,
-                    stream, call);
+  launch_overlapped("attend_tiles", kernel, grid, kFlashThreads,
+                    flash_launch_bytes(call, kernel, call.joint ? kJoint : kAlone), stream, call);
 }
 
 }  // namespace sikv::cuda

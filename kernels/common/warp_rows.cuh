@@ -406,20 +406,26 @@ __device__ inline void warp_prepare_query(const RowStore& keys, int row, float (
   }
 }
 
-// q.mean, what is missing from the logits of encoded tokens.
+// What tokens are read without. Made ahead of the query's use, it is on its way together with it.
 template <int kN>
-__device__ inline float warp_key_shift(const RowStore& keys, int row, const float (&q)[kN]) {
-  if (keys.mean == nullptr) return 0.0f;
-  float shift = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kN; ++i) {
-    if (32 * i < keys.head_dim) {
-      shift =
-          fmaf(q[i], keys.mean[int64_t{row} * keys.head_dim + threadIdx.x % 32 + 32 * i], shift);
-    }
+class KeyMean {
+ public:
+  __device__ KeyMean(const RowStore& keys, int row) : any_(keys.mean != nullptr) {
+    if (any_) warp_load(keys.mean, SIKV_FP32, int64_t{row} * keys.head_dim, keys.head_dim, mean_);
   }
-  return warp_sum(shift);
-}
+  // q.mean, what is missing from the logits of encoded tokens.
+  __device__ float shift(const float (&q)[kN]) const {
+    if (!any_) return 0.0f;
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kN; ++i) sum = fmaf(q[i], mean_[i], sum);
+    return warp_sum(sum);
+  }
+
+ private:
+  bool any_;
+  float mean_[kN];
+};
 
 // Sum of loaded values whose weights add up to `sum`, back to the space V came in; mean: theirs, as
 // the warp holds it.

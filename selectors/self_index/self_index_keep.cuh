@@ -203,7 +203,7 @@ __device__ inline Cut find_row_cut(const KeepCluster& cluster, const WarpKeys& k
     const int shift = max(32 - kKeepBits - __clz(high - low), 0);
     if (round > 0) {
       // Many keys are nearly the same. The histogram of two rounds ago is no longer read by others.
-      for (int i = threadIdx.x; i < kKeepBins; i += kKeepThreads) histogram[i] = 0;
+      for (int i = 0; i < kKeepBins; i += kKeepThreads) histogram[i + threadIdx.x] = 0;
       __syncthreads();
       keys.each([&](int, uint32_t key) {
         if (key >= low && key <= high) atomicAdd(&histogram[(key - low) >> shift], 1u);
@@ -264,6 +264,7 @@ __device__ inline void write_kept(const WarpKeys& keys, Cut cut, const Candidate
   above = shared.lower_above + __reduce_add_sync(~0u, before.x);
   ties = shared.lower_ties + __reduce_add_sync(~0u, before.y);
   const uint32_t lower = (1u << lane) - 1u;
+#pragma unroll 1
   for (int base = 0; base < keys.size; base += 32 * kKeepBatch) {
     if (base > 0) load_slots(list, first, base, keys.size, slot);
 #pragma unroll
@@ -289,6 +290,7 @@ __device__ inline void keep_all(const RerankArgs& args, const RerankRow& rerank,
   const sikv_cache_view& view = args.view;
   const CandidateList& list = rerank.list;
   const int32_t* pinned = view.pinned_slots + int64_t{row} * view.pinned_capacity;
+#pragma unroll 1
   for (int i = blockIdx.x * kKeepThreads + threadIdx.x; i < list.size();
        i += gridDim.x * kKeepThreads) {
     const int slot = list[i];
@@ -336,9 +338,11 @@ __device__ inline void make_keys(int group, const float2* sums, int num_sums, co
     }
   }
   __syncthreads();
+#pragma unroll 1
   for (int base = 0; base < keys.size; base += 32 * kKeepBatch) {
     float probability[kKeepBatch] = {};
     bool open[kKeepBatch];
+#pragma unroll 1
     for (int quad = 0; quad < quads; ++quad) {
       if (base > 0 || quad > 0) load(base, quad);
       const float* highest = shared.highest + 4 * quad;
@@ -390,7 +394,7 @@ __global__ void __launch_bounds__(kKeepThreads, 2)
   const Shares shares(args);
   const int place = blockIdx.y, row = row_at(step, place);
   const RerankRow rerank(args, row);
-  for (int i = threadIdx.x; i < kKeepBins; i += kKeepThreads) shared.histogram[0][i] = 0;
+  for (int i = 0; i < kKeepBins; i += kKeepThreads) shared.histogram[0][i + threadIdx.x] = 0;
   if (threadIdx.x == 0) shared.own_listed = shared.lower_above = shared.lower_ties = 0;
   const int n = rerank.list.size(), warp = threadIdx.x / 32;
   const int share = keep_share(n, cluster.size());

@@ -57,15 +57,18 @@ struct RerankRow {
   int closed;  // pinned ones among the new slots
   int64_t budget;
   bool ranked;  // there are more than fit
+  bool packed;  // its listed candidates have copies of their keys
 
   // All threads.
   __device__ RerankRow(const RerankArgs& args, int row) {
     const Step& step = args.step;
     list = {args.candidates + int64_t{row} * args.capacity, 0, 0, 0};
+    packed = false;
     if (step.pool.state != nullptr) {
       // Past L1, which may have them as they were before the scan.
       const PoolState& state = step.pool.state[row];
       const int scanned = __ldcg(&state.scanned_len);
+      packed = __ldcg(&state.packed) != 0;
       list = {step.pool.slots + int64_t{row} * step.pool.capacity, __ldcg(&state.pool_count),
               scanned, args.view.encoded_len[row] - scanned};
       list.num_new = min(list.num_new, static_cast<int>(args.most) - list.num_listed);
@@ -145,15 +148,15 @@ __device__ inline void prepare_queries(const RerankArgs& args, int row, float* q
   const float scale = args.step.scale * kLog2e;
   const int64_t first = first_query(args.step, args.view, row);
   for (int g = threadIdx.x / 32; g < args.step.group; g += kRerankThreads / 32) {
-    float q[kChannels] = {};
+    const cuda::KeyMean<kChannels> mean(args.keys, row);
+    float q[kChannels];
+    cuda::warp_load(args.step.q, args.view.dtype, first + int64_t{g} * head_dim, head_dim, q);
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) {
-      const int d = lane + 32 * i;
-      if (32 * i >= head_dim) continue;
-      q[i] = scale * load_element(args.step.q, args.view.dtype, first + int64_t{g} * head_dim + d);
-      q_exact[g * head_dim + d] = q[i];
+      q[i] *= scale;
+      if (32 * i < head_dim) q_exact[g * head_dim + lane + 32 * i] = q[i];
     }
-    const float missing = cuda::warp_key_shift(args.keys, row, q);
+    const float missing = mean.shift(q);
     if (lane == 0) shift[g] = missing;
     cuda::warp_prepare_query(args.keys, row, q);
 #pragma unroll
@@ -668,10 +671,7 @@ __global__ void __launch_bounds__(kRerankThreads, kScoreBlocks)
   const int first = windows * rank / blocks * kWindow;
   const int last = min(windows * (rank + 1) / blocks * kWindow, n);
   PackedUse packed{step.pool.packed, int64_t{row} * step.pool.capacity, false, false};
-  if (packed.keys.signs != nullptr) {
-    packed.read = __ldcg(&step.pool.state[row].packed) != 0;
-    packed.write = !packed.read;
-  }
+  if (packed.keys.signs != nullptr) packed.read = rerank.packed, packed.write = !rerank.packed;
   float* logits = args.logits + int64_t{row} * args.most * padded_heads(group);
   score_candidates<kKeys, kFour>(args, row, rerank.list, first, last, packed, q_stored, logits,
                                  shared);

@@ -11,6 +11,7 @@ constexpr int kThreads = 512;
 
 // The scores of a block's tokens fill 64 KB at most, so that two blocks share a multiprocessor.
 constexpr int kLargestChunk = 32768;
+static_assert(kLargestChunk <= 64 * kThreads);  // see compact
 
 // body(kernel, shared memory of a chunk in bytes)
 template <typename Body>
@@ -55,10 +56,11 @@ void Scanner::run(ScanArgs args, cudaStream_t stream) const {
   // All tokens in one wave of blocks, where their scores fit. With a pool that is the most a block
   // gets: when fewer rows are due, each has more blocks.
   const bool pooled = args.step.pool.state != nullptr;
-  // Half of the blocks where that leaves few tokens to each: fewer merge and wait for each other
-  // (8 rows of 32K 24.3 us a step for 25.2, with rerank 40.2 for 42.0; pooled, 2 due of 8 rows of
-  // 128K 44.8 for 46.6). With rerank, 8 rows of 128K take 46.7 for 46.2: more slots to write.
-  args.few_tokens = args.step.rerank == 1 ? 8192 : 2048;
+  // Half of the blocks where that leaves few tokens to each: fewer merge and wait for each other, and
+  // beside them the next launch's blocks find room to begin (8 rows of 32K 24.3 us a step for 25.2,
+  // with rerank 8 rows of 128K 43.4 for 43.9). With a pool fewer: 64 rows of 32K with a quarter due
+  // would take 75.3 for 73.0.
+  args.few_tokens = pooled ? 2048 : 8192;
   const bool few = !pooled && tokens * lists <= int64_t{args.few_tokens} * (resident_ / 2);
   const int blocks = std::clamp((few ? resident_ / 2 : resident_) / lists, 1, resident_);
   const int64_t pages = (tokens + blocks * SIKV_PAGE_TOKENS - 1) / (blocks * SIKV_PAGE_TOKENS);

@@ -209,8 +209,9 @@ __device__ inline bool has_turned(const Step& step, const sikv_cache_view& view,
   const float* prompt = step.pool.prompt_mean + int64_t{row} * view.head_dim;
   const float* scanned = step.pool.scan_query + int64_t{row} * view.head_dim;
   double dot = 0.0, query_norm = 0.0, scan_norm = 0.0;
+#pragma unroll 4
   for (int d = threadIdx.x % 32; d < view.head_dim; d += 32) {
-    const double now = double{mean_element(step, view, row, d, true)} - double{prompt[d]};
+    const double now = double{MeanChannel(step, view, row, d).get(false)} - double{prompt[d]};
     const double then = double{scanned[d]} - double{prompt[d]};
     dot += now * then;
     query_norm += now * now;
@@ -345,6 +346,13 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   const auto [row, rank, largest, query, list] = find_share(args);
   if (row < 0) return;
   // What the row needs is asked for at once: one after the other costs a microsecond each.
+  const int first = rank * largest, ahead = first + 8 * static_cast<int>(threadIdx.x);
+  const bool has_channel = threadIdx.x < D;
+  MeanChannel channel(step, view, row, has_channel ? threadIdx.x : 0, query);
+  int64_t page_ahead = 0;
+  if (ahead / SIKV_PAGE_TOKENS < view.max_pages) {
+    page_ahead = cuda::page_number(view, row, ahead / SIKV_PAGE_TOKENS);
+  }
   const int len = view.encoded_len[row];
   const int num_pinned = view.pinned_len[row];
   const uint32_t turn = __ldcg(&step.teams[list].turn);
@@ -357,7 +365,6 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   const int blocks = max((len + largest - 1) / largest, 1);
   if (rank >= blocks) return;
   Team team(step.teams + list, turn, rank, blocks);
-  const int first = rank * largest;
   const Chunk chunk{row, first, min(largest, len - first)};
 
   extern __shared__ uint4 dynamic[];
@@ -372,20 +379,12 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   // Chosen is what is best by the mean query, or by any head's.
   __shared__ float mean[D];
   static_assert(D <= kThreads);
-  if (threadIdx.x < D) {
-    mean[threadIdx.x] = mean_element(step, view, row, threadIdx.x, rank == 0, query);
-  }
-
   // The first codes come while the tables are made.
-  const auto prefetch = [](const void* line) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
-  };
-  const int ahead = min(chunk.tokens / 8, kThreads * 128 / D);
-  for (int tile = threadIdx.x; tile < ahead; tile += kThreads) {
-    const int slot = first + tile * 8;
-    const int64_t page = cuda::page_number(view, row, slot / SIKV_PAGE_TOKENS);
-    prefetch(args.index.page(page) + slot % SIKV_PAGE_TOKENS / 8 * D);
+  if (ahead < first + chunk.tokens) {
+    const uint8_t* tile = args.index.page(page_ahead) + ahead % SIKV_PAGE_TOKENS / 8 * D;
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(tile));
   }
+  if (has_channel) mean[threadIdx.x] = channel.get(rank == 0);
 
   team.clear_other_side(kInteger ? kBins : kAllRadixBins);
   for (int i = threadIdx.x; i < kBins; i += kThreads) histogram[i] = 0;
@@ -400,11 +399,12 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   if (k > 0) {
     for (int set = 0; set < sets; ++set) {
       const int64_t head = first_query(step, view, row, query) + int64_t{set} * D;
-      for (int d = threadIdx.x; d < D; d += kThreads) {
-        shared.query[d] = sets == 1 ? mean[d] : load_element(step.q, view.dtype, head + d);
+      if (has_channel && (sets > 1 || !step.rotated)) {
+        shared.query[threadIdx.x] =
+            sets == 1 ? mean[threadIdx.x] : load_element(step.q, view.dtype, head + threadIdx.x);
       }
       if (step.rotated) {
-        rotate_shared(shared.query, D);
+        rotate_shared<D>(sets == 1 ? mean : shared.query, shared.query);
       } else {
         __syncthreads();
       }
@@ -434,7 +434,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     } else {
       scan_float<D, kThreads>(args, chunk, tables, scales, sets, keys);
     }
-    const int padded = (chunk.tokens + kCompactTokens - 1) / kCompactTokens * kCompactTokens;
+    const int padded = (chunk.tokens + kKeyRun - 1) / kKeyRun * kKeyRun;
     for (int i = chunk.tokens + threadIdx.x; i < padded; i += kThreads) keys[i] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < num_pinned; i += kThreads) {

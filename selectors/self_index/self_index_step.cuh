@@ -6,8 +6,8 @@
 #include <cstdint>
 
 #include "kernels/common/thread_cache.cuh"
+#include "kernels/common/warp_rows.cuh"
 #include "plugins/layouts/arithmetic.h"
-#include "plugins/layouts/rotation.h"
 #include "selectors/self_index/self_index_team.cuh"
 
 namespace sikv::self_index {
@@ -120,55 +120,95 @@ __device__ inline int count_pinned(const sikv_cache_view& view, int row, int fir
   return count;
 }
 
-// x [D] in shared memory <- R x, in the order of plugins/layouts/rotation.h. All threads; a barrier
-// before and after.
-__device__ inline void rotate_shared(float* x, int head_dim) {
-  const int block = rotation::block(head_dim);
+// to [D] <- R from [D], in shared memory, bit for bit as plugins/layouts/rotation.h. One warp does it:
+// a barrier of the block for each of its steps took 0.7 us longer. All threads; a barrier before
+// and after.
+template <int D>
+__device__ inline void rotate_shared(const float* from, float* to) {
+  const int lane = threadIdx.x % 32;
   __syncthreads();
-  for (int d = threadIdx.x; d < head_dim; d += blockDim.x) x[d] *= rotation::sign(d);
-  for (int half = 1; half < block; half *= 2) {
-    __syncthreads();
-    for (int pair = threadIdx.x; pair < head_dim / 2; pair += blockDim.x) {
-      const int i = pair / half * 2 * half + pair % half;
-      const float lower = x[i], upper = x[i + half];
-      x[i] = add_rn(lower, upper);
-      x[i + half] = add_rn(lower, -upper);
-    }
-  }
-  __syncthreads();
-  for (int d = threadIdx.x; d < head_dim; d += blockDim.x) {
-    x[d] = mul_rn(x[d], rotation::norm(block));
+  if (threadIdx.x < 32) {
+    float x[D / 32];
+#pragma unroll
+    for (int i = 0; i < D / 32; ++i) x[i] = from[lane + 32 * i];
+    cuda::warp_flip_signs(x);
+    cuda::warp_hadamard(x, D);
+#pragma unroll
+    for (int i = 0; i < D / 32; ++i) to[lane + 32 * i] = x[i];
   }
   __syncthreads();
 }
 
-// Channel d of the mean of the row's G query heads, in the order of group_mean
-// (plugins/sdk/select.h). Reports numbers that are not storable if `check`.
-__device__ inline float mean_element(const Step& step, const sikv_cache_view& view, int row, int d,
-                                     bool check, int query = 0) {
-  constexpr int kBatch = 4;  // heads asked for at once
-  const int64_t first = first_query(step, view, row, query) + d;
-  float sum = 0.0f;
-  for (int g = 0; g < step.group; g += kBatch) {
-    float x[kBatch];
+// Channel d of the mean of a row's G query heads, in the order of group_mean (plugins/sdk/select.h).
+class MeanChannel {
+ public:
+  // Asks for the first heads; waits for nothing.
+  __device__ MeanChannel(const Step& step, const sikv_cache_view& view, int row, int d,
+                         int query = 0)
+      : step_(step), view_(view), row_(row), d_(d) {
+    first_ = first_query(step, view, row, query) + d;
+    load(0);
+  }
+  // Reports a number that is not storable if `check`.
+  __device__ float get(bool check) {
+    float sum = 0.0f;
+    bool storable = true;
+    for (int g = 0;;) {
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int head = min(g + i, step.group - 1);
-      x[i] = load_element(step.q, view.dtype, first + int64_t{head} * view.head_dim);
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (g + i >= step.group) break;
-      if (check && !cuda::is_storable(x[i])) {
-        cuda::report_fault(view, SIKV_FAULT_Q, row / view.num_kv_heads,
-                           row % view.num_kv_heads * step.group + g + i,
-                           row_length(step, view, row) - 1, d, x[i]);
+      for (int i = 0; i < kBatch; ++i) {
+        if (g + i >= step_.group) break;
+        const float x = element(raw_[i]);
+        storable = storable && cuda::is_storable(x);
+        sum = add_rn(sum, x);
       }
-      sum = add_rn(sum, x[i]);
+      if ((g += kBatch) >= step_.group) break;
+      load(g);
+    }
+    if (check && !storable) report();
+    return div_rn(sum, static_cast<float>(step_.group));
+  }
+
+ private:
+  static constexpr int kBatch = 4;  // heads asked for at once
+
+  __device__ void load(int g) {
+    const auto index = [&](int i) {
+      return first_ + int64_t{min(g + i, step_.group - 1)} * view_.head_dim;
+    };
+    if (view_.dtype == SIKV_FP32) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        raw_[i] = __ldg(static_cast<const uint32_t*>(step_.q) + index(i));
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        raw_[i] = cuda::load_half(static_cast<const uint16_t*>(step_.q) + index(i));
+      }
     }
   }
-  return div_rn(sum, static_cast<float>(step.group));
-}
+  __device__ void report() const {
+#pragma unroll 1
+    for (int g = 0; g < step_.group; ++g) {
+      const float x = load_element(step_.q, view_.dtype, first_ + int64_t{g} * view_.head_dim);
+      if (cuda::is_storable(x)) continue;
+      cuda::report_fault(view_, SIKV_FAULT_Q, row_ / view_.num_kv_heads,
+                         row_ % view_.num_kv_heads * step_.group + g,
+                         row_length(step_, view_, row_) - 1, d_, x);
+    }
+  }
+  __device__ float element(uint32_t raw) const {
+    if (view_.dtype == SIKV_FP32) return __uint_as_float(raw);
+    if (view_.dtype == SIKV_BF16) return __uint_as_float(raw << 16);
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(raw)));
+  }
+
+  const Step& step_;
+  const sikv_cache_view& view_;
+  int row_, d_;
+  int64_t first_;
+  uint32_t raw_[kBatch];
+};
 
 }  // namespace sikv::self_index
 
