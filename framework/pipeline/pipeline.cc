@@ -12,6 +12,7 @@ namespace sikv {
 namespace {
 
 constexpr int kK = 0, kV = 1, kQ = 2, kW = 3;  // inputs of Staging
+constexpr float kLargestElement = 0x1p58f;     // as codecs ask (plugins/sdk/finite.h)
 
 // The options of a cache that fits into the device's free memory.
 CacheOptions checked_options(const Composition& composition, const Device& device,
@@ -178,8 +179,8 @@ void Pipeline::begin_step() {
 
 void Pipeline::append(int layer, const void* k, const void* v) {
   if (!device_.is_cuda()) {
-    check_finite("K", layer, k, shape_.num_kv_heads);
-    check_finite("V", layer, v, shape_.num_kv_heads);
+    check_storable("K", layer, k, shape_.num_kv_heads);
+    check_storable("V", layer, v, shape_.num_kv_heads);
   }
   const size_t bytes = static_cast<size_t>(shape_.max_sequences) * token_bytes(shape_.num_kv_heads);
   k = token_.bring(kK, k, bytes);
@@ -335,7 +336,7 @@ void Pipeline::enqueue_attend(int layer, const void* q, float* out, float* lse) 
 }
 
 void Pipeline::attend(int layer, const void* q, float* out, float* lse) {
-  if (!device_.is_cuda()) check_finite("q", layer, q, shape_.num_query_heads);
+  if (!device_.is_cuda()) check_storable("q", layer, q, shape_.num_query_heads);
   const size_t heads =
       static_cast<size_t>(shape_.max_sequences) * static_cast<size_t>(shape_.num_query_heads);
   const size_t out_bytes = heads * static_cast<size_t>(shape_.head_dim) * sizeof(float);
@@ -521,15 +522,18 @@ Ledger Pipeline::ledger() const {
   return ledger;
 }
 
-void Pipeline::check_finite(const char* what, int layer, const void* data, int heads) const {
+void Pipeline::check_storable(const char* what, int layer, const void* data, int heads) const {
   const int64_t per_sequence = int64_t{heads} * shape_.head_dim;
   for (int64_t i = 0; i < per_sequence * shape_.max_sequences; ++i) {
-    if (std::isfinite(sikv_load(data, shape_.dtype, i))) continue;
+    const float x = sikv_load(data, shape_.dtype, i);
+    if (std::abs(x) <= kLargestElement) continue;
     throw Error(
-        "{} of decode step {} holds a NaN or infinity: layer {}, sequence {}, head {}, channel {}; "
-        "check the model or the trace that it comes from",
-        what, step_, layer, i / per_sequence, i % per_sequence / shape_.head_dim,
-        i % shape_.head_dim);
+        "{} of decode step {} holds {}: layer {}, sequence {}, head {}, channel {}; check the "
+        "model or the trace that it comes from",
+        what, step_,
+        std::isfinite(x) ? fmt::format("{}, and a cache takes numbers up to 2^58", x)
+                         : "a NaN or infinity",
+        layer, i / per_sequence, i % per_sequence / shape_.head_dim, i % shape_.head_dim);
   }
 }
 

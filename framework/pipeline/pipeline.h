@@ -213,7 +213,7 @@ class Pipeline {
   // InternalError naming the selector if slots are out of range, out of order or repeated.
   void check_slots(const char* what, const sikv_cache_view& view, int row, const int32_t* slots,
                    int32_t count, int32_t capacity, bool ordered) const;
-  void check_finite(const char* what, int layer, const void* data, int heads) const;
+  void check_storable(const char* what, int layer, const void* data, int heads) const;
   size_t token_bytes(int heads) const;
 
   Composition composition_;

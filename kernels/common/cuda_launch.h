@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cinttypes>
+#include <cstdio>
 #include <string>
 #include <string_view>
 
@@ -66,7 +68,8 @@ int runs_as(Kernel* kernel) {
   return attributes_of(kernel).ptxVersion;
 }
 
-// Right after kernel<<<grid, block, shared, stream>>>: names kernel, shape and stream.
+// Right after kernel<<<grid, block, shared, stream>>>: names kernel, shape and stream, in the words
+// of the framework's check_cuda_launch.
 inline void check_launch(std::string_view kernel, dim3 grid, dim3 block, cudaStream_t stream) {
   const cudaError_t status = cudaPeekAtLastError();
   if (status == cudaSuccess) return;
@@ -74,8 +77,10 @@ inline void check_launch(std::string_view kernel, dim3 grid, dim3 block, cudaStr
   const auto shape = [](dim3 d) {
     return std::to_string(d.x) + "x" + std::to_string(d.y) + "x" + std::to_string(d.z);
   };
+  char address[24];
+  std::snprintf(address, sizeof address, "0x%" PRIxPTR, reinterpret_cast<uintptr_t>(stream));
   throw PluginBug("kernel " + std::string(kernel) + " <<<" + shape(grid) + ", " + shape(block) +
-                  ">>> on stream " + std::to_string(reinterpret_cast<uintptr_t>(stream)) +
+                  ">>> on stream " + address +
                   " could not be launched: " + cudaGetErrorString(status));
 }
 

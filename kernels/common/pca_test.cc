@@ -87,6 +87,28 @@ TEST(PcaTest, FindsPlantedAxes) {
   EXPECT_NEAR(fit.mean[0], 3.0f, 0.5f);
 }
 
+// Few rows, and rows of which none differs but by rounding: nearly all columns depend on the others,
+// and each that is eliminated leaves about 2^-52 of the one before.
+TEST(PcaTest, GivesAxesOfRowsThatDependOnEachOther) {
+  for (const int dim : {64, 128, 256}) {
+    SCOPED_TRACE(dim);
+    const auto size = static_cast<size_t>(dim);
+    for (const float scale : {32752.0f, 0x1p57f}) {
+      Random random(1);
+      std::vector<float> rows;
+      while (rows.size() < 3 * size) rows.push_back(random.below(2) != 0 ? scale : -scale);
+      const Pca fit = pca(rows, 3, dim);
+      EXPECT_GT(fit.eigenvalues[1], scale);
+      EXPECT_LE(fit.eigenvalues[2], 1e-12f * fit.eigenvalues[0]);
+    }
+    for (const int n : {33, 257, 300}) {
+      const Pca fit = pca(std::vector<float>(static_cast<size_t>(n) * size, 0.75f), n, dim);
+      EXPECT_LE(fit.eigenvalues[0], 1e-24f);
+      for (const float x : fit.axes) ASSERT_LE(std::abs(x), 1.001f);
+    }
+  }
+}
+
 TEST(PcaTest, GivesAxesWithoutRows) {
   const Pca fit = pca({}, 0, 4);
   EXPECT_EQ(fit.axes, (std::vector<float>{1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}));

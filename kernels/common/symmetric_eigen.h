@@ -60,7 +60,8 @@ inline Tridiagonal reduce(Square a, int n) {
       square += v[static_cast<size_t>(i)] * v[static_cast<size_t>(i)];
     }
     result.off[static_cast<size_t>(k)] = target;
-    if (square <= 0.0) continue;
+    // Nothing, or what rounding left of columns that depend on each other, too small to divide by.
+    if (square < std::numeric_limits<double>::min()) continue;
     const double beta = 2.0 / square;
     std::fill(w.begin(), w.end(), 0.0);
     for (int i = k + 1; i < n; ++i) {

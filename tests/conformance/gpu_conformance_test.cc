@@ -252,6 +252,27 @@ TEST_P(GpuSelector, RecordedStepsEqualEagerOnes) {
   });
 }
 
+// One that does not read queries selects as ever.
+TEST_P(GpuSelector, RefusesAQueryThatNoCacheTakesOrKeepsTheContract) {
+  const Case c = make_case({300, 300}, {5, 0}, 3, 2, 4, 128, SIKV_BF16);
+  for_each_cache({c}, [&](const FilledCache& filled, const Case& c) {
+    for (const float x : {std::nanf(""), 3e38f, -HUGE_VALF}) {
+      SelectorSession session(variant(), budget("37"), filled, c.group);
+      if (!session.accepted()) return;
+      session.observe_everything();
+      std::vector<uint8_t> q = make_queries(c, 3);
+      sikv_store(q.data(), c.cache.dtype, c.cache.head_dim + 77, x);  // of head 1
+      try {
+        session.select(0, q);
+      } catch (const Error& error) {
+        const std::string said = error.what();
+        EXPECT_TRUE(said.starts_with("Q is ")) << said;
+        EXPECT_NE(said.find(" at layer 0, head 1, position"), said.npos) << said;
+      }
+    }
+  });
+}
+
 // ---- kernels ------------------------------------------------------------------------------------
 
 class GpuKernel : public VariantTest {
@@ -393,20 +414,22 @@ TEST_P(GpuKernel, AnswersTheSameBitsAgainAndRecorded) {
 }
 
 // With a selector that does not read it, the kernel is the only one to see a query.
-TEST_P(GpuKernel, RefusesAQueryThatIsNotFinite) {
+TEST_P(GpuKernel, RefusesAQueryThatNoCacheTakes) {
   const Case c = make_case({300, 300}, {5, 0}, 3, 2, 4, 128, SIKV_BF16);
   for_each_read({c}, [&](const FilledCache& filled, const Case& c) {
-    std::vector<uint8_t> q = make_queries(c, 3);
     const int heads = c.cache.num_kv_heads * c.group, head = 6, channel = 77;
-    sikv_store(q.data(), c.cache.dtype, (int64_t{heads} + head) * c.cache.head_dim + channel,
-               std::nanf(""));
-    try {
-      attend(variant(), filled, c, q);
-      FAIL() << "took a NaN";
-    } catch (const Error& error) {
-      EXPECT_EQ(std::string(error.what()).find("Q is NaN at layer 0, head 6, position"), 0u)
-          << error.what();
-      EXPECT_NE(std::string(error.what()).find("sequence 1"), std::string::npos) << error.what();
+    for (const float x : {std::nanf(""), 3e38f, -HUGE_VALF}) {
+      std::vector<uint8_t> q = make_queries(c, 3);
+      sikv_store(q.data(), c.cache.dtype, (int64_t{heads} + head) * c.cache.head_dim + channel, x);
+      try {
+        attend(variant(), filled, c, q);
+        FAIL() << "took " << x;
+      } catch (const Error& error) {
+        const std::string said = error.what();
+        EXPECT_TRUE(said.starts_with("Q is ")) << said;
+        EXPECT_NE(said.find(" at layer 0, head 6, position"), said.npos) << said;
+        EXPECT_NE(said.find("sequence 1"), said.npos) << said;
+      }
     }
   });
 }

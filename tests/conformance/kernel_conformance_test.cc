@@ -13,11 +13,10 @@
 
 #include "tests/conformance/cases.h"
 #include "tests/support/device_call.h"
+#include "tests/support/selector_session.h"
 
 namespace sikv::testing {
 namespace {
-
-using Slots = std::vector<int32_t>;
 
 class KernelConformance : public VariantTest {};
 INSTANTIATE_TEST_SUITE_P(All, KernelConformance, ::testing::ValuesIn(subjects(SIKV_KERNEL)),
@@ -234,16 +233,40 @@ Output run_kernel(KernelInstance& kernel, const FilledCache& filled, const Case&
   return {{out.data(), out.data() + out.size()}, {lse.data(), lse.data() + lse.size()}};
 }
 
+constexpr double kRounding = 0x1p-24;
+
 void expect_as_good_as_plain_fp32(KernelInstance& kernel, const FilledCache& filled, const Case& c,
                                   const Selection& selection, bool weighted = false) {
   const std::vector<uint8_t> q = make_queries(c, 3);
   const Output got = run_kernel(kernel, filled, c, selection, q, weighted);
   const auto [exact, plain] = attend_all_heads(filled, c, selection, q, scale_of(c), weighted);
-  constexpr double kRounding = 0x1p-24;
   EXPECT_LE(distance(got.out, exact.out),
             2.0 * distance(plain.out, exact.out) + 8.0 * kRounding * largest_magnitude(exact.out));
   EXPECT_LE(distance(got.lse, exact.lse),
             2.0 * distance(plain.lse, exact.lse) + 8.0 * kRounding * largest_magnitude(exact.lse));
+}
+
+// The largest error of a head, as a part of the head's largest number: where heads differ by many
+// powers of two, what is small to one is all of another.
+double worst_head(const Output& output, const Output& exact) {
+  const auto dim = static_cast<ptrdiff_t>(exact.out.size() / exact.lse.size());
+  double worst = 0.0;
+  for (ptrdiff_t first = 0; first < std::ssize(exact.out); first += dim) {
+    const auto head = [&](const Output& of) {
+      return std::vector<double>(of.out.begin() + first, of.out.begin() + first + dim);
+    };
+    const double error = distance(head(output), head(exact));
+    if (error > 0.0) worst = std::max(worst, error / largest_magnitude(head(exact)));
+  }
+  return worst;
+}
+
+void expect_every_head_as_good_as_plain_fp32(KernelInstance& kernel, const FilledCache& filled,
+                                             const Case& c, const Selection& selection) {
+  const std::vector<uint8_t> q = make_queries(c, 3);
+  const Output got = run_kernel(kernel, filled, c, selection, q);
+  const auto [exact, plain] = attend_all_heads(filled, c, selection, q, scale_of(c));
+  EXPECT_LE(worst_head(got, exact), 2.0 * worst_head(plain, exact) + 8.0 * kRounding);
 }
 
 struct LayoutPair {
@@ -284,12 +307,12 @@ bool reads_them_apart(const Variant& variant, const std::vector<LayoutPair>& lay
 template <typename Body>
 void for_each_cache(const Variant& variant, const std::vector<Case>& cases,
                     const std::vector<LayoutPair>& layouts, Body&& body,
-                    Pattern pattern = Pattern::kGaussian) {
+                    Pattern keys = Pattern::kGaussian, Pattern values = Pattern::kGaussian) {
   int caches = 0;
   const bool in_turn = cases.size() >= 4 && reads_them_apart(variant, layouts);
   size_t turn = 0;
   for (const Case& c : cases) {
-    const ExactRows rows(c.cache, pattern);
+    const ExactRows rows(c.cache, keys, values);
     ++turn;
     for (size_t i = 0; i < layouts.size(); ++i) {
       if (in_turn && (turn + i) % 4 != 0) continue;
@@ -355,7 +378,63 @@ TEST_P(KernelConformance, IsAsGoodAsPlainFp32OnHardKeys) {
         [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
           check_all_selections(variant(), kernel, filled, c);
         },
-        pattern);
+        pattern, pattern);
+  }
+}
+
+// Every other slot, the sequence's middle token among them. With `mixed` of odd rows that one alone
+// and of the others everything: a short list leaves a CUDA kernel few splits, whose warps then go
+// through such rows tile after tile.
+Selection around_the_middle(const FilledCache& filled, bool mixed) {
+  Selection selection;
+  for (int row = 0; row < filled.cache.num_rows(); ++row) {
+    const int b = row / filled.cache.view().num_kv_heads, middle = middle_token(filled.k.count(b));
+    Slots slots;
+    for (const int32_t slot : candidates(filled.cache, row)) {
+      if (mixed ? slot == middle : slot % 2 == middle % 2) slots.push_back(slot);
+    }
+    if (mixed && row % 2 == 0) {
+      selection.emplace_back();
+    } else {
+      selection.emplace_back(std::move(slots));
+    }
+  }
+  return selection;
+}
+
+// Values 2^24 times as large as those before or after them. A batch of many short rows leaves a CUDA
+// kernel one split of each, and so two tiles of a list to a warp.
+TEST_P(KernelConformance, IsAsGoodAsPlainFp32OnValuesOfManyMagnitudes) {
+  const bool attends_all = (variant().kernel().flags & SIKV_KERNEL_ATTENDS_ALL) != 0;
+  const auto check = [&](KernelInstance& kernel, const FilledCache& filled, const Case& c) {
+    std::vector<Selection> selections = {make_selection(filled, Select::kAll, c.cache.seed)};
+    for (int mixed = 0; mixed < 2 && !attends_all; ++mixed) {
+      selections.push_back(around_the_middle(filled, mixed != 0));
+    }
+    for (const Selection& selection : selections) {
+      SCOPED_TRACE("selection " + std::to_string(&selection - selections.data()));
+      expect_every_head_as_good_as_plain_fp32(kernel, filled, c, selection);
+    }
+  };
+  std::vector<Case> cases;
+  for (const int head_dim : {64, 128}) {
+    for (const int group : {1, 4, 8}) {
+      cases.push_back(make_case({600, 257}, {5, 0}, 3, 2, group, head_dim, SIKV_FP16));
+    }
+  }
+  const Case batch =
+      make_case(std::vector<int>(40, 250), std::vector<int>(40, 1), 0, 5, 1, 128, SIKV_BF16);
+  const CodecChoice fp16 = {"fp16", {}, true}, rot_lm = {"rot_lm", {}, true};
+  std::vector<LayoutPair> layouts = {{fp16, fp16}};
+  for (const CodecChoice& value : default_layouts(SIKV_VALUE_CODEC)) {
+    layouts.push_back({rot_lm, value});
+  }
+  const std::vector<LayoutPair> batch_layouts = {
+      {fp16, fp16}, {rot_lm, rot_lm}, {rot_lm, {"intq", {}, true}}};
+  for (const Pattern pattern : {Pattern::kHill, Pattern::kPeak}) {
+    SCOPED_TRACE(pattern_name(pattern));
+    for_each_cache(variant(), cases, layouts, check, Pattern::kGaussian, pattern);
+    for_each_cache(variant(), {batch}, batch_layouts, check, Pattern::kGaussian, pattern);
   }
 }
 

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <functional>
 
+#include "plugins/sdk/finite.h"
 #include "tests/conformance/cases.h"
+#include "tests/support/ranking.h"
 #include "tests/support/scored_selector.h"
 #include "tests/support/selector_session.h"
 
@@ -297,6 +299,78 @@ TEST_P(VariantConformance, MatchesTheReference) {
                      }
                    }
                  });
+}
+
+std::vector<Case> cases_of_each_type() {
+  return {make_case({300, 31}, {20, 1}, 7, 2, 4, 128, SIKV_BF16),
+          make_case({257}, {1}, 0, 2, 1, 256, SIKV_FP32),
+          make_case({300, 33}, {5, 0}, 3, 1, 8, 64, SIKV_FP16)};
+}
+
+// Queries as large as a cache takes: of even rows with the signs of the row's last encoded key, of
+// odd rows against them, so that scores are as large and as low as they get: 256 * 2^58 * 2^58 is
+// finite in fp32. Sizes differ, or scores of kHuge would nearly be ties.
+std::vector<uint8_t> largest_queries(const FilledCache& filled, const Case& c) {
+  const float largest = c.cache.dtype == SIKV_FP16 ? 65504.0f : kLargestElement;
+  std::vector<float> q;
+  Random random(17);
+  for (int row = 0; row < filled.cache.num_rows(); ++row) {
+    const int last = std::max(filled.cache.view().encoded_len[row] - 1, 0);
+    const std::vector<float> key = key_of(filled, row, last);
+    for (int g = 0; g < c.group; ++g) {
+      for (const float k : key) {
+        const float size = largest * static_cast<float>(1.0 - 0.5 * random.uniform());
+        q.push_back(std::copysign(size, row % 2 == 0 ? k : -k));
+      }
+    }
+  }
+  return to_dtype(q, c.cache.dtype);
+}
+
+// Larger ones the framework refuses, and so do selectors that look.
+TEST_P(SelectorConformance, MatchesTheReferenceOnTheLargestNumbers) {
+  const Variant& ref = find_variant(SIKV_SELECTOR, variant().id, "ref");
+  for_each_cache(
+      variant(), cases_of_each_type(), default_layouts(SIKV_KEY_CODEC),
+      [&](const FilledCache& filled, const Case& c) {
+        const std::vector<uint8_t> q = largest_queries(filled, c);
+        for (const Choices& mode : all_modes(variant())) {
+          SCOPED_TRACE(describe(variant().id, mode));
+          const Choices choices = with_budget(variant(), mode, "33");
+          SelectorSession session(variant(), choices, filled, c.group),
+              reference(ref, choices, filled, c.group);
+          if (!session.accepted()) continue;
+          session.observe_everything();
+          reference.observe_everything();
+          expect_equal_but_for_the_cut(session.select(0, q), reference.select(0, q));
+        }
+      },
+      Pattern::kHuge);
+}
+
+// All scores are one. Without a budget of its own a selector cuts where probabilities add up to
+// some mass, which is a matter of rounding; zeros, of both signs, are exact.
+TEST_P(VariantConformance, BreaksTiesAsTheReferenceDoes) {
+  const Variant& ref = find_variant(SIKV_SELECTOR, variant().id, "ref");
+  for (const Pattern pattern : {Pattern::kZeros, Pattern::kConstant}) {
+    if (pattern == Pattern::kConstant && !has_option(variant().id, "budget")) continue;
+    SCOPED_TRACE(pattern_name(pattern));
+    for_each_cache(
+        variant(), cases_of_each_type(), default_layouts(SIKV_KEY_CODEC),
+        [&](const FilledCache& filled, const Case& c) {
+          for (const Choices& mode : all_modes(variant())) {
+            SCOPED_TRACE(describe(variant().id, mode));
+            const Choices choices = with_budget(variant(), mode, "33");
+            SelectorSession session(variant(), choices, filled, c.group),
+                reference(ref, choices, filled, c.group);
+            if (!session.accepted()) continue;
+            session.observe_everything();
+            reference.observe_everything();
+            EXPECT_EQ(session.select(0), reference.select(0));
+          }
+        },
+        pattern);
+  }
 }
 
 TEST_P(EvictConformance, KeepListsAreListsOfSlots) {

@@ -9,7 +9,6 @@
 #include "framework/base/error.h"
 #include "framework/config/pipeline_text.h"
 #include "framework/device/cuda_device.h"
-#include "framework/pipeline/pin.h"
 #include "framework/pipeline/pipeline.h"
 #include "tests/support/plugins.h"
 
@@ -313,46 +312,6 @@ TEST_F(Cuda, AnAllocationThatFailsSaysWhatWasFree) {
 TEST_F(Cuda, AnOrdinalThatDoesNotExistIsRefused) {
   const std::string error = error_of([] { open_cuda_device(99); });
   EXPECT_TRUE(error.starts_with("device cuda: there is no GPU 99: this host has ")) << error;
-}
-
-TEST_F(Cuda, PinsInASmallCacheWhatTheCpuPins) {
-  const Prompts prompts({1, 255, 256, 700, 1500}, 21);
-  const size_t B = prompts.count.size();
-  Device& device = gpu();
-  Staging staging(device);
-  const int batch = static_cast<int>(B), pinned = 24;
-  const sikv_rows keys = staging.bring_rows(0, prompts.rows(prompts.k), batch, kHeads, kDim);
-  const void* const queries = staging.bring(2, prompts.q.data(), prompts.q.size() * 2);
-  const DeviceBuffer slots(device, B * kHeads * pinned * 4), len(device, B * kHeads * 4);
-  // Short rows leave some unwritten, which is read here: initcheck would tell.
-  const std::vector<int32_t> unset(B * kHeads * pinned, -1);
-  device.copy_in(slots.as<>(), unset.data(), slots.bytes());
-  for (const PinRule rule : {PinRule::kLastQuery, PinRule::kSnapKv, PinRule::kFirst}) {
-    choose_pinned_on_gpu(rule, pinned,
-                         {keys, queries, prompts.window, kQueryHeads, kHeads, kDim, batch, 0.125f,
-                          slots.as<int32_t>(), len.as<int32_t>()},
-                         device);
-    std::vector<int32_t> all(B * kHeads * pinned), counts(B * kHeads);
-    device.copy_out(all.data(), slots.as<>(), slots.bytes());
-    device.copy_out(counts.data(), len.as<>(), len.bytes());
-    for (int row = 0; row < batch * kHeads; ++row) {
-      const int b = row / kHeads;
-      const sikv_rows host = prompts.rows(prompts.k);
-      const PinInput input{host,
-                           b,
-                           row % kHeads,
-                           prompts.count[static_cast<size_t>(b)] / 256 * 256,
-                           prompts.q.data() + int64_t{b} * prompts.window * kQueryHeads * kDim,
-                           prompts.window,
-                           kQueryHeads,
-                           kHeads,
-                           kDim,
-                           0.125f};
-      const auto from = all.begin() + row * pinned;
-      const std::vector<int32_t> chosen(from, from + counts[static_cast<size_t>(row)]);
-      EXPECT_EQ(chosen, choose_pinned(rule, pinned, input)) << "row " << row;
-    }
-  }
 }
 
 }  // namespace

@@ -236,6 +236,43 @@ TEST(Life, NaNInAStepNamesItsPlace) {
   }
 }
 
+// Scores of larger numbers may be infinite, and the sum of such scores NaN.
+TEST(Life, NumbersBeyondWhatACacheTakesNameTheirPlace) {
+  for (const char* selector :
+       {"self_index(budget=40)", "quest(budget=40)", "twilight(base=quest(budget=40))"}) {
+    SCOPED_TRACE(selector);
+    Batch batch({300});
+    const auto spec = parse_pipeline(
+        std::string("sign_vq+fp16 > ") + selector + " > gather_attention", registry());
+    Pipeline pipeline(spec, registry(), cpu(), shape(1, 1, 2000), 4);
+    batch.prefill(pipeline, 0);
+    std::vector<float> out(size_t{kQueryHeads} * kDim), lse(kQueryHeads);
+    const auto step_error = [&](float k0, float q0) -> std::string {
+      auto k = batch.draw(kHeads * kDim), q = batch.draw(kQueryHeads * kDim);
+      k[0] = k0;
+      q[2 * kDim + 3] = q0;
+      pipeline.begin_step();
+      try {
+        pipeline.append(0, k.data(), k.data());
+        pipeline.attend(0, q.data(), out.data(), lse.data());
+      } catch (const Error& error) {
+        return error.what();
+      }
+      return "";
+    };
+    const std::string rest = "; check the model or the trace that it comes from";
+    EXPECT_EQ(step_error(0x1p58f, -0x1p58f), "");
+    EXPECT_EQ(step_error(1.0f, -1e38f),
+              "q of decode step 1 holds -1e+38, and a cache takes numbers up to 2^58: layer "
+              "0, sequence 0, head 2, channel 3" +
+                  rest);
+    EXPECT_EQ(step_error(1e20f, 1.0f),
+              "K of decode step 2 holds 1e+20, and a cache takes numbers up to 2^58: layer "
+              "0, sequence 0, head 0, channel 0" +
+                  rest);
+  }
+}
+
 TEST(Life, QueriesBeforeAPromptBeginsAreRefused) {
   const Batch batch({300, 20});
   Pipeline pipeline(parse_pipeline("fp16+fp16 > full > gather_attention", registry()), registry(),

@@ -364,10 +364,12 @@ std::vector<float> decode_slots(const CodecInstance& codec, const TestCache& cac
 
 // ---- a filled cache -----------------------------------------------------------------------------
 
-ExactRows::ExactRows(const CacheSpec& spec, Pattern pattern)
+ExactRows::ExactRows(const CacheSpec& spec, Pattern pattern) : ExactRows(spec, pattern, pattern) {}
+
+ExactRows::ExactRows(const CacheSpec& spec, Pattern keys, Pattern values)
     : k(total_tokens(spec), spec.num_kv_heads, spec.head_dim, spec.dtype), v(k) {
-  k.fill(pattern, derive_seed(spec.seed, 1));
-  v.fill(pattern, derive_seed(spec.seed, 2));
+  k.fill(keys, derive_seed(spec.seed, 1));
+  v.fill(values, derive_seed(spec.seed, 2));
 }
 
 FilledCache::FilledCache(const CacheSpec& spec, CodecInstance key_codec, CodecInstance value_codec,

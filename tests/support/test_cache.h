@@ -138,6 +138,7 @@ std::vector<float> decode_slots(const CodecInstance& codec, const TestCache& cac
 // made from the same: drawing them takes longer than most codecs.
 struct ExactRows {
   explicit ExactRows(const CacheSpec& spec, Pattern pattern = Pattern::kGaussian);
+  ExactRows(const CacheSpec& spec, Pattern keys, Pattern values);
   TestRows k, v;
 };
 

@@ -1,6 +1,8 @@
 #include "tests/support/test_rows.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <utility>
 
 #include "framework/base/random.h"
@@ -13,11 +15,18 @@ constexpr int kPadding = 8;  // elements between tokens
 float huge(int32_t dtype) { return dtype == SIKV_FP16 ? 32752.0f : 0x1p57f; }
 float subnormal(int32_t dtype) { return dtype == SIKV_FP16 ? 0x1p-15f : 0x1p-127f; }
 
+// Factors of token t of n: 2^-12 .. 2^12, which with normals fits into fp16 and its scales.
+float hill(int t, int n) {
+  const int middle = middle_token(n);
+  return std::ldexp(1.0f, 12 - 24 * std::abs(t - middle) / std::max(middle, 1));
+}
+float peak(int t, int n) { return t == middle_token(n) ? 0x1p12f : 0x1p-12f; }
+
 }  // namespace
 
 std::string_view pattern_name(Pattern pattern) {
-  constexpr std::string_view kNames[] = {"gaussian", "outliers", "offset",    "constant",
-                                         "zeros",    "huge",     "subnormal", "steps"};
+  constexpr std::string_view kNames[] = {"gaussian", "outliers",  "offset", "constant", "zeros",
+                                         "huge",     "subnormal", "steps",  "hill",     "peak"};
   return kNames[static_cast<int>(pattern)];
 }
 
@@ -97,6 +106,12 @@ void TestRows::fill(Pattern pattern, uint64_t seed) {
               break;
             case Pattern::kSteps:
               x = static_cast<float>((7 * t + 5 * d + 3 * h) % 33 - 16) / 8.0f;
+              break;
+            case Pattern::kHill:
+              x = normal() * hill(t, count(b));
+              break;
+            case Pattern::kPeak:
+              x = normal() * peak(t, count(b));
               break;
           }
           set(b, t, h, d, x);

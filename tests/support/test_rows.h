@@ -19,11 +19,15 @@ enum class Pattern {
   kHuge,       // half of what the type holds, at most 2^57; random signs
   kSubnormal,  // below the smallest normal number of the type
   kSteps,      // channel c of token t is a small multiple of 1/8: exact in every type
+  kHill,       // unit normal times 2^-12 at a sequence's ends, rising to 2^12 in its middle
+  kPeak,       // unit normal times 2^-12; times 2^12 the token in the middle
 };
 inline constexpr Pattern kAllPatterns[] = {
-    Pattern::kGaussian, Pattern::kOutliers, Pattern::kOffset,    Pattern::kConstant,
-    Pattern::kZeros,    Pattern::kHuge,     Pattern::kSubnormal, Pattern::kSteps};
+    Pattern::kGaussian, Pattern::kOutliers,  Pattern::kOffset, Pattern::kConstant, Pattern::kZeros,
+    Pattern::kHuge,     Pattern::kSubnormal, Pattern::kSteps,  Pattern::kHill,     Pattern::kPeak};
 std::string_view pattern_name(Pattern pattern);
+// Of n tokens the one with kHill's and kPeak's largest factor.
+inline constexpr int middle_token(int n) { return n / 2; }
 
 // A part of TestRows; `rows` points into the other members.
 struct RowsPart {
