@@ -607,7 +607,8 @@ struct Splits {
 // Splits of `tokens` encoded and `exact_tokens` other tokens of each row: as many blocks as the GPU
 // holds at once (one more would run alone afterwards), or up to kMaxRounds times that while a split
 // keeps kLong tokens, so that blocks that end early are followed by others; the number of rounds
-// whose last one is fullest. 64 tokens at least: a tile for each warp.
+// whose last one is fullest. A tile for each warp at least, two of exact tokens, which are there
+// before the selection is.
 inline Splits flash_splits(int64_t tokens, int64_t exact_tokens, int64_t rows, int multiprocessors,
                            bool can_join) {
   constexpr int64_t kLeast = 64, kLong = 768, kLeastExact = 128;
