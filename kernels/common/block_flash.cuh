@@ -224,7 +224,8 @@ __device__ inline void merge_head(const FlashCall& call, int row, int g, float* 
       const float2 both = weights[begin + s];
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
-        const int d = min(4 * lane + 128 * c, dim - 4);
+        const int d = 4 * lane + 128 * c;
+        if (d >= dim) continue;  // others' copies
         const float4 x = *reinterpret_cast<const float4*>(sums + s * dim + d);
         add(acc[c][0], both.x, x);
         add(acc[c][1], both.y, x);

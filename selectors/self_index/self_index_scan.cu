@@ -11,7 +11,6 @@ constexpr int kThreads = 512;
 
 // The scores of a block's tokens fill 64 KB at most, so that two blocks share a multiprocessor.
 constexpr int kLargestChunk = 32768;
-static_assert(kLargestChunk <= 64 * kThreads);  // see compact
 
 // body(kernel, shared memory of a chunk in bytes)
 template <typename Body>

@@ -434,7 +434,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     } else {
       scan_float<D, kThreads>(args, chunk, tables, scales, sets, keys);
     }
-    const int padded = (chunk.tokens + kKeyRun - 1) / kKeyRun * kKeyRun;
+    const int padded = (chunk.tokens + kCompactTokens - 1) / kCompactTokens * kCompactTokens;
     for (int i = chunk.tokens + threadIdx.x; i < padded; i += kThreads) keys[i] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < num_pinned; i += kThreads) {

@@ -15,7 +15,7 @@ inline constexpr int kMaxTeam = 512;     // blocks of a row
 inline constexpr int kMaxGroup = 16;     // G
 inline constexpr int kRadixBins = 4096;  // of the first digit of a key
 inline constexpr int kAllRadixBins = kRadixBins + 2 * 1024;
-inline constexpr int kKeyRun = 8;  // keys that a thread compacts at a time
+inline constexpr int kCompactTokens = 256;  // keys that a warp compacts at a time
 
 // What a row's blocks share, in device memory that outlives a launch: two sides that take turns. A
 // launch clears the other side as it begins, beside its first loads; to find the last block that
@@ -204,60 +204,45 @@ __device__ Cut find_radix_cut(Team& team, KeyAt&& key_at, int n, uint32_t k, uin
   return {prefix, k};
 }
 
-// Which of 8 neighbouring keys, 16-byte aligned, are above `key`: bit i for key i. Of 16 bits they
-// are below 2^15, and two are compared at a time.
-__device__ inline uint32_t keys_above(const uint16_t* keys, uint32_t key) {
-  const uint4 words = *reinterpret_cast<const uint4*>(keys);
-  const uint32_t least = (key + 1) * 0x10001u;
-  const auto above = [&](uint32_t pair) { return ((pair | 0x80008000u) - least) & 0x80008000u; };
-  const uint32_t bits =
-      above(words.x) >> 15 | above(words.y) >> 13 | above(words.z) >> 11 | above(words.w) >> 9;
-  return (bits | bits >> 15) & 0xffu;
-}
-__device__ inline uint32_t keys_above(const uint32_t* keys, uint32_t key) {
-  uint32_t bits = 0;
+// 8 neighbouring keys, 16-byte aligned.
+__device__ inline void load_keys(const uint16_t* keys, uint32_t (&out)[8]) {
+  const uint4 packed = *reinterpret_cast<const uint4*>(keys);
+  const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
 #pragma unroll
-  for (int i = 0; i < kKeyRun; ++i) bits |= keys[i] > key ? 1u << i : 0u;
-  return bits;
+  for (int i = 0; i < 8; ++i) out[i] = i % 2 == 0 ? words[i / 2] & 0xffffu : words[i / 2] >> 16;
+}
+__device__ inline void load_keys(const uint32_t* keys, uint32_t (&out)[8]) {
+  const uint4 low = reinterpret_cast<const uint4*>(keys)[0];
+  const uint4 high = reinterpret_cast<const uint4*>(keys)[1];
+  const uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) out[i] = words[i];
 }
 
 // Writes slot_of(i) of every selected key i of this block to its place in the row's list `out`, in
-// the order of ranks and keys. keys [n <= 64 kThreads], zero from n to the next multiple of kKeyRun.
-// A thread has neighbouring keys and remembers in bits which are selected, so that they are read once
-// and one prefix sum places them all.
+// the order of ranks and keys. keys [n], zero from n to the next multiple of kCompactTokens.
 template <int kThreads, typename Key, typename SlotOf>
 __device__ void compact(Team& team, const Key* keys, int n, Cut cut, int32_t* out, SlotOf&& slot_of,
                         SelectScratch<kThreads>& scratch) {
   constexpr int kWarps = kThreads / 32;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int runs = (n + kKeyRun - 1) / kKeyRun, per_thread = (runs + kThreads - 1) / kThreads;
-  const int first = static_cast<int>(threadIdx.x) * per_thread;
-  uint64_t above = 0, selectable = 0;
-  // Lanes begin with different runs, which lie in different banks.
-  int run = lane % max(per_thread, 1);
-#pragma unroll 2
-  for (int i = 0; i < per_thread; ++i) {
-    if (first + run < runs) {
-      const Key* from = keys + (first + run) * kKeyRun;
-      above |= uint64_t{keys_above(from, cut.key)} << (kKeyRun * run);
-      if (cut.ties > 0) selectable |= uint64_t{keys_above(from, cut.key - 1)} << (kKeyRun * run);
-    }
-    if (++run == per_thread) run = 0;
-  }
-  selectable |= above;
+  const int steps = (n + kCompactTokens - 1) / kCompactTokens;
+  const int per_warp = (steps + kWarps - 1) / kWarps;
+  const int first = min(warp * per_warp, steps), last = min(first + per_warp, steps);
 
-  // Above, and ties in the upper half.
-  const uint32_t counts = static_cast<uint32_t>(__popcll(above)) |
-                          static_cast<uint32_t>(__popcll(selectable & ~above)) << 16;
-  uint32_t through = counts;
+  uint32_t above = 0, ties = 0;
+  for (int step = first; step < last; ++step) {
+    uint32_t key[8];
+    load_keys(keys + step * kCompactTokens + lane * 8, key);
 #pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const uint32_t lower = __shfl_up_sync(~0u, through, distance);
-    if (lane >= distance) through += lower;
+    for (int i = 0; i < 8; ++i) {
+      above += key[i] > cut.key ? 1u : 0u;
+      ties += key[i] == cut.key ? 1u : 0u;
+    }
   }
-  if (lane == 31) {
-    scratch.warp_above[warp] = through & 0xffffu, scratch.warp_ties[warp] = through >> 16;
-  }
+  above = __reduce_add_sync(~0u, above);
+  ties = __reduce_add_sync(~0u, ties);
+  if (lane == 0) scratch.warp_above[warp] = above, scratch.warp_ties[warp] = ties;
   if (threadIdx.x == 0) scratch.before_above = scratch.before_ties = 0;
   __syncthreads();
   if (team.size() > 1) {
@@ -269,26 +254,45 @@ __device__ void compact(Team& team, const Key* keys, int n, Cut cut, int32_t* ou
       if (lane == 0) team.publish(all_above, all_ties);
     }
     for (int rank = threadIdx.x; rank < team.rank(); rank += kThreads) {
-      const uint2 published = team.published(rank);
-      atomicAdd(&scratch.before_above, published.x);
-      atomicAdd(&scratch.before_ties, published.y);
+      const uint2 counts = team.published(rank);
+      atomicAdd(&scratch.before_above, counts.x);
+      atomicAdd(&scratch.before_ties, counts.y);
     }
     __syncthreads();
   }
-  through -= counts;
-  uint32_t above_before = scratch.before_above + (through & 0xffffu) +
-                          __reduce_add_sync(~0u, lane < warp ? scratch.warp_above[lane] : 0u);
-  uint32_t ties_before = scratch.before_ties + (through >> 16) +
-                         __reduce_add_sync(~0u, lane < warp ? scratch.warp_ties[lane] : 0u);
-  while (selectable != 0) {
-    const int i = __ffsll(static_cast<long long>(selectable)) - 1;
-    selectable &= selectable - 1;
-    const bool is_above = (above >> i & 1) != 0;
-    if (is_above || ties_before < cut.ties) {
-      out[above_before + min(ties_before, cut.ties)] = slot_of(first * kKeyRun + i);
+  above =
+      scratch.before_above + __reduce_add_sync(~0u, lane < warp ? scratch.warp_above[lane] : 0u);
+  ties = scratch.before_ties + __reduce_add_sync(~0u, lane < warp ? scratch.warp_ties[lane] : 0u);
+
+  for (int step = first; step < last; ++step) {
+    uint32_t key[8], counts = 0;  // above, and ties in the upper half
+    load_keys(keys + step * kCompactTokens + lane * 8, key);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      counts += (key[i] > cut.key ? 1u : 0u) + (key[i] == cut.key ? 0x10000u : 0u);
     }
-    above_before += is_above ? 1u : 0u;
-    ties_before += is_above ? 0u : 1u;
+    if (!__any_sync(~0u, counts != 0)) continue;
+    uint32_t through = counts;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const uint32_t lower = __shfl_up_sync(~0u, through, distance);
+      if (lane >= distance) through += lower;
+    }
+    const uint32_t before = through - counts, total = __shfl_sync(~0u, through, 31);
+    uint32_t my_above = above + (before & 0xffffu), my_ties = ties + (before >> 16);
+    if (counts != 0) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const bool is_above = key[i] > cut.key, is_tie = key[i] == cut.key;
+        if (is_above || (is_tie && my_ties < cut.ties)) {
+          out[my_above + min(my_ties, cut.ties)] = slot_of(step * kCompactTokens + lane * 8 + i);
+        }
+        my_above += is_above ? 1u : 0u;
+        my_ties += is_tie ? 1u : 0u;
+      }
+    }
+    above += total & 0xffffu;
+    ties += total >> 16;
   }
 }
 
