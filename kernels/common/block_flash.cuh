@@ -151,8 +151,6 @@ __device__ inline void store_split(const FlashCall& call, int row, int split, in
 }
 
 inline constexpr int kMaxSplits = 128;  // of each kind
-// Shared memory of a block that merges: three fit on a multiprocessor.
-inline constexpr size_t kMergeBytes = size_t{74} * 1024;
 
 // Merges query head g of a row, of up to 32 kN channels, and writes its output. One warp. All that
 // it waits for is L2: the sums of as many splits as `shared` [call.merge_words()] holds are copied
@@ -665,9 +663,6 @@ inline FlashCall flash_call(const sikv_attend_args& args, void* workspace, const
   call.tickets = tickets.data();
   call.out = args.out;
   call.lse = args.lse;
-  const int words = static_cast<int>(kMergeBytes / sizeof(float)) / kFlashWarps;
-  const int dim = args.view->head_dim;
-  call.merge_batch = std::min(call.splits(), (words - call.merge_words()) / dim);
   return call;
 }
 
@@ -679,10 +674,20 @@ inline uint64_t flash_workspace_bytes(int64_t rows, int group, int dim, int mult
          (sizeof(float2) + sizeof(float) * static_cast<uint64_t>(dim));
 }
 
-// Bytes of shared memory of a launch that needs `bytes` until it merges.
+// Shared memory of a block for the merge, at most: three blocks fit on a multiprocessor, and of 35
+// splits of 128 channels, as 8 rows have, one copy brings all sums. What reads whole rows needs the
+// L1 that this takes from, 98 KB for what is on its way (dense_attention, 64 rows of 128K: 1508 us
+// with as much for 1435).
+inline constexpr size_t kMergeBytes = size_t{74} * 1024, kRowMergeBytes = size_t{31} * 1024;
+
+// Bytes of shared memory of a launch that needs `bytes` until it merges; fills call.merge_batch.
 template <typename Kernel>
-size_t flash_launch_bytes(const FlashCall& call, Kernel* kernel, size_t bytes) {
+size_t flash_launch_bytes(FlashCall& call, Kernel* kernel, size_t bytes, size_t merge_bytes) {
   if (call.finish) {
+    const size_t most = std::max(bytes, merge_bytes) / (sizeof(float) * kFlashWarps);
+    call.merge_batch = 0;
+    const int words = static_cast<int>(most) - call.merge_words();
+    call.merge_batch = std::min(call.splits(), words / call.view.head_dim);
     bytes = std::max(bytes, sizeof(float) * kFlashWarps * static_cast<size_t>(call.merge_words()));
   }
   if (bytes > 48 * 1024) {
@@ -693,16 +698,16 @@ size_t flash_launch_bytes(const FlashCall& call, Kernel* kernel, size_t bytes) {
   return bytes;
 }
 
-inline void launch_attend_any(const FlashCall& call, cudaStream_t stream) {
+inline void launch_attend_any(FlashCall call, cudaStream_t stream) {
   const int dim = call.view.head_dim, rows = call.view.num_sequences * call.view.num_kv_heads;
   const auto launch = [&](auto lanes, auto heads) {
     constexpr int kLanes = decltype(lanes)::value, kHeads = decltype(heads)::value;
     const auto kernel = attend_any<kLanes, kHeads>;
     const dim3 grid(static_cast<unsigned>(call.splits()), static_cast<unsigned>(rows),
                     static_cast<unsigned>((call.group + kHeads - 1) / kHeads));
-    launch_overlapped("attend_any", kernel, grid, kFlashThreads,
-                      flash_launch_bytes(call, kernel, flash_shared_bytes(kHeads, dim)), stream,
-                      call);
+    const size_t bytes =
+        flash_launch_bytes(call, kernel, flash_shared_bytes(kHeads, dim), kRowMergeBytes);
+    launch_overlapped("attend_any", kernel, grid, kFlashThreads, bytes, stream, call);
   };
   const auto with_lanes = [&](auto heads) {
     if (dim == 64) return launch(std::integral_constant<int, 8>{}, heads);

@@ -849,7 +849,7 @@ __global__ __launch_bounds__(kFlashThreads, tile_blocks(Keys::kDim)) void attend
 }
 
 template <typename Keys, typename Values, int kHeadTiles>
-void launch_attend_tiles(const FlashCall& call, cudaStream_t stream) {
+void launch_attend_tiles(FlashCall call, cudaStream_t stream) {
   constexpr int kDim = Keys::kDim;
   constexpr size_t kSplit = tile_split_bytes<Keys, kHeadTiles>();
   constexpr size_t kAlone = std::max(kSplit, flash_shared_bytes(4, kDim));
@@ -857,8 +857,9 @@ void launch_attend_tiles(const FlashCall& call, cudaStream_t stream) {
   const auto kernel = attend_tiles<Keys, Values, kHeadTiles>;
   const dim3 grid(static_cast<unsigned>(call.joint ? call.encoded_splits : call.splits()),
                   static_cast<unsigned>(call.view.num_sequences * call.view.num_kv_heads));
-  launch_overlapped("attend_tiles", kernel, grid, kFlashThreads,
-                    flash_launch_bytes(call, kernel, call.joint ? kJoint : kAlone), stream, call);
+  const size_t bytes = flash_launch_bytes(call, kernel, call.joint ? kJoint : kAlone,
+                                          Keys::kAhead ? kMergeBytes : kRowMergeBytes);
+  launch_overlapped("attend_tiles", kernel, grid, kFlashThreads, bytes, stream, call);
 }
 
 }  // namespace sikv::cuda
