@@ -82,8 +82,8 @@ def join(bench, peers):
 
 # ---- the plot -----------------------------------------------------------------------------------
 
-WIDTH, HEIGHT = 860, 460
-LEFT, RIGHT, TOP, BOTTOM = 70, 330, 30, 50
+WIDTH, HEIGHT = 920, 460
+LEFT, RIGHT, TOP, BOTTOM = 70, 390, 30, 50
 COLOURS = [
     "#1f6feb", "#2da44e", "#bf8700", "#cf222e", "#8250df", "#8c959f", "#24292f",
     "#58a6ff", "#7ee787", "#e3b341", "#db61a2", "#1b7c83",
