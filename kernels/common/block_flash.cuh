@@ -14,9 +14,9 @@
 
 #include <algorithm>
 
+#include "kernels/common/async_copy.cuh"
 #include "kernels/common/overlapped_launch.cuh"
 #include "kernels/common/warp_rows.cuh"
-#include "kernels/common/warp_tile.cuh"
 
 namespace sikv::cuda {
 
@@ -51,7 +51,8 @@ struct FlashCall {
   int32_t* tickets;  // [B, H], zero before and after
   float* out;        // [B, Hq, D]
   float* lse;        // [B, Hq]
-  int32_t merge_batch;  // splits whose sums of a head are in shared memory at once
+  size_t merge_bytes;   // of shared memory that a block may take for the merge
+  int32_t merge_batch;  // splits whose sums of a head are there at once
 
   __host__ __device__ int splits() const { return encoded_splits + exact_splits; }
   // Of shared memory, for a head that is merged: weights [splits, 2], sums [merge_batch, D].
@@ -577,7 +578,8 @@ __global__ __launch_bounds__(kFlashThreads,
 
 // ---- host ---------------------------------------------------------------------------------------
 
-// What a kernel needs beside its workspace: counters of finish_row, zero, of at most `rows` rows.
+// What the merge of a row needs beside the workspace: counters of finish_row, zero, of at most `rows`
+// rows, and how much shared memory the GPU has for it.
 class Tickets {
  public:
   Tickets() = default;
@@ -589,11 +591,21 @@ class Tickets {
     const size_t bytes = static_cast<size_t>(rows) * sizeof(int32_t);
     check(cudaMalloc(&data_, bytes), "cudaMalloc of a kernel's counters");
     check(cudaMemset(data_, 0, bytes), "cudaMemset of a kernel's counters");
+    int device = 0, shared = 0, reserved = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
+          "asking for a multiprocessor's shared memory");
+    check(cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, device),
+          "asking for the shared memory that a block leaves");
+    merge_bytes_ = static_cast<size_t>(std::max(shared / kResident - reserved, 0)) / 1024 * 1024;
   }
   int32_t* data() const { return data_; }
+  // Of each of kResident blocks on a multiprocessor, at most.
+  size_t merge_bytes() const { return merge_bytes_; }
 
  private:
   int32_t* data_ = nullptr;
+  size_t merge_bytes_ = 0;
 };
 
 inline constexpr int kMaxRounds = 12;
@@ -615,7 +627,8 @@ inline Splits flash_splits(int64_t tokens, int64_t exact_tokens, int64_t rows, i
   const auto parts = [](int64_t n, int64_t least, int64_t most) {
     return std::max<int64_t>(std::min((n + least - 1) / least, most), 1);
   };
-  const int64_t exact = parts(exact_tokens, kLeastExact, blocks / rows / 4);
+  const int64_t exact =
+      parts(exact_tokens, kLeastExact, std::min<int64_t>(blocks / rows / 4, kMaxSplits));
   int64_t best = std::min<int64_t>(blocks / rows - exact, kMaxSplits), best_rounds = 1;
   for (int64_t rounds = 2; rounds <= kMaxRounds; ++rounds) {
     // Exact splits are short: not counted.
@@ -661,6 +674,7 @@ inline FlashCall flash_call(const sikv_attend_args& args, void* workspace, const
                                                         args.num_query_heads * call.splits() *
                                                         args.view->head_dim);
   call.tickets = tickets.data();
+  call.merge_bytes = tickets.merge_bytes();
   call.out = args.out;
   call.lse = args.lse;
   return call;
@@ -674,25 +688,30 @@ inline uint64_t flash_workspace_bytes(int64_t rows, int group, int dim, int mult
          (sizeof(float2) + sizeof(float) * static_cast<uint64_t>(dim));
 }
 
-// Shared memory of a block for the merge, at most: three blocks fit on a multiprocessor, and of 35
-// splits of 128 channels, as 8 rows have, one copy brings all sums. What reads whole rows needs the
-// L1 that this takes from, 98 KB for what is on its way (dense_attention, 64 rows of 128K: 1508 us
-// with as much for 1435).
+// Shared memory of a block for the merge, at most: of 35 splits of 128 channels, as 8 rows have, one
+// copy brings all sums. What reads whole rows needs the L1 that this takes from, 98 KB for what is on
+// its way (dense_attention, 64 rows of 128K: 0.92 of cuDNN's rate with as much, 0.97 with less).
 inline constexpr size_t kMergeBytes = size_t{74} * 1024, kRowMergeBytes = size_t{31} * 1024;
+static_assert(kRowMergeBytes / kFlashWarps >= sizeof(float) * (4 * kMaxSplits + kMaxHeadDim),
+              "the weights of all splits and the sums of one");
 
-// Bytes of shared memory of a launch that needs `bytes` until it merges; fills call.merge_batch.
+// Bytes of shared memory of a launch that needs `own` until it merges; fills call.merge_batch.
+// most_own: what any launch of the kernel needs.
 template <typename Kernel>
-size_t flash_launch_bytes(FlashCall& call, Kernel* kernel, size_t bytes, size_t merge_bytes) {
+size_t flash_launch_bytes(FlashCall& call, Kernel* kernel, size_t own, size_t most_own,
+                          size_t merge_bytes) {
+  const size_t most = std::max(std::min(merge_bytes, call.merge_bytes), kRowMergeBytes);
+  size_t bytes = own;
   if (call.finish) {
-    const size_t most = std::max(bytes, merge_bytes) / (sizeof(float) * kFlashWarps);
     call.merge_batch = 0;
-    const int words = static_cast<int>(most) - call.merge_words();
-    call.merge_batch = std::min(call.splits(), words / call.view.head_dim);
-    bytes = std::max(bytes, sizeof(float) * kFlashWarps * static_cast<size_t>(call.merge_words()));
+    const int words = static_cast<int>(std::max(own, most) / (sizeof(float) * kFlashWarps));
+    call.merge_batch = std::min(call.splits(), (words - call.merge_words()) / call.view.head_dim);
+    bytes = std::max(own, sizeof(float) * kFlashWarps * static_cast<size_t>(call.merge_words()));
   }
   if (bytes > 48 * 1024) {
+    // The same for every launch, so that launches of other threads cannot be in each other's way.
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(bytes)),
+                               static_cast<int>(std::max(most_own, most))),
           "asking for an attention kernel's shared memory");
   }
   return bytes;
@@ -706,7 +725,8 @@ inline void launch_attend_any(FlashCall call, cudaStream_t stream) {
     const dim3 grid(static_cast<unsigned>(call.splits()), static_cast<unsigned>(rows),
                     static_cast<unsigned>((call.group + kHeads - 1) / kHeads));
     const size_t bytes =
-        flash_launch_bytes(call, kernel, flash_shared_bytes(kHeads, dim), kRowMergeBytes);
+        flash_launch_bytes(call, kernel, flash_shared_bytes(kHeads, dim),
+                           flash_shared_bytes(kHeads, kMaxHeadDim), kRowMergeBytes);
     launch_overlapped("attend_any", kernel, grid, kFlashThreads, bytes, stream, call);
   };
   const auto with_lanes = [&](auto heads) {

@@ -339,7 +339,7 @@ __device__ inline void warp_load(const void* data, int32_t dtype, int64_t offset
   }
 }
 
-// x <- blockdiag(H) x of plugins/layouts/rotation.h, up to the last bit's rounding.
+// x <- blockdiag(H) x of plugins/layouts/rotation.h, by the very same sums.
 template <int kN>
 __device__ inline void warp_hadamard(float (&x)[kN], int head_dim) {
   const int lane = threadIdx.x % 32, block = rotation::block(head_dim);

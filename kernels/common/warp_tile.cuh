@@ -13,6 +13,7 @@
 #ifndef SIKV_KERNELS_COMMON_WARP_TILE_CUH_
 #define SIKV_KERNELS_COMMON_WARP_TILE_CUH_
 
+#include "kernels/common/async_copy.cuh"
 #include "kernels/common/thread_cache.cuh"
 #include "plugins/sdk/finite.h"
 
@@ -54,27 +55,6 @@ __device__ inline const uint8_t* row_address(const sikv_rows& rows, int64_t firs
                                              int h) {
   const int64_t element = (first + t) * rows.token_stride + h * rows.head_stride;
   return static_cast<const uint8_t*>(rows.data) + element * sikv_dtype_bytes(rows.dtype);
-}
-
-__device__ inline void copy_async_16(void* shared, const void* global) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
-}
-// The same with 8 or 16 bytes; 8 go through L1.
-template <int kBytes>
-__device__ inline void copy_async(void* shared, const void* global) {
-  if constexpr (kBytes == 16) {
-    copy_async_16(shared, global);
-  } else {
-    const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
-  }
-}
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most kPending of this thread's latest groups are under way.
-template <int kPending>
-__device__ inline void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // Rows of a tile in memory: token t of the tile at first + t * stride.

@@ -252,7 +252,7 @@ TEST_P(GpuSelector, RecordedStepsEqualEagerOnes) {
   });
 }
 
-// One that does not read queries selects as ever.
+// One that does not read queries selects as ever, the very same.
 TEST_P(GpuSelector, RefusesAQueryThatNoCacheTakesOrKeepsTheContract) {
   const Case c = make_case({300, 300}, {5, 0}, 3, 2, 4, 128, SIKV_BF16);
   for_each_cache({c}, [&](const FilledCache& filled, const Case& c) {
@@ -263,7 +263,10 @@ TEST_P(GpuSelector, RefusesAQueryThatNoCacheTakesOrKeepsTheContract) {
       std::vector<uint8_t> q = make_queries(c, 3);
       sikv_store(q.data(), c.cache.dtype, c.cache.head_dim + 77, x);  // of head 1
       try {
-        session.select(0, q);
+        const auto selected = session.select(0, q);
+        SelectorSession other(variant(), budget("37"), filled, c.group);
+        other.observe_everything();
+        EXPECT_EQ(selected, other.select(0, make_queries(c, 3)));
       } catch (const Error& error) {
         const std::string said = error.what();
         EXPECT_TRUE(said.starts_with("Q is ")) << said;
