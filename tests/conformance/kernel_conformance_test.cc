@@ -420,11 +420,10 @@ TEST_P(KernelConformance, IsAsGoodAsPlainFp32OnValuesOfManyMagnitudes) {
     }
   };
   std::vector<Case> cases;
-  for (const int head_dim : {64, 128}) {
-    for (const int group : {1, 4, 8}) {
-      cases.push_back(make_case({600, 257}, {5, 0}, 3, 2, group, head_dim, SIKV_FP16));
-    }
+  for (const int group : {1, 4, 8}) {
+    cases.push_back(make_case({600, 257}, {5, 0}, 3, 2, group, 128, SIKV_FP16));
   }
+  cases.push_back(make_case({600, 257}, {5, 0}, 3, 2, 4, 64, SIKV_FP16));
   const Case batch =
       make_case(std::vector<int>(40, 250), std::vector<int>(40, 1), 0, 5, 1, 128, SIKV_BF16);
   const CodecChoice fp16 = {"fp16", {}, true}, rot_lm = {"rot_lm", {}, true};

@@ -328,7 +328,7 @@ std::vector<uint8_t> largest_queries(const FilledCache& filled, const Case& c) {
 }
 
 // Larger ones the framework refuses, and so do selectors that look.
-TEST_P(SelectorConformance, MatchesTheReferenceOnTheLargestNumbers) {
+TEST_P(VariantConformance, MatchesTheReferenceOnTheLargestNumbers) {
   const Variant& ref = find_variant(SIKV_SELECTOR, variant().id, "ref");
   for_each_cache(
       variant(), cases_of_each_type(), default_layouts(SIKV_KEY_CODEC),
