@@ -3,11 +3,12 @@
 #define SIKV_FRAMEWORK_DEVICE_CUDA_FAULT_CUH_
 
 #include "plugins/abi/sikv_abi.h"
+#include "plugins/abi/sikv_limits.h"
 
 namespace sikv {
 
-// Finite and at most 2^58, as codecs ask (plugins/sdk/finite.h).
-__device__ inline bool is_storable(float x) { return fabsf(x) <= 288230376151711744.0f; }
+// False for NaN.
+__device__ inline bool is_storable(float x) { return fabsf(x) <= SIKV_LARGEST_ELEMENT; }
 
 // Unless another thread was first.
 __device__ inline void report_fault(sikv_fault* to, sikv_fault fault) {

@@ -7,12 +7,12 @@
 #include "framework/base/error.h"
 #include "framework/base/text.h"
 #include "framework/pipeline/pin.h"
+#include "plugins/abi/sikv_limits.h"
 
 namespace sikv {
 namespace {
 
 constexpr int kK = 0, kV = 1, kQ = 2, kW = 3;  // inputs of Staging
-constexpr float kLargestElement = 0x1p58f;     // as codecs ask (plugins/sdk/finite.h)
 
 // The options of a cache that fits into the device's free memory.
 CacheOptions checked_options(const Composition& composition, const Device& device,
@@ -526,7 +526,7 @@ void Pipeline::check_storable(const char* what, int layer, const void* data, int
   const int64_t per_sequence = int64_t{heads} * shape_.head_dim;
   for (int64_t i = 0; i < per_sequence * shape_.max_sequences; ++i) {
     const float x = sikv_load(data, shape_.dtype, i);
-    if (std::abs(x) <= kLargestElement) continue;
+    if (std::abs(x) <= SIKV_LARGEST_ELEMENT) continue;
     throw Error(
         "{} of decode step {} holds {}: layer {}, sequence {}, head {}, channel {}; check the "
         "model or the trace that it comes from",

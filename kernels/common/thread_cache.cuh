@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "plugins/abi/sikv_abi.h"
+#include "plugins/abi/sikv_limits.h"
 
 namespace sikv::cuda {
 
@@ -98,8 +99,8 @@ __device__ inline void report_fault(const sikv_cache_view& view, sikv_fault_what
   view.fault->value = value;
 }
 
-// The rule of plugins/sdk/finite.h: finite and at most 2^58.
-__device__ inline bool is_storable(float x) { return fabsf(x) <= 288230376151711744.0f; }
+// False for NaN.
+__device__ inline bool is_storable(float x) { return fabsf(x) <= SIKV_LARGEST_ELEMENT; }
 
 }  // namespace sikv::cuda
 

@@ -5,14 +5,10 @@
 #include <string>
 
 #include "plugins/abi/sikv_dtype.h"
+#include "plugins/abi/sikv_limits.h"
 #include "plugins/sdk/error.h"
 
 namespace sikv {
-
-// Rows reach codecs in the input type; fp32 and bf16 hold numbers whose squares they cannot. Up to
-// 2^58 the sum of 256 squared differences stays below fp32's largest, so what passes here never
-// becomes inf or NaN later on.
-inline constexpr float kLargestElement = 288230376151711744.0f;
 
 struct RowPlace {
   int layer;
@@ -22,7 +18,7 @@ struct RowPlace {
   int position;
 };
 
-inline bool is_storable(float x) { return x >= -kLargestElement && x <= kLargestElement; }
+inline bool is_storable(float x) { return x >= -SIKV_LARGEST_ELEMENT && x <= SIKV_LARGEST_ELEMENT; }
 
 // The sentence for a row [n] of `what` (K, V or Q) that holds a number is_storable denies.
 [[noreturn]] inline void refuse_row(const float* row, int n, const char* what,
