@@ -204,7 +204,7 @@ __device__ inline bool is_over(const Step& step, int row) {
 
 // Whether the query has turned away from the last scanned one: cos(mean - m, scan_query - m) <
 // refresh_cosine, m the prompt's mean. Without a direction there is no turn. One warp; what it
-// returns counts in lane 0.
+// returns counts in lane 0. Numbers that are not storable the kernel reports, which sees every row.
 __device__ inline bool has_turned(const Step& step, const sikv_cache_view& view, int row) {
   const float* prompt = step.pool.prompt_mean + int64_t{row} * view.head_dim;
   const float* scanned = step.pool.scan_query + int64_t{row} * view.head_dim;

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <functional>
 
-#include "plugins/sdk/finite.h"
+#include "plugins/abi/sikv_limits.h"
 #include "tests/conformance/cases.h"
 #include "tests/support/ranking.h"
 #include "tests/support/scored_selector.h"
@@ -274,31 +274,45 @@ TEST_P(BudgetConformance, SelectsEverythingIfTheBudgetAllows) {
                  });
 }
 
+// body(filled, c, session, reference) for the variant and `ref`, both of which have seen the prompt,
+// in every mode.
+template <typename Body>
+void for_each_pair(const Variant& variant, const std::vector<Case>& cases, const char* budget,
+                   Body&& body, Pattern pattern = Pattern::kGaussian) {
+  const Variant& ref = find_variant(SIKV_SELECTOR, variant.id, "ref");
+  for_each_cache(
+      variant, cases, default_layouts(SIKV_KEY_CODEC),
+      [&](const FilledCache& filled, const Case& c) {
+        for (const Choices& mode : all_modes(variant)) {
+          SCOPED_TRACE(describe(variant.id, mode));
+          const Choices choices = with_budget(variant, mode, budget);
+          SelectorSession session(variant, choices, filled, c.group),
+              reference(ref, choices, filled, c.group);
+          ASSERT_EQ(session.accepted(), reference.accepted());
+          if (!session.accepted()) continue;
+          session.observe_everything();
+          reference.observe_everything();
+          body(filled, c, session, reference);
+        }
+      },
+      pattern);
+}
+
 TEST_P(VariantConformance, MatchesTheReference) {
-  const Variant& ref = find_variant(SIKV_SELECTOR, variant().id, "ref");
   std::vector<Case> cases = awkward_cases();
   for (uint64_t seed = 100; seed < 108; ++seed) cases.push_back(random_case(seed));
-  for_each_cache(variant(), cases, default_layouts(SIKV_KEY_CODEC),
-                 [&](const FilledCache& filled, const Case& c) {
-                   for (const Choices& options : all_modes(variant())) {
-                     SCOPED_TRACE(describe(variant().id, options));
-                     const Choices choices = with_budget(variant(), options, "48");
-                     SelectorSession session(variant(), choices, filled, c.group),
-                         reference(ref, choices, filled, c.group);
-                     ASSERT_EQ(session.accepted(), reference.accepted());
-                     if (!session.accepted()) continue;
-                     session.observe_everything();
-                     reference.observe_everything();
-                     if (variant().device == SIKV_CPU) {
-                       expect_equal_but_for_the_cut(keep_lists(session, filled),
-                                                    keep_lists(reference, filled));
-                     }
-                     for (int step = 0; step < 3; ++step) {
-                       SCOPED_TRACE("step " + std::to_string(step));
-                       expect_equal_but_for_the_cut(session.select(step), reference.select(step));
-                     }
-                   }
-                 });
+  for_each_pair(variant(), cases, "48",
+                [&](const FilledCache& filled, const Case&, SelectorSession& session,
+                    SelectorSession& reference) {
+                  if (variant().device == SIKV_CPU) {
+                    expect_equal_but_for_the_cut(keep_lists(session, filled),
+                                                 keep_lists(reference, filled));
+                  }
+                  for (int step = 0; step < 3; ++step) {
+                    SCOPED_TRACE("step " + std::to_string(step));
+                    expect_equal_but_for_the_cut(session.select(step), reference.select(step));
+                  }
+                });
 }
 
 std::vector<Case> cases_of_each_type() {
@@ -311,7 +325,7 @@ std::vector<Case> cases_of_each_type() {
 // odd rows against them, so that scores are as large and as low as they get: 256 * 2^58 * 2^58 is
 // finite in fp32. Sizes differ, or scores of kHuge would nearly be ties.
 std::vector<uint8_t> largest_queries(const FilledCache& filled, const Case& c) {
-  const float largest = c.cache.dtype == SIKV_FP16 ? 65504.0f : kLargestElement;
+  const float largest = c.cache.dtype == SIKV_FP16 ? 65504.0f : SIKV_LARGEST_ELEMENT;
   std::vector<float> q;
   Random random(17);
   for (int row = 0; row < filled.cache.num_rows(); ++row) {
@@ -329,21 +343,12 @@ std::vector<uint8_t> largest_queries(const FilledCache& filled, const Case& c) {
 
 // Larger ones the framework refuses, and so do selectors that look.
 TEST_P(VariantConformance, MatchesTheReferenceOnTheLargestNumbers) {
-  const Variant& ref = find_variant(SIKV_SELECTOR, variant().id, "ref");
-  for_each_cache(
-      variant(), cases_of_each_type(), default_layouts(SIKV_KEY_CODEC),
-      [&](const FilledCache& filled, const Case& c) {
+  for_each_pair(
+      variant(), cases_of_each_type(), "33",
+      [&](const FilledCache& filled, const Case& c, SelectorSession& session,
+          SelectorSession& reference) {
         const std::vector<uint8_t> q = largest_queries(filled, c);
-        for (const Choices& mode : all_modes(variant())) {
-          SCOPED_TRACE(describe(variant().id, mode));
-          const Choices choices = with_budget(variant(), mode, "33");
-          SelectorSession session(variant(), choices, filled, c.group),
-              reference(ref, choices, filled, c.group);
-          if (!session.accepted()) continue;
-          session.observe_everything();
-          reference.observe_everything();
-          expect_equal_but_for_the_cut(session.select(0, q), reference.select(0, q));
-        }
+        expect_equal_but_for_the_cut(session.select(0, q), reference.select(0, q));
       },
       Pattern::kHuge);
 }
@@ -351,23 +356,13 @@ TEST_P(VariantConformance, MatchesTheReferenceOnTheLargestNumbers) {
 // All scores are one. Without a budget of its own a selector cuts where probabilities add up to
 // some mass, which is a matter of rounding; zeros, of both signs, are exact.
 TEST_P(VariantConformance, BreaksTiesAsTheReferenceDoes) {
-  const Variant& ref = find_variant(SIKV_SELECTOR, variant().id, "ref");
   for (const Pattern pattern : {Pattern::kZeros, Pattern::kConstant}) {
     if (pattern == Pattern::kConstant && !has_option(variant().id, "budget")) continue;
     SCOPED_TRACE(pattern_name(pattern));
-    for_each_cache(
-        variant(), cases_of_each_type(), default_layouts(SIKV_KEY_CODEC),
-        [&](const FilledCache& filled, const Case& c) {
-          for (const Choices& mode : all_modes(variant())) {
-            SCOPED_TRACE(describe(variant().id, mode));
-            const Choices choices = with_budget(variant(), mode, "33");
-            SelectorSession session(variant(), choices, filled, c.group),
-                reference(ref, choices, filled, c.group);
-            if (!session.accepted()) continue;
-            session.observe_everything();
-            reference.observe_everything();
-            EXPECT_EQ(session.select(0), reference.select(0));
-          }
+    for_each_pair(
+        variant(), cases_of_each_type(), "33",
+        [&](const FilledCache&, const Case&, SelectorSession& session, SelectorSession& reference) {
+          EXPECT_EQ(session.select(0), reference.select(0));
         },
         pattern);
   }
